@@ -1,0 +1,56 @@
+"""Attacks make adversarial images against a victim: one file an attack.
+
+A plugin file defines a frozen keyword-only dataclass, whose fields are the attack's parameters, and names it ``build``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked:
+    """What an attack returns.
+
+    x_adv: (N, C, H, W) float32 in [0, 1], inside the attack's ball to 1e-6.
+    steps, queries: (N,) int64: gradient steps, and images sent through the victim (a backward pass counts as one more).
+    """
+
+    x_adv: Tensor
+    steps: Tensor
+    queries: Tensor
+
+
+class Attack(Protocol):
+    """norm is "linf", "l2", or None for an attack that minimises the distance; epsilon is its ball's radius or None."""
+
+    @property
+    def norm(self) -> str | None: ...
+
+    @property
+    def epsilon(self) -> float | None: ...
+
+    def __call__(
+        self, victim: nn.Module, x: Tensor, y: Tensor, *, seeds: Sequence[int], target: Tensor | None = None
+    ) -> Attacked:
+        """Attack a batch.
+
+        Args:
+            victim: (N, C, H, W) float32 in [0, 1] -> logits (N, K); in eval, its parameters frozen.
+            x: (N, C, H, W) float32 in [0, 1].
+            y: (N,) int64, the true labels.
+            seeds: one for each image; all randomness comes from them, so a result does not depend on the batch.
+            target: (N,) int64: go towards these classes instead of away from y.
+        """
+        ...
+
+
+def counted(x_adv: Tensor, *, steps: int, queries: int) -> Attacked:
+    """An :class:`Attacked` in which every image took the same number of steps and queries."""
+    count = torch.full((len(x_adv),), 0, dtype=torch.int64)
+    return Attacked(x_adv=x_adv, steps=count + steps, queries=count + queries)

@@ -1,0 +1,48 @@
+"""What the gradient attacks share: the input gradient of the cross-entropy, and checks of parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def input_gradient(victim: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """Gradient of each image's cross-entropy with respect to that image: (N, C, H, W).
+
+    The sum over the batch is differentiated, so that an image's gradient does not depend on the batch.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        loss = F.cross_entropy(victim(x).float(), labels, reduction="sum")
+        return torch.autograd.grad(loss, x)[0]
+
+
+def predicted(victim: nn.Module, x: Tensor) -> Tensor:
+    """The victim's own labels: (N,) int64."""
+    with torch.no_grad():
+        return victim(x).argmax(dim=1)
+
+
+def towards(victim: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, labels: str) -> tuple[Tensor, int]:
+    """Which labels' loss an attack follows, and its sign: -1 goes down towards a target, +1 up from the label."""
+    if target is not None:
+        return target, -1
+    return (predicted(victim, x) if labels == "predicted" else y), 1
+
+
+def project(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
+    """The nearest image in the L-infinity ball around ``x`` and in [0, 1]."""
+    return torch.minimum(torch.maximum(x_adv, x - epsilon), x + epsilon).clamp_(0, 1)
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raise ValueError unless 0 <= epsilon <= 1."""
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon must be in [0, 1], on pixels in [0, 1]; got {epsilon!r}")
+
+
+def check_labels(labels: str) -> None:
+    """Raise ValueError unless ``labels`` is "true" or "predicted"."""
+    if labels not in ("true", "predicted"):
+        raise ValueError(f'labels must be "true" or "predicted"; got {labels!r}')

@@ -1,0 +1,53 @@
+"""Classifiers map images (N, C, H, W) float32 in [0, 1] to logits (N, K): one file a network.
+
+A plugin file names a callable ``build(**params) -> nn.Module`` and, so that a training can shape the network to its
+data, ``params_for(image_shape, classes) -> dict``. A network normalises its input inside: attacks and purifiers work on
+pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """Pixels in [0, 1] to zero mean and unit variance, channel by channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+PIXELS = {1: ((0.1307,), (0.3081,)), 3: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))}
+"""Mean and standard deviation of the pixels of MNIST (one channel) and CIFAR-10 (three), in [0, 1]."""
+
+
+def params_for(image_shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
+    """What a classifier of (H, W, C) images needs to know of them: channels, classes, mean, std."""
+    channels = image_shape[2]
+    if channels not in PIXELS:
+        raise ValueError(f"expected images of 1 or 3 channels; got (H, W, C) = {image_shape}")
+    mean, std = PIXELS[channels]
+    return {"channels": channels, "classes": classes, "mean": mean, "std": std}
+
+
+def square_params_for(image_shape: tuple[int, int, int], classes: int) -> dict[str, Any]:
+    """As :func:`params_for`, with ``image_size``, for a network with a fully connected layer over the image."""
+    height, width, _ = image_shape
+    if height != width:
+        raise ValueError(f"expected square images; got (H, W, C) = {image_shape}")
+    return {"image_size": height, **params_for(image_shape, classes)}
+
+
+def check_channels(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise ValueError unless there is one mean and one positive standard deviation for each channel."""
+    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+        raise ValueError(f"expected {channels} means and positive stds, one a channel; got mean={mean!r}, std={std!r}")

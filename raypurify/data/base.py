@@ -1,0 +1,114 @@
+"""What every format of image data has in common: shards, rows, and the error for data that is not as it should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NO_LABEL = -1
+"""The label of every row of a source without labels."""
+
+
+class DataError(ValueError):
+    """A file is not what its format asks for. The message names the file, and the offset or row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A run of rows that one reader can read at random; small and picklable.
+
+    Rows are counted from the shard's own start: 0 to ``rows``.
+    """
+
+    format: str
+    """Module of ``raypurify.data`` that reads it."""
+    url: str
+    """File (or folder root) that holds it: an absolute path or an fsspec URL."""
+    key: str
+    """The file's name relative to the dataset's root, without ``.gz``: the first part of the rows' ids."""
+    rows: int
+    first: int = 0
+    """Row of the file at which the shard starts: the ids count from the start of the file."""
+    row_group: int | None = None
+    """Row group of a Parquet file."""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Plain values that the format's reader needs besides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a dataset resolves to."""
+
+    name: str
+    """``digits``, ``mnist``, ``cifar10``, or the last part of the URL's path."""
+    split: str
+    """``train`` or ``test``."""
+    shards: tuple[Shard, ...]
+    image_shape: tuple[int, int, int] | None
+    """(H, W, C) of every image where the files say so, else None."""
+    classes: tuple[str, ...] | int
+    """Names of the classes, or how many there are where they have no names; 0 without labels."""
+    fingerprint: str
+    """SHA-256 (hex) of the shards' keys, rows and content identity: the dataset's hash. The place does not count."""
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Decoded rows. ``ids``, ``images`` and ``labels`` are aligned; a rejected row is in none of them."""
+
+    ids: list[str]
+    images: NDArray[np.uint8] | list[NDArray[np.uint8]]
+    """(N, H, W, C) uint8, C 1 or 3, or N arrays (H, W, C) where their shapes differ."""
+    labels: NDArray[np.int64]
+    """(N,) int64; ``NO_LABEL`` in every row of a source without labels."""
+    rejects: list[dict[str, str]]
+    """Images that could not be decoded: id, url, stage, reason (``schema.REJECTS``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a format's ``find`` returns: a source without its name, split and limit."""
+
+    shards: tuple[Shard, ...]
+    image_shape: tuple[int, int, int] | None
+    classes: tuple[str, ...] | int
+    contents: tuple[str, ...]
+    """What identifies the content of the files (see ``files.content_identity``), in a fixed order."""
+
+
+def check_labels(labels: NDArray[Any], classes: int, *, first: int, url: str) -> NDArray[np.int64]:
+    """``labels`` as int64, if all are in [0, classes).
+
+    Args:
+        labels: (N,) integers.
+        first: row of the file that ``labels[0]`` is, for the message.
+
+    Raises:
+        DataError: a label out of range; names the file and the row.
+    """
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        row = int(wrong[0])
+        raise DataError(f"{url}, row {first + row}: label {labels[row]} is out of range: expected 0 to {classes - 1}")
+    return labels.astype(np.int64)
+
+
+def check_run(shard: Shard, start: int, stop: int) -> None:
+    """Raise an IndexError unless ``start`` to ``stop`` are rows of the shard."""
+    if not 0 <= start <= stop <= shard.rows:
+        raise IndexError(f"{shard.key}: rows {start} to {stop} are not in the shard, which has {shard.rows}")
+
+
+def stacked(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+    """(N, H, W, C) where all images have one shape, else the list as it is."""
+    if images and all(image.shape == images[0].shape for image in images):
+        return np.stack(images)
+    return images

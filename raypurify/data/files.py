@@ -1,0 +1,279 @@
+"""Files of a dataset at any fsspec URL: stat, list, read a range, and unpack once a node into the cache folder.
+
+Credentials come from the environment, as each fsspec filesystem reads them.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from filelock import FileLock
+from fsspec.core import url_to_fs
+
+from raypurify.data.base import DataError
+
+HASHED_WHOLE = 64 * 2**20
+"""Bytes: a local file up to this size is identified by a hash of all its content."""
+
+SAMPLED = 64 * 2**10
+"""Bytes at the start and at the end of any other file that identify it, with its size and entity tag."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file and what tells one version of it from another."""
+
+    url: str
+    size: int
+    version: str
+    """Entity tag or time of change: it changes when the file does, but also with the place."""
+    etag: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    @property
+    def key(self) -> str:
+        """The name without ``.gz``, so that ids do not depend on the compression."""
+        return self.name.removesuffix(".gz")
+
+
+def cache_folder() -> Path:
+    """``RAYPURIFY_CACHE``, or ``~/.cache/raypurify``."""
+    return Path(os.environ.get("RAYPURIFY_CACHE") or Path.home() / ".cache" / "raypurify").expanduser().absolute()
+
+
+def absolute(url: str) -> str:
+    """``url`` as it means the same in every process: local paths (and file:// URLs) become absolute paths."""
+    if url.startswith("file://"):
+        return os.path.abspath(url.removeprefix("file://"))
+    if "://" in url or "::" in url:
+        return url.rstrip("/")
+    return os.path.abspath(os.path.expanduser(url))
+
+
+def is_local(url: str) -> bool:
+    return "://" not in url and "::" not in url
+
+
+def join(url: str, key: str) -> str:
+    return f"{url.rstrip('/')}/{key}"
+
+
+def described(url: str, info: dict[str, Any]) -> File:
+    """A file as a filesystem's listing tells of it."""
+    etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
+    changed = info.get("mtime") or info.get("LastModified") or info.get("created") or ""
+    return File(url=url, size=int(info["size"] or 0), version=etag or str(changed), etag=etag)
+
+
+def stat(url: str) -> File | None:
+    """The file at ``url``, or None where there is no file (nothing at all, or a folder).
+
+    Raises:
+        DataError: the place cannot be reached, or refuses.
+    """
+    with naming(url):
+        fs, path = url_to_fs(url)
+        try:
+            info = fs.info(path)
+        except FileNotFoundError:
+            return None
+        if info["type"] != "file":
+            return None
+        if info.get("size") is None:
+            info["size"] = len(fs.cat_file(path))
+        return described(url, info)
+
+
+def exists(url: str) -> bool:
+    """Whether a file or a folder is at ``url``."""
+    with naming(url):
+        fs, path = url_to_fs(url)
+        return bool(fs.exists(path))
+
+
+def list_folder(url: str) -> tuple[list[File], list[str]]:
+    """Files, and names of folders, right under ``url``, each sorted by name; hidden ones are left out.
+
+    Raises:
+        DataError: the folder does not exist, or cannot be listed.
+    """
+    with naming(url):
+        fs, path = url_to_fs(url)
+        fs.invalidate_cache()
+        entries = fs.ls(path, detail=True)
+    files, folders = [], []
+    for entry in entries:
+        name = entry["name"].rstrip("/").rpartition("/")[2]
+        if name.startswith((".", "_")) or entry["name"].rstrip("/") == path.rstrip("/"):
+            continue
+        if entry["type"] == "directory" or entry["name"].endswith("/"):
+            folders.append(name)
+        elif entry.get("size") is None:
+            # Plain HTTP listings carry no sizes, nor a word on which links are folders.
+            found = stat(join(url, name))
+            files.append(found) if found else folders.append(name)
+        else:
+            files.append(described(join(url, name), entry))
+    return sorted(files, key=lambda file: file.name), sorted(folders)
+
+
+@contextmanager
+def naming(url: str) -> Iterator[None]:
+    """Raise what a filesystem raises as a DataError that names the URL."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: there is no such file or folder") from error
+    except PermissionError as error:
+        raise DataError(f"{url}: access is denied ({error}); check the credentials in the environment") from error
+    except ImportError as error:
+        raise DataError(f"{url}: {error}") from error
+    except Exception as error:
+        # Filesystems raise the errors of the libraries below them: botocore's, aiohttp's, ...
+        raise DataError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
+
+
+def read_range(url: str, start: int, stop: int) -> bytes:
+    """Bytes ``start`` to ``stop`` of a file.
+
+    Raises:
+        DataError: the file ends before ``stop``, or cannot be read.
+    """
+    with naming(url):
+        if is_local(url):
+            with open(url, "rb") as file:
+                file.seek(start)
+                data = file.read(stop - start)
+        else:
+            fs, path = url_to_fs(url)
+            data = fs.cat_file(path, start=start, end=stop)
+            if len(data) > stop - start:
+                # An HTTP server that does not know ranges sends the whole file.
+                data = data[start:stop]
+    if len(data) < stop - start:
+        raise DataError(
+            f"{url}: truncated: expected {stop - start} bytes at offset {start}, got {len(data)}; fetch the file again"
+        )
+    return data
+
+
+def open_file(url: str) -> IO[bytes]:
+    """A seekable file for reading."""
+    with naming(url):
+        fs, path = url_to_fs(url)
+        if url.startswith("http"):
+            head = fs.cat_file(path, start=0, end=1)
+            if len(head) > 1:
+                # A server that does not know ranges has sent the whole file already.
+                return io.BytesIO(head)
+        return cast(IO[bytes], fs.open(path, "rb"))
+
+
+def content_identity(file: File) -> str:
+    """What identifies the content of a file: a hash of it, or, where that is dear, of its size, tag and both ends."""
+    digest = hashlib.sha256(f"{file.size}".encode())
+    if is_local(file.url) and file.size <= HASHED_WHOLE:
+        digest.update(read_range(file.url, 0, file.size))
+        return digest.hexdigest()
+    digest.update(file.etag.encode())
+    digest.update(read_range(file.url, 0, min(SAMPLED, file.size)))
+    digest.update(read_range(file.url, max(0, file.size - SAMPLED), file.size))
+    return digest.hexdigest()
+
+
+def inflated_size(file: File) -> int:
+    """Bytes that a gzip file holds when inflated. Read off its trailer; see :func:`inflated` for the exact check."""
+    return int.from_bytes(read_range(file.url, max(0, file.size - 4), file.size), "little")
+
+
+def inflated(url: str, version: str) -> str:
+    """Local path of the inflated content of the gzip file at ``url``: made once a node, kept in the cache folder.
+
+    Raises:
+        DataError: the file is cut off or damaged.
+    """
+    return unpacked(url, version, _inflate)
+
+
+def unpacked(url: str, version: str, unpack: Callable[[str, Path], None]) -> str:
+    """Local path of what ``unpack(url, path)`` makes of a file: made once a node, kept in the cache folder.
+
+    It takes its place by one rename, so that what is there is whole. Several processes of a node take turns.
+    """
+    identity = hashlib.sha256(f"{unpack.__module__}.{unpack.__qualname__}\n{url}\n{version}".encode()).hexdigest()[:32]
+    target = cache_folder() / "unpacked" / identity
+    if target.exists():
+        return str(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f"{identity}.{uuid.uuid4().hex}.part")
+    with FileLock(target.with_name(f"{identity}.lock")):
+        try:
+            if not target.exists():
+                with naming(url):
+                    unpack(url, draft)
+                move_into_place(draft, target)
+        finally:
+            remove(draft)
+    return str(target)
+
+
+def move_into_place(draft: Path, target: Path) -> None:
+    """Rename a finished file or folder; another process that was there first has made the same, and keeps it."""
+    try:
+        os.replace(draft, target)
+    except OSError:
+        if not target.exists():
+            raise
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _inflate(url: str, path: Path) -> None:
+    with open(path, "wb") as out, inflating(url, out.tell) as stream:
+        shutil.copyfileobj(stream, out, length=2**20)
+
+
+@contextmanager
+def inflating(url: str, position: Callable[[], int]) -> Iterator[IO[bytes]]:
+    """The inflated content of a gzip file, as a stream.
+
+    Args:
+        position: how far the content has been read, for the message.
+
+    Raises:
+        DataError: the file is cut off or damaged; names the file and the offset.
+    """
+    try:
+        with open_file(url) as packed, gzip.GzipFile(fileobj=packed) as stream:
+            yield cast(IO[bytes], stream)
+    except EOFError as error:
+        raise DataError(
+            f"{url}: truncated: the gzip stream ends early, near offset {position()} of the inflated content; "
+            "fetch the file again"
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(
+            f"{url}: damaged gzip stream, near offset {position()} of the inflated content: {error}; "
+            "fetch the file again"
+        ) from error

@@ -1,0 +1,123 @@
+"""A folder of class folders, with image files in them at any depth: ``cats/a.png``, ``train/dogs/2024/b.jpg``.
+
+Where the root has a folder ``train`` or ``test`` (or ``validation``, ``valid``, ``val``), the class folders are in
+there. Else a sixth of the images, chosen by a hash of their ids, is the test split. The rows' order is by a hash of
+their ids too, so that the first rows, and each shard, hold all classes; it does not depend on the place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from fsspec.core import url_to_fs
+
+from raypurify import images
+from raypurify.data import files
+from raypurify.data.base import DataError, Found, Rows, Shard, check_run, stacked
+from raypurify.data.files import File
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SHARD_ROWS = 1024
+TEST_SHARE = 6
+"""One image in so many is the test split of a folder that has none."""
+
+
+def find(root: str, folders: list[str], split: str, split_names: dict[str, tuple[str, ...]]) -> Found | None:
+    """Shards of at most ``SHARD_ROWS`` images, from the listing alone; None where there are no images.
+
+    Args:
+        folders: names of the folders right under ``root``.
+        split_names: for each split, the names that its folder may have, the first that exists being taken.
+
+    Raises:
+        DataError: there are folders of splits, but none for this one.
+    """
+    present = {key: next((name for name in names if name in folders), None) for key, names in split_names.items()}
+    if any(present.values()):
+        chosen = present[split]
+        if chosen is None:
+            raise DataError(f"{root}: expected a folder {' or '.join(split_names[split])}, got the folders {folders}")
+        classes = sorted({name for part in present.values() if part for name in _subfolders(root, part)})
+        listed = [(f"{chosen}/{key}", file) for key, file in _images_under(files.join(root, chosen))]
+        label_part = 1
+    else:
+        classes, label_part = sorted(folders), 0
+        listed = [(key, file) for key, file in _images_under(root) if _in_split(key, split)]
+    numbers = {name: number for number, name in enumerate(classes)}
+    listed = [(key, file) for key, file in listed if key.split("/")[label_part] in numbers]
+    if not listed:
+        return None
+    listed.sort(key=lambda entry: _digest(entry[0]))
+    labelled = [(key, numbers[key.split("/")[label_part]]) for key, _ in listed]
+    identity = hashlib.sha256(repr([(key, file.size, file.etag) for key, file in listed]).encode()).hexdigest()
+    return Found(shards=tuple(_shards(root, labelled)), image_shape=None, classes=tuple(classes), contents=(identity,))
+
+
+def read(shard: Shard, start: int, stop: int) -> Rows:
+    """Read and decode some of a shard's files. A file that is gone or refused is rejected at the stage ``read``."""
+    check_run(shard, start, stop)
+    keys = list(shard.extra["keys"][start:stop])
+    decoded, kept, rejects = [], [], []
+    for row, content in enumerate(_contents(shard.url, keys)):
+        stage = "read"
+        try:
+            if isinstance(content, Exception):
+                raise ValueError(f"{type(content).__name__}: {content}")
+            stage = "decode"
+            decoded.append(images.decode(content))
+            kept.append(row)
+        except ValueError as error:
+            url = files.join(shard.url, keys[row])
+            rejects.append({"id": keys[row], "url": url, "stage": stage, "reason": str(error)})
+    labels = np.asarray(shard.extra["labels"][start:stop], np.int64)
+    return Rows(ids=[keys[row] for row in kept], images=stacked(decoded), labels=labels[kept], rejects=rejects)
+
+
+def _subfolders(root: str, folder: str) -> list[str]:
+    return files.list_folder(files.join(root, folder))[1]
+
+
+def _images_under(root: str) -> list[tuple[str, File]]:
+    """Key relative to ``root`` and file of each image at any depth; hidden files and folders are left out."""
+    with files.naming(root):
+        fs, path = url_to_fs(root)
+        entries = fs.find(path, detail=True)
+    prefix = path.rstrip("/") + "/"
+    listed = []
+    for name, info in entries.items():
+        key = name.removeprefix(prefix).lstrip("/")
+        if key.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in key.split("/")):
+            listed.append((key, files.described(files.join(root, key), info)))
+    return listed
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+def _in_split(key: str, split: str) -> bool:
+    # The order takes the digest's first bytes, so the split takes its last: neither tells of the other.
+    is_test = int.from_bytes(_digest(key)[8:], "big") % TEST_SHARE == 0
+    return is_test == (split == "test")
+
+
+def _shards(root: str, labelled: list[tuple[str, int]]) -> Iterator[Shard]:
+    for first in range(0, len(labelled), SHARD_ROWS):
+        keys, labels = zip(*labelled[first : first + SHARD_ROWS], strict=True)
+        extra = {"keys": keys, "labels": labels}
+        yield Shard(format="folder", url=root, key=keys[0], rows=len(keys), extra=extra)
+
+
+def _contents(root: str, keys: list[str]) -> list[bytes | Exception]:
+    """Each file's bytes, or the error that tells that this one cannot be had. Whatever else fails is raised."""
+    fs, path = url_to_fs(root)
+    paths = [files.join(path, key) for key in keys]
+    with files.naming(root):
+        fetched = fs.cat(paths, on_error="return") if paths else {}
+        contents = [fetched[name] for name in paths]
+        for content in contents:
+            if isinstance(content, Exception) and not isinstance(content, (FileNotFoundError, PermissionError)):
+                raise content
+    return contents

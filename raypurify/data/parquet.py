@@ -1,0 +1,286 @@
+"""Parquet of images: the layout of Hugging Face's datasets, and our own.
+
+The image is in the column ``image`` or ``img``:
+
+- ``struct<bytes: binary, ...>`` (Hugging Face) or ``binary``: an encoded image;
+- ``arrow.fixed_shape_tensor`` of uint8, (H, W) or (H, W, C);
+- a list of uint8, row-major, with its shape [H, W] or [H, W, C] in the column ``shape``.
+
+``label`` (or ``labels``, ``fine_label``) is an integer, and may be missing. ``id`` is a string; where it is missing, a
+row is named by its file and its number in it. A shard is one row group.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raypurify import images
+from raypurify.data import files
+from raypurify.data.base import NO_LABEL, DataError, Found, Rows, Shard, check_labels, check_run, stacked
+from raypurify.data.files import File
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+BATCH = 1024
+
+
+def find(listed: list[tuple[str, File]]) -> Found:
+    """One shard for each row group of Parquet files, from their footers alone.
+
+    Args:
+        listed: key and file, for each.
+
+    Raises:
+        DataError: a file is no Parquet, lacks an image column, or differs from the others in its columns.
+    """
+    shards: list[Shard] = []
+    schemas: dict[str, pa.Schema] = {}
+    count = 0
+    for key, file in listed:
+        with _naming(file.url):
+            metadata = _metadata(file.url, file.version)
+            schema = schemas[file.url] = metadata.schema.to_arrow_schema()
+        label = _label_column(schema)
+        if label != _label_column(next(iter(schemas.values()))):
+            raise DataError(f"{file.url}: its label column ({label}) is not that of {listed[0][1].url}")
+        _check_columns(file.url, schema)
+        if label is not None:
+            count = max(count, _classes_reached(file, metadata, label))
+        shards += _row_groups(key, file, metadata)
+    if not shards:
+        raise DataError(f"{listed[0][1].url}: there are no rows in it")
+    if label is not None and not count:
+        raise DataError(f"{listed[0][1].url}: all labels are negative; leave {label!r} out for images without labels")
+    schema = next(iter(schemas.values()))
+    names = _class_names(schema)
+    classes: tuple[str, ...] | int = names or count
+    number = len(names) or count
+    return Found(
+        shards=tuple(replace(shard, extra={**shard.extra, "classes": number}) for shard in shards),
+        image_shape=_tensor_shape(schema),
+        classes=classes,
+        contents=tuple(files.content_identity(file) for _, file in listed),
+    )
+
+
+def read(shard: Shard, start: int, stop: int) -> Rows:
+    """Rows ``start`` to ``stop`` of a row group; only the needed columns are read.
+
+    Raises:
+        DataError: the file is damaged, a label is missing or out of range.
+    """
+    check_run(shard, start, stop)
+    table = _read_table(shard, start, stop)
+    first = shard.first + start
+    if "id" in table.column_names:
+        ids = table["id"].to_pylist()
+    else:
+        ids = [f"{shard.key}#{row}" for row in range(first, first + stop - start)]
+    decoded, rejects = _images(table, ids, shard)
+    kept = [row for row, image in enumerate(decoded) if image is not None]
+    labels = _labels(table, shard, first)
+    return Rows(
+        ids=[ids[row] for row in kept],
+        images=stacked([image for image in decoded if image is not None]),
+        labels=labels[kept],
+        rejects=rejects,
+    )
+
+
+@lru_cache(maxsize=64)
+def _metadata(url: str, version: str) -> pq.FileMetaData:
+    # The version keeps the footer of a file that was written anew apart from the old one.
+    with files.open_file(url) as file:
+        return pq.ParquetFile(file).metadata
+
+
+@contextmanager
+def _naming(url: str) -> Iterator[None]:
+    try:
+        with files.naming(url):
+            yield
+    except pa.ArrowException as error:
+        raise DataError(f"{url}: cannot be read: {error}") from error
+
+
+def _row_groups(key: str, file: File, metadata: pq.FileMetaData) -> list[Shard]:
+    shards, first = [], 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if rows:
+            extra = {"version": file.version}
+            shards.append(
+                Shard(format="parquet", url=file.url, key=key, rows=rows, first=first, row_group=group, extra=extra)
+            )
+        first += rows
+    return shards
+
+
+def _image_column(schema: pa.Schema) -> str | None:
+    return next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+
+
+def _label_column(schema: pa.Schema) -> str | None:
+    return next((name for name in LABEL_COLUMNS if name in schema.names), None)
+
+
+def _is_encoded(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _is_encoded(kind.field(index).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_bytes_list(kind: pa.DataType) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(lists and kind.value_type == pa.uint8())
+
+
+def _check_columns(url: str, schema: pa.Schema) -> None:
+    _check_image_column(url, schema)
+    label = _label_column(schema)
+    if label is not None and not pa.types.is_integer(schema.field(label).type):
+        raise DataError(f"{url}: column {label!r}: expected integers, got {schema.field(label).type}")
+    if "id" in schema.names and not _is_text(schema.field("id").type):
+        raise DataError(f"{url}: column 'id': expected strings, got {schema.field('id').type}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _check_image_column(url: str, schema: pa.Schema) -> None:
+    name = _image_column(schema)
+    if name is None:
+        raise DataError(f"{url}: expected a column 'image' or 'img', got the columns {schema.names}")
+    kind = schema.field(name).type
+    if isinstance(kind, pa.FixedShapeTensorType):
+        if kind.value_type != pa.uint8() or len(kind.shape) not in (2, 3) or (*kind.shape, 1)[2] not in (1, 3):
+            raise DataError(f"{url}: column {name!r}: expected a tensor (H, W) or (H, W, 1 or 3) of uint8, got {kind}")
+    elif _is_bytes_list(kind):
+        if "shape" not in schema.names:
+            raise DataError(f"{url}: column {name!r} holds raw pixels: expected their shape in a column 'shape'")
+    elif not _is_encoded(kind):
+        raise DataError(
+            f"{url}: column {name!r}: expected encoded images (binary, or a struct with 'bytes'), or a tensor or list "
+            f"of uint8, got {kind}"
+        )
+
+
+def _tensor_shape(schema: pa.Schema) -> tuple[int, int, int] | None:
+    kind = schema.field(_image_column(schema)).type
+    return (*kind.shape, 1)[:3] if isinstance(kind, pa.FixedShapeTensorType) else None
+
+
+def _class_names(schema: pa.Schema) -> tuple[str, ...]:
+    """The names that Hugging Face's datasets put in the schema's metadata, or none."""
+    label = _label_column(schema)
+    metadata = (schema.metadata or {}).get(b"huggingface")
+    if metadata is None or label is None:
+        return ()
+    try:
+        return tuple(json.loads(metadata)["info"]["features"][label]["names"])
+    except (ValueError, KeyError, TypeError):
+        return ()
+
+
+def _classes_reached(file: File, metadata: pq.FileMetaData, label: str) -> int:
+    """One more than the largest label: from the footer's statistics, or else from the column."""
+    index = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == label)
+    largest = NO_LABEL
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(index).statistics
+        if statistics is None or not statistics.has_min_max:
+            with _naming(file.url), files.open_file(file.url) as opened:
+                column = pq.ParquetFile(opened, metadata=metadata).read(columns=[label])[label]
+            return int(np.max(column.drop_null().to_numpy(), initial=NO_LABEL)) + 1
+        largest = max(largest, statistics.max)
+    return int(largest) + 1
+
+
+def _read_table(shard: Shard, start: int, stop: int) -> pa.Table:
+    with _naming(f"{shard.url}, row group {shard.row_group}"):
+        metadata = _metadata(shard.url, shard.extra["version"])
+        schema = metadata.schema.to_arrow_schema()
+        with files.open_file(shard.url) as opened:
+            file = pq.ParquetFile(opened, metadata=metadata, pre_buffer=not files.is_local(shard.url))
+            batches, seen = [], 0
+            columns = _columns(schema)
+            for batch in file.iter_batches(BATCH, row_groups=[shard.row_group], columns=columns, use_threads=False):
+                if seen + len(batch) > start:
+                    batches.append(batch.slice(max(0, start - seen), stop - max(seen, start)))
+                seen += len(batch)
+                if seen >= stop:
+                    break
+            return pa.Table.from_batches(batches)
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    image = _image_column(schema) or ""
+    columns = [f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image]
+    if _is_bytes_list(schema.field(image).type):
+        columns.append("shape")
+    label = _label_column(schema)
+    columns += [label] if label else []
+    return columns + (["id"] if "id" in schema.names else [])
+
+
+def _images(
+    table: pa.Table, ids: list[str], shard: Shard
+) -> tuple[list[NDArray[np.uint8] | None], list[dict[str, str]]]:
+    """Each row's image, None where it cannot be decoded, and the rejects that say why."""
+    column = table[_image_column(table.schema)]
+    kind = column.type
+    shapes = None
+    if isinstance(kind, pa.FixedShapeTensorType):
+        shapes = [list(kind.shape)] * len(table)
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
+    elif "shape" in table.column_names and _is_bytes_list(kind):
+        shapes = table["shape"].to_pylist()
+    elif pa.types.is_struct(kind):
+        column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+    decoded: list[NDArray[np.uint8] | None] = []
+    rejects = []
+    for row, value in enumerate(column):
+        try:
+            decoded.append(_pixels(value, shapes[row]) if shapes else _decode(value))
+        except ValueError as error:
+            decoded.append(None)
+            rejects.append({"id": ids[row], "url": shard.url, "stage": "decode", "reason": str(error)})
+    return decoded, rejects
+
+
+def _decode(value: Any) -> NDArray[np.uint8]:
+    if not value.is_valid:
+        raise ValueError("the image is null")
+    return images.decode(value.as_py())
+
+
+def _pixels(value: Any, shape: Sequence[int] | None) -> NDArray[np.uint8]:
+    if not value.is_valid or not shape:
+        raise ValueError("the image or its shape is null")
+    pixels: NDArray[np.uint8] = value.values.to_numpy()
+    if len(shape) not in (2, 3) or (*shape, 1)[2] not in (1, 3) or len(pixels) != np.prod(shape):
+        raise ValueError(f"expected the shape [H, W] or [H, W, 1 or 3] of {len(pixels)} values, got {shape}")
+    return pixels.reshape((*shape, 1)[:3])
+
+
+def _labels(table: pa.Table, shard: Shard, first: int) -> NDArray[np.int64]:
+    label = _label_column(table.schema)
+    if label is None:
+        return np.full(len(table), NO_LABEL, np.int64)
+    column = table[label]
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise DataError(f"{shard.url}, row {first + row}: the label is null; leave the column out for images without")
+    return check_labels(column.to_numpy(), shard.extra["classes"], first=first, url=shard.url)

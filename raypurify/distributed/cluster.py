@@ -1,0 +1,53 @@
+"""The Ray cluster: the one that is there, or a local one that keeps CPUs free for reads."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import ray
+
+from raypurify import runs, storage
+
+FREE_CPUS = 2
+"""Logical CPUs beyond those of actors and workers; without them reads could never be scheduled."""
+
+
+def connect(cpus: float, *, use_gpu: bool = False) -> dict[str, Any]:
+    """Join the cluster of ``RAY_ADDRESS`` (a submitted job has it), or start a local Ray.
+
+    Args:
+        cpus: logical CPUs that the actors or workers of the job take together.
+        use_gpu: whether they need GPUs.
+
+    Returns:
+        The hardware, for ``run.json``.
+
+    Raises:
+        ValueError: ``use_gpu`` on a cluster without GPUs.
+    """
+    if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(logging_level="ERROR")
+        else:
+            ray.init(num_cpus=math.ceil(cpus) + FREE_CPUS, include_dashboard=False, logging_level="ERROR")
+    resources = ray.cluster_resources()
+    if use_gpu and not resources.get("GPU"):
+        raise ValueError("--use-gpu: this Ray cluster has no GPU; leave the flag out, or join a cluster that has one")
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return {**runs.machine(), "nodes": len(nodes), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
+
+
+def check_output(output: str, *, shared_filesystem: bool) -> None:
+    """Refuse a local path on a cluster of several hosts.
+
+    Raises:
+        ValueError: workers on other hosts would write to disks of their own.
+    """
+    hosts = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(hosts) > 1 and storage.is_local(output) and not shared_filesystem:
+        raise ValueError(
+            f"{output} is a local path, but the cluster has {len(hosts)} hosts: give a URL such as s3://bucket/run, "
+            "or --shared-filesystem if every host sees that path"
+        )

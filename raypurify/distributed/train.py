@@ -1,0 +1,382 @@
+"""Training on Ray Train: data-parallel workers around :mod:`raypurify.training`'s step."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+import torch.distributed
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from torch import Tensor
+
+from raypurify import models, plugins, runs, schema, storage
+from raypurify.data import Source, open_source
+from raypurify.distributed import cluster, streams
+from raypurify.seeds import seed_of
+from raypurify.training import (
+    Batch,
+    ClassifierObjective,
+    Objective,
+    Optimization,
+    PurifierLoss,
+    PurifierObjective,
+    TrainingConfig,
+    batch_of,
+    build_attacks,
+    train_step,
+    validate,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResources:
+    """Who does the work. None of it changes what is computed."""
+
+    workers: int = 1
+    """Data-parallel workers: 1, 2, 4 or 8."""
+    use_gpu: bool = False
+    """One GPU a worker (nccl) instead of CPUs (gloo)."""
+    cpus_per_worker: int = 2
+    """CPUs, and threads of arithmetic, of a worker."""
+    read_cpus: float = 0.5
+    """CPUs of a task that reads images; may be a fraction."""
+    max_failures: int = 3
+    """Lost workers after which a run fails; each time it goes on from the last epoch's checkpoint."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or streams.LANES % self.workers:
+            raise ValueError(f"workers must divide {streams.LANES}: 1, 2, 4 or 8; got {self.workers!r}")
+        if self.cpus_per_worker < 1 or self.read_cpus <= 0:
+            raise ValueError(f"cpus_per_worker and read_cpus must be positive: {self.cpus_per_worker}, {self.read_cpus}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArguments:
+    """Flags of the training jobs."""
+
+    training: TrainingConfig
+    resources: TrainingResources = TrainingResources()
+    output: str
+    """Folder for the run: a path, or a URL such as s3://bucket/run."""
+    overwrite: bool = False
+    """Start afresh, whatever the output holds."""
+    shared_filesystem: bool = False
+    """A local output is a file system that every host of the cluster sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker is told: the configuration, the data, the network and, for a purifier, its victim."""
+
+    config: TrainingConfig
+    resources: TrainingResources
+    source: Source
+    network: plugins.Spec
+    victim: models.Model | None
+
+    @property
+    def kind(self) -> models.Kind:
+        return "classifier" if self.victim is None else "purifier"
+
+    def order(self, rank: int, workers: int) -> streams.EpochOrder:
+        """The order in which a worker reads the training rows."""
+        training, _ = streams.hold_out(streams.runs_of(self.source), self.config.validation, self.config.seed)
+        return streams.EpochOrder(
+            runs=tuple(training), seed=self.config.seed, batch=self.config.batch, rank=rank, workers=workers
+        )
+
+    def checkpoint_config(self) -> dict[str, Any]:
+        """``config.json`` of the model."""
+        victim = self.victim
+        return {
+            "format": 1,
+            "kind": self.kind,
+            "plugin": self.network.name,
+            "params": self.network.params,
+            "data": self.source.name,
+            "image_shape": self.source.image_shape,
+            "classes": _count(self.source.classes),
+            "trained_for": None if victim is None else {"classifier": victim.name, "sha256": victim.sha256},
+            "training": dataclasses.asdict(self.config),
+        }
+
+
+def prepare(config: TrainingConfig, resources: TrainingResources) -> Job:
+    """Resolve names, read headers and weights: everything that can be wrong, before any work.
+
+    Raises:
+        ValueError, FileNotFoundError: unknown names, unreadable data or weights.
+    """
+    source = open_source(config.data, split="train", limit=config.limit)
+    if source.image_shape is None:
+        raise ValueError(f"{config.data}: training needs images of one shape, and these differ")
+    victim = None if config.classifier is None else models.load("classifier", config.classifier)
+    build_attacks(config.attacks)
+    kind: models.Kind = "classifier" if victim is None else "purifier"
+    network = models.shaped_for(kind, config.model, source.image_shape, _count(source.classes))
+    built = plugins.build(models.PACKAGES[kind], network)
+    if kind == "purifier" and not hasattr(built, "training_loss"):
+        raise ValueError(f"{config.model}: this purifier has nothing to train; give one with a training_loss")
+    job = Job(config=config, resources=resources, source=source, network=network, victim=victim)
+    job.order(0, resources.workers)
+    return job
+
+
+def main(arguments: TrainingArguments) -> None:
+    """Train a purifier against attacks on a classifier, or a classifier itself, data-parallel on Ray Train."""
+    model = train(
+        arguments.training,
+        arguments.resources,
+        arguments.output,
+        overwrite=arguments.overwrite,
+        shared_filesystem=arguments.shared_filesystem,
+    )
+    print(f"model: {model}")
+
+
+def train(
+    config: TrainingConfig,
+    resources: TrainingResources,
+    output: str,
+    *,
+    overwrite: bool = False,
+    shared_filesystem: bool = False,
+) -> str:
+    """Train a model and write the run's folder; goes on where an earlier attempt stopped.
+
+    Args:
+        config: what is trained.
+        resources: who does it.
+        output: URL of the run's folder.
+        overwrite: start afresh.
+        shared_filesystem: a local output is one that every host sees.
+
+    Returns:
+        URL of the trained model, ``OUTPUT/model``.
+
+    Raises:
+        ValueError: bad input, or an output that belongs to another run.
+        ray.train.v2.api.exceptions.TrainingFailedError: workers failed more than ``max_failures`` times.
+    """
+    output = storage.absolute(output)
+    job = prepare(config, resources)
+    identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint}
+    identity["attacks"] = list(config.attacks)
+    if job.victim is not None:
+        identity["classifier_sha256"] = job.victim.sha256
+    run = runs.open_run(output, identity, overwrite=overwrite)
+    model = storage.join(output, "model")
+    if run.finished:
+        return model
+    hardware = cluster.connect(resources.workers * resources.cpus_per_worker, use_gpu=resources.use_gpu)
+    cluster.check_output(output, shared_filesystem=shared_filesystem)
+    with run.attempt(hardware, dataclasses.asdict(resources)):
+        result = _trainer(job, output).fit()
+        run.counts.update(_publish(result.checkpoint, output))
+    run.finish()
+    return model
+
+
+def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
+    fs, path = storage.filesystem(output)
+    resources = job.resources
+    scaling = ray.train.ScalingConfig(
+        num_workers=resources.workers,
+        use_gpu=resources.use_gpu,
+        resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
+    )
+    run_config = ray.train.RunConfig(
+        name="checkpoints",
+        storage_path=path,
+        storage_filesystem=None if storage.is_local(output) else PyFileSystem(FSSpecHandler(fs)),
+        failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+    )
+    return ray.train.torch.TorchTrainer(
+        _work, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
+    )
+
+
+def _publish(checkpoint: ray.train.Checkpoint | None, output: str) -> dict[str, Any]:
+    """Copy the last checkpoint's model and curve to where the run's readers look for them."""
+    if checkpoint is None:
+        raise RuntimeError(f"{output}: the training ended without a checkpoint")
+    with checkpoint.as_directory() as folder:
+        for name in ("model/model.safetensors", "model/metrics.json", "model/config.json", "metrics.parquet"):
+            storage.write_bytes(storage.join(output, name), Path(folder, name).read_bytes())
+        metrics = storage.read_json(str(Path(folder, "model/metrics.json")))
+    return {"in": metrics["images"], "out": metrics["images"], "rejected": 0}
+
+
+def _count(classes: tuple[str, ...] | int) -> int:
+    return classes if isinstance(classes, int) else len(classes)
+
+
+def _work(loop: dict[str, Any]) -> None:
+    """What each worker runs."""
+    job: Job = loop["job"]
+    context = ray.train.get_context()
+    worker = Worker(job, rank=context.get_world_rank(), workers=context.get_world_size())
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            worker.restore(folder)
+    for metrics in worker.epochs():
+        if worker.rank == 0:
+            with tempfile.TemporaryDirectory() as folder:
+                worker.save(folder)
+                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        else:
+            ray.train.report(metrics)
+
+
+class Worker:
+    """One data-parallel worker: its model, its part of the stream, its part of the validation."""
+
+    def __init__(self, job: Job, rank: int, workers: int) -> None:
+        self.job, self.rank, self.workers = job, rank, workers
+        self.config = job.config
+        self.device = str(ray.train.torch.get_device())
+        if self.device == "cpu":
+            torch.set_num_threads(job.resources.cpus_per_worker)
+        self.order = job.order(rank, workers)
+        self.epoch = 0
+        self.curve: list[pa.Table] = []
+        self.validations: list[dict[str, float]] = []
+        torch.manual_seed(seed_of(self.config.seed, "weights"))
+        self.network = plugins.build(models.PACKAGES[job.kind], job.network).train()
+        self.network.to(memory_format=torch.channels_last)
+        trained = self.network if job.victim is None else PurifierLoss(self.network)
+        self.model = ray.train.torch.prepare_model(trained)
+        self.objective = self._objective()
+        self.optimization = Optimization(
+            parameters=list(self.network.parameters()),
+            config=self.config,
+            total_steps=self.config.epochs * self.order.steps,
+        )
+
+    def _objective(self) -> Objective:
+        if self.job.victim is None:
+            return ClassifierObjective(augmentation=self.config.augmentation)
+        victim = self.job.victim.build().to(self.device, memory_format=torch.channels_last)
+        return PurifierObjective(
+            victim=victim,
+            attacks=build_attacks(self.config.attacks),
+            clean_share=self.config.clean_share,
+            augmentation=self.config.augmentation,
+        )
+
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """Train the epochs that are left; after each, its metrics."""
+        left = range(self.epoch, self.config.epochs)
+        if not left:
+            return
+        stream = streams.training_stream(self.order, left, self.job.resources.read_cpus)
+        size = self.config.batch // self.workers
+        batches = iter(stream.iterator().iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2))
+        for epoch in left:
+            torch.manual_seed(seed_of(self.config.seed, "dropout", epoch, self.rank))
+            curve = self._train_epoch(epoch, batches)
+            self.curve.append(curve)
+            self.validations.append(self._validate())
+            self.epoch = epoch + 1
+            yield self._say(curve)
+
+    def _train_epoch(self, epoch: int, batches: Iterator[dict[str, np.ndarray]]) -> pa.Table:
+        losses, rates, seconds = [], [], []
+        before = time.perf_counter()
+        for step in range(epoch * self.order.steps, (epoch + 1) * self.order.steps):
+            rows = next(batches)
+            batch = batch_of(rows["image"], rows["label"], rows["seed"].tolist(), self.device)
+            loss, rate = train_step(self.model, self.objective, self.optimization, batch, step, self.device)
+            losses.append(loss.float())
+            rates.append(rate)
+            now = time.perf_counter()
+            seconds.append(now - before)
+            before = now
+        mean = self._mean(torch.stack(losses)).cpu().double().numpy()
+        first = epoch * self.order.steps
+        return pa.table(
+            {
+                "step": np.arange(first, first + len(losses)),
+                "epoch": np.full(len(losses), epoch),
+                "loss": mean,
+                "rate": rates,
+                "images_per_second": self.config.batch / np.array(seconds),
+            },
+            schema=schema.METRICS,
+        )
+
+    def _validate(self) -> dict[str, float]:
+        """Scores of the held-out images, shared out among the workers."""
+        _, held = streams.hold_out(streams.runs_of(self.job.source), self.config.validation, self.config.seed)
+        sums = validate(self.network, self.objective, self._held_out(held[self.rank :: self.workers]))
+        names = sorted(sums) if held else []
+        if self.workers > 1:
+            names = _all_names(names)
+        total = self._mean(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64)) * self.workers
+        values = dict(zip(names, total.tolist(), strict=True))
+        return {name: value / values["n"] for name, value in values.items() if name != "n"}
+
+    def _held_out(self, held: list[streams.Run]) -> Iterator[Batch]:
+        for run in held:
+            rows = streams.read_strict(run)
+            seeds = [seed_of(self.config.seed, "validation", name) for name in rows.ids]
+            yield batch_of(np.asarray(rows.images), rows.labels, seeds, self.device)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        if self.workers > 1:
+            value = value.to(self.device)
+            torch.distributed.all_reduce(value)
+        return value / self.workers
+
+    def _say(self, curve: pa.Table) -> dict[str, float]:
+        loss = float(np.mean(curve["loss"].to_numpy()))
+        speed = float(np.median(curve["images_per_second"].to_numpy()))
+        metrics = {"epoch": float(self.epoch), "loss": loss, "images_per_second": speed, **self.validations[-1]}
+        if self.rank == 0:
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in self.validations[-1].items())
+            print(f"epoch {self.epoch}/{self.config.epochs}: loss {loss:.5f}, {speed:.0f} images/s, {scores}", flush=True)
+        return metrics
+
+    def save(self, folder: str) -> None:
+        """Write a checkpoint: the model as its readers want it, the optimizer, the curve."""
+        metrics = {
+            "epoch": self.epoch,
+            "images": self.epoch * self.order.steps * self.config.batch,
+            "validation": self.validations,
+        }
+        storage.save_weights(
+            storage.join(folder, "model"), self.job.checkpoint_config(), self.network.state_dict(), metrics
+        )
+        optimizer = {name: value.contiguous().cpu() for name, value in self.optimization.state().items()}
+        safetensors.torch.save_file(optimizer, str(Path(folder, "optimizer.safetensors")))
+        storage.write_table(storage.join(folder, "metrics.parquet"), pa.concat_tables(self.curve))
+
+    def restore(self, folder: str) -> None:
+        """Go on from what :meth:`save` wrote."""
+        _, state, _ = storage.load_weights(storage.join(folder, "model"))
+        self.network.load_state_dict(state)
+        self.optimization.load_state(safetensors.torch.load_file(str(Path(folder, "optimizer.safetensors"))))
+        metrics = storage.read_json(storage.join(folder, "model/metrics.json"))
+        self.epoch, self.validations = metrics["epoch"], metrics["validation"]
+        self.curve = [storage.read_table(storage.join(folder, "metrics.parquet"))]
+
+
+def _all_names(names: list[str]) -> list[str]:
+    """The union of the workers' score names: a worker without held-out images has none."""
+    gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, names)
+    return sorted({name for part in gathered for name in part})

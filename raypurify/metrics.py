@@ -1,0 +1,161 @@
+"""Similarity of two batches of images, image by image, and the confidence interval of an accuracy.
+
+Every similarity takes images of the same shape (N, C, H, W), floating point, pixels in [0, 1], and returns (N,) float32
+on the images' device. A value depends on its own two images only, never on the rest of the batch (beyond rounding).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+PSNR_CAP = 100.0
+"""dB. The PSNR of identical images, and the highest that :func:`psnr` returns, so that no mean is infinite."""
+
+PSNR_EQ16_OFFSET = 20 * math.log10(255)
+"""dB, 48.13. The paper's Eq. 16 divides 255² by an error that is measured on pixels in [0, 1]: its figures are this
+much above :func:`psnr`."""
+
+SSIM_WINDOW = 11
+"""Pixels: the side of the Gaussian window of :func:`ssim`, and the smallest side of an image that has an SSIM."""
+
+_SIGMA = 1.5
+_C1 = 0.01**2
+_C2 = 0.03**2
+# A dense product with a band matrix beats a convolution while the band is not much wider than the window, and an output
+# tile of 64 is where it is fastest on CPU; the pixels bound keeps the four moment maps in the cache.
+_TILE = 64
+_PIXELS_AT_ONCE = 1 << 17
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE) over all pixels and channels, at most ``PSNR_CAP``.
+
+    Raises:
+        ValueError: the images are not of one shape (N, C, H, W), or not floating point.
+    """
+    error = _difference(a, b).square().mean(dim=1)
+    return (-10 * error.log10()).clamp(max=PSNR_CAP)
+
+
+def linf(a: Tensor, b: Tensor) -> Tensor:
+    """Largest absolute difference of a pixel.
+
+    Raises:
+        ValueError: as :func:`psnr`.
+    """
+    return _difference(a, b).abs().amax(dim=1)
+
+
+def l2(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean length of the difference, over all pixels and channels.
+
+    Raises:
+        ValueError: as :func:`psnr`.
+    """
+    return _difference(a, b).norm(dim=1)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of Wang et al. 2004: 11×11 Gaussian window, σ = 1.5, the mean over positions and channels.
+
+    NaN for every image where a side is under 11 pixels: no window fits. Equal to 1e-4 to scikit-image's
+    ``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)``. Carries no
+    gradient. Autocast is switched off inside; on CUDA the products are in float64, so that TF32 can't degrade them.
+
+    Raises:
+        ValueError: as :func:`psnr`.
+    """
+    _check(a, b)
+    height, width = a.shape[2:]
+    if min(height, width) < SSIM_WINDOW:
+        return torch.full((len(a),), math.nan, device=a.device)
+    tile = _TILE + SSIM_WINDOW - 1
+    pixels = len(a) * a.shape[1] * min(height, tile) * min(width, tile)
+    chunks = max(1, min(len(a), math.ceil(pixels / _PIXELS_AT_ONCE)))
+    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+        pairs = zip(a.tensor_split(chunks), b.tensor_split(chunks), strict=True)
+        return torch.cat([_ssim_of_chunk(left, right) for left, right in pairs])
+
+
+def _ssim_of_chunk(a: Tensor, b: Tensor) -> Tensor:
+    rows, columns = (side - SSIM_WINDOW + 1 for side in a.shape[2:])
+    a, b = (image.to(torch.float64 if image.is_cuda else torch.float32) for image in (a, b))
+    total = a.new_zeros(len(a))
+    for top in range(0, rows, _TILE):
+        for left in range(0, columns, _TILE):
+            tile = (..., slice(top, top + _TILE + SSIM_WINDOW - 1), slice(left, left + _TILE + SSIM_WINDOW - 1))
+            total += _ssim_map(a[tile], b[tile]).flatten(1).sum(dim=1)
+    return (total / (a.shape[1] * rows * columns)).float()
+
+
+def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """SSIM at each position of the window, (N, C, H - 10, W - 10).
+
+    With s = a + b and d = a - b, Wang's two factors are 1 - 2 μ_d² / (μ_s² + μ_d² + 2 C1) and
+    1 - 2 σ_d² / (σ_s² + σ_d² + 2 C2): four moment maps instead of five, and exactly 1 for identical images.
+    """
+    moments = a.new_empty(4, *a.shape)
+    torch.add(a, b, out=moments[0])
+    torch.sub(a, b, out=moments[1])
+    # E[x²] - E[x]² cancels badly in float32 far from zero, and a variance does not change with the origin.
+    origin = moments[:2].mean(dim=(3, 4), keepdim=True)
+    moments[:2] -= origin
+    torch.mul(moments[:2], moments[:2], out=moments[2:])
+    rows = _gaussian_band(a.shape[2], a.dtype, a.device)
+    columns = _gaussian_band(a.shape[3], a.dtype, a.device)
+    means, squares = torch.matmul(rows, moments @ columns.T).chunk(2)
+    variances = squares - means.square()
+    luminance = _one_minus_share((means + origin).square(), 2 * _C1)
+    return luminance.mul_(_one_minus_share(variances, 2 * _C2))
+
+
+def _one_minus_share(sum_and_difference: Tensor, constant: float) -> Tensor:
+    """1 - 2 d / (s + d + constant), of (2, ...): s and d."""
+    s, d = sum_and_difference
+    return torch.addcdiv(torch.ones_like(d), d, (s + d).add_(constant), value=-2)
+
+
+@functools.lru_cache(maxsize=64)
+def _gaussian_band(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(side - 10, side): row i averages pixels i to i + 10 with the window's weights along one axis."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
+    weights = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
+    weights /= weights.sum()
+    band = torch.zeros(side - SSIM_WINDOW + 1, side, dtype=torch.float64)
+    for row in range(len(band)):
+        band[row, row : row + SSIM_WINDOW] = weights
+    return band.to(device=device, dtype=dtype)
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Bounds in [0, 1] of a proportion by Wilson's score interval (Wilson 1927); z = 1.96 is 95%.
+
+    Raises:
+        ValueError: n is not positive, or successes is not in 0..n.
+    """
+    if n <= 0:
+        raise ValueError(f"n must be at least 1, got {n}: a proportion of no images has no bounds")
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must be in 0..n = 0..{n}, got {successes}")
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    """a - b in float32, (N, C * H * W)."""
+    _check(a, b)
+    return (a.float() - b.float()).flatten(1)
+
+
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.ndim != 4 or a.shape != b.shape:
+        raise ValueError(f"expected two batches of one shape (N, C, H, W), got {tuple(a.shape)} and {tuple(b.shape)}")
+    for image in (a, b):
+        if not image.is_floating_point():
+            raise ValueError(f"expected floating point pixels in [0, 1], got {image.dtype}: divide uint8 by 255 first")

@@ -1,0 +1,149 @@
+"""Trained models: the folders that hold them, and what loads them for an actor on another machine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from raypurify import plugins, storage
+
+Kind = Literal["classifier", "purifier"]
+PACKAGES: Mapping[Kind, str] = {"classifier": "raypurify.classifiers", "purifier": "raypurify.purifiers"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that can be sent to any worker: the plugin's name, its parameters and its weights."""
+
+    kind: Kind
+    name: str
+    """What tables and the report call it: the last part of a checkpoint's URL, or the plugin as the user wrote it."""
+    spec: plugins.Spec
+    state: Mapping[str, Tensor] | None
+    """Weights on the CPU; None for a plugin that has none, or that brings its own."""
+    sha256: str
+    """Of the weights and the parameters: the model's identity."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The checkpoint's ``config.json``."""
+
+    def build(self) -> nn.Module:
+        """The network in eval, its parameters frozen.
+
+        Raises:
+            ValueError: weights that do not fit the network.
+        """
+        network = plugins.build(PACKAGES[self.kind], self.spec)
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"{self.spec}: expected a callable that returns a torch.nn.Module, got {network!r}")
+        if self.state is not None:
+            try:
+                network.load_state_dict(dict(self.state))
+            except RuntimeError as error:
+                raise ValueError(f"{self.name}: the weights do not fit {self.spec}: {error}") from error
+        return network.eval().requires_grad_(False)
+
+    @property
+    def trained_for(self) -> str | None:
+        """Hash of the classifier that a purifier was trained for, or None: for any."""
+        victim = self.config.get("trained_for")
+        return victim["sha256"] if victim else None
+
+
+def load(kind: Kind, text: str) -> Model:
+    """Load the model that a user names.
+
+    Args:
+        kind: what it has to be.
+        text: a checkpoint's URL (anything with a ``/``), with ``,plugin=my_package.module:callable`` where the network
+            is the user's own; or a plugin, ``NAME[,KEY=VALUE...]``, as :class:`raypurify.plugins.Spec` reads it.
+
+    Raises:
+        ValueError: an unknown plugin, a checkpoint of another kind, a built-in network without weights.
+        FileNotFoundError: no checkpoint there.
+    """
+    spec = plugins.Spec.parse(text)
+    if "/" in spec.name:
+        return _from_checkpoint(kind, spec)
+    plugins.find(PACKAGES[kind], spec.name)
+    model = Model(kind=kind, name=str(spec), spec=spec, state=None, sha256=_hash(spec, ""))
+    network = model.build()
+    if ":" not in spec.name and any(True for _ in network.parameters()):
+        raise ValueError(
+            f"{kind} {spec.name!r} has to be trained first: give the folder of a checkpoint, such as weights/mnist/a_net"
+        )
+    return model
+
+
+def shaped_for(kind: Kind, text: str, image_shape: tuple[int, int, int], classes: int) -> plugins.Spec:
+    """The network that a training builds: what the user wrote, and what its ``params_for`` says for these images.
+
+    Raises:
+        ValueError: an unknown plugin, or images that it does not take.
+    """
+    spec = plugins.Spec.parse(text)
+    builder = plugins.find(PACKAGES[kind], spec.name)
+    module = importlib.import_module(builder.__module__)
+    params_for = getattr(module, "params_for", None)
+    fitted = params_for(image_shape, classes) if params_for else {}
+    return plugins.Spec(name=spec.name, params={**fitted, **_tuples(spec.params)})
+
+
+def _from_checkpoint(kind: Kind, spec: plugins.Spec) -> Model:
+    own = spec.params.get("plugin")
+    if set(spec.params) - {"plugin"}:
+        raise ValueError(f"{spec}: a checkpoint takes its parameters from its config.json; only plugin=... may be given")
+    config, state, weights = storage.load_weights(spec.name)
+    missing = {"kind", "plugin", "params"} - set(config)
+    if missing:
+        raise ValueError(f"{storage.join(spec.name, 'config.json')}: expected the fields {sorted(missing)}")
+    if config["kind"] != kind:
+        raise ValueError(f"{spec.name}: expected a {kind}, but this checkpoint holds a {config['kind']}")
+    if ":" in config["plugin"] and config["plugin"] != own:
+        raise ValueError(
+            f"{spec.name}: its network is code of its own, {config['plugin']!r}; to run that code, say so: "
+            f"{spec.name},plugin={config['plugin']}"
+        )
+    plugin = plugins.Spec(name=own or config["plugin"], params=_tuples(config["params"]))
+    name = spec.name.rstrip("/").rpartition("/")[2]
+    return Model(kind=kind, name=name, spec=plugin, state=state, sha256=_hash(plugin, weights), config=config)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, so that frozen configs compare and hash."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+def _hash(spec: plugins.Spec, weights: str) -> str:
+    return hashlib.sha256(json.dumps([spec.name, spec.params, weights], sort_keys=True).encode()).hexdigest()
+
+
+class Composite(nn.Module):
+    """classifier∘purifier, which the adaptive attacker attacks.
+
+    A purifier without useful gradients (``differentiable`` is False) is passed straight through on the way back: BPDA
+    with the identity (Athalye et al. 2018).
+    """
+
+    def __init__(self, classifier: nn.Module, purifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.purifier = purifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> (N, K) logits of the purified images."""
+        if getattr(self.purifier, "differentiable", True):
+            return self.classifier(self.purifier(x))
+        with torch.no_grad():
+            change = self.purifier(x) - x
+        return self.classifier(x + change)

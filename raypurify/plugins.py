@@ -1,0 +1,97 @@
+"""Attacks, purifiers and classifiers by name: a plugin is a file, and the file's name is its name.
+
+``pgd`` in the package ``raypurify.attacks`` is the attribute ``build`` of ``raypurify/attacks/pgd.py``. A dotted path
+``my_package.models:make`` names a callable of the user's own. Nothing is registered, so a name means the same in a
+fresh worker process as on the driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """A plugin's name and its parameters, as a user writes them: ``pgd,epsilon=0.3,steps=40``."""
+
+    name: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Read ``NAME[,KEY=VALUE...]``. A value is JSON where it parses as such, else a string.
+
+        Raises:
+            ValueError: a part that is not ``KEY=VALUE``, or an empty name.
+        """
+        name, *pairs = text.split(",")
+        params = {}
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if not equals or not key:
+                raise ValueError(f"expected NAME[,KEY=VALUE...], got {text!r}: {pair!r} is not KEY=VALUE")
+            params[key.strip()] = _json_or_string(value)
+        if not name.strip():
+            raise ValueError(f"expected NAME[,KEY=VALUE...], got {text!r}: the name is empty")
+        return cls(name=name.strip(), params=params)
+
+    def __str__(self) -> str:
+        pairs = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in self.params.items())
+        return ",".join([self.name, *pairs])
+
+
+def _json_or_string(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def known(package: str) -> list[str]:
+    """Names of the plugins that ``package`` carries, sorted."""
+    path = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
+
+
+def find(package: str, name: str) -> Callable[..., Any]:
+    """The builder that ``name`` stands for: a plugin of ``package``, or ``module:attribute``.
+
+    Raises:
+        ValueError: no such plugin, module or attribute; the message lists the known plugins.
+        ImportError: the plugin's own failing import, as it is.
+    """
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        package_name = module_name.partition(".")[0]
+        if importlib.util.find_spec(package_name) is None:
+            raise ValueError(f"{name!r}: there is no module {package_name!r} to import; is it on PYTHONPATH?")
+        module = importlib.import_module(module_name)
+        if not callable(getattr(module, attribute, None)):
+            raise ValueError(f"{name!r}: module {module_name!r} has no callable {attribute!r}")
+        return getattr(module, attribute)
+    if name not in known(package):
+        kind = package.rpartition(".")[2]
+        raise ValueError(
+            f"unknown name {name!r} among {kind}: known are {', '.join(known(package))}; "
+            "your own is given as my_package.module:callable"
+        )
+    return importlib.import_module(f"{package}.{name}").build
+
+
+def build(package: str, spec: Spec) -> Any:
+    """Build the plugin that ``spec`` describes.
+
+    Raises:
+        ValueError: unknown name, or parameters that the plugin does not take.
+    """
+    builder = find(package, spec.name)
+    try:
+        return builder(**spec.params)
+    except TypeError as error:
+        raise ValueError(f"{spec}: {error}") from error

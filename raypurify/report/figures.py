@@ -1,0 +1,183 @@
+"""Charts as inline SVG whose colours are the page's CSS variables, so that they follow its light and dark modes."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
+
+WIDTH = 5.0  # inches: about a phone's width in CSS pixels, so that letters keep their size there
+
+# matplotlib draws with these stand-ins; the page's variables replace them in the SVG.
+_VARIABLES = {
+    "text": "#010101",
+    "muted": "#010102",
+    "rule": "#010103",
+    "attacked": "#010104",
+    "purified": "#010105",
+    "adaptive": "#010106",
+    "adaptive-soft": "#010107",
+    "page": "#010108",
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "raypurify",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "hatch.linewidth": 1.1,
+    "text.color": _VARIABLES["text"],
+    "axes.edgecolor": _VARIABLES["rule"],
+    "axes.labelcolor": _VARIABLES["muted"],
+    "axes.facecolor": "none",
+    "xtick.color": _VARIABLES["muted"],
+    "ytick.color": _VARIABLES["muted"],
+    "grid.color": _VARIABLES["rule"],
+    "grid.linewidth": 0.6,
+    "axes.unicode_minus": True,
+    "text.parse_math": False,  # a name with two dollar signs is a name
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One attack: shares in [0, 1]. ``purified`` or ``adaptive`` is None where it was not run."""
+
+    attack: str
+    detail: str
+    clean: float
+    adversarial: float | None
+    purified: float | None
+    adaptive: float | None
+
+
+def accuracy_bars(bars: Sequence[Bar], *, name: str) -> str:
+    """Accuracy under each attack: no defense, purified, adaptive; a line at the clean accuracy (the paper's Figs. 8-11).
+
+    Returns:
+        An ``<svg>`` element. ``name`` is a prefix for its ids, which are unique in the page if the name is.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 0.45 + 0.82 * len(bars)), layout="constrained")
+        axes = figure.add_subplot()
+        for position, bar in enumerate(bars):
+            _draw_bar(axes, position, bar)
+        axes.set_xlim(0, 1.0)
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
+        axes.set_yticks(range(len(bars)), labels=[f"{bar.attack}\n{bar.detail}".rstrip() for bar in bars])
+        for label in axes.get_yticklabels():
+            label.set_color(_VARIABLES["text"])
+        axes.tick_params(length=0, pad=6)
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        _bare(axes)
+        return _svg(figure, name=name)
+
+
+def _draw_bar(axes: Axes, position: int, bar: Bar) -> None:
+    kinds = (("attacked", bar.adversarial), ("purified", bar.purified), ("adaptive", bar.adaptive))
+    for offset, (kind, share) in zip((-0.26, 0.0, 0.26), kinds, strict=True):
+        colour = _VARIABLES[kind]
+        hatched = kind == "adaptive"
+        if share is not None:
+            axes.barh(
+                position + offset,
+                share,
+                height=0.22,
+                facecolor=_VARIABLES["adaptive-soft"] if hatched else colour,
+                edgecolor=colour,
+                linewidth=0.8 if hatched else 0,
+                hatch="/////" if hatched else None,
+            )
+        # Figures stand in a column of their own, where no bar or line crosses them.
+        text = "not run" if share is None else f"{100 * share:.1f}%"
+        place = axes.get_yaxis_transform()
+        colour = _VARIABLES["muted" if share is None else "text"]
+        axes.text(1.13, position + offset, text, transform=place, ha="right", va="center", fontsize=8.5, color=colour)
+    axes.vlines(bar.clean, position - 0.42, position + 0.42, colors=_VARIABLES["text"], linestyles=(0, (3, 2)), lw=1.1)
+
+
+def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str) -> str:
+    """A training's loss, raw (faint) and smoothed, on a log axis.
+
+    Args:
+        step, loss: (N,). Losses that are not finite are left out.
+    """
+    finite = np.isfinite(loss)
+    step, loss = step[finite], loss[finite]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(*_thinned(step, loss), color=_VARIABLES["purified"], alpha=0.3, lw=0.8)
+        axes.plot(step, smooth(loss), color=_VARIABLES["purified"], lw=1.8)
+        if (loss > 0).any():
+            _log_axis(axes, loss[loss > 0])
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        axes.margins(x=0.01)
+        axes.grid(axis="y")
+        axes.tick_params(which="both", length=0)
+        _bare(axes)
+        return _svg(figure, name=name)
+
+
+def _log_axis(axes: Axes, positive: NDArray[np.float64]) -> None:
+    axes.set_yscale("log")
+    if positive.max() < 200 * positive.min():  # few powers of ten: name some values between them
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over a centred window of a twenty-fifth of the values, cut off at the ends."""
+    half = len(values) // 50
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    first, last = np.maximum(place - half, 0), np.minimum(place + half, len(values) - 1)
+    return (total[last + 1] - total[first]) / (last + 1 - first)
+
+
+def _thinned(
+    step: NDArray[np.int64], loss: NDArray[np.float64], *, points: int = 1200
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """At most about ``points`` of a long curve: the lowest and the highest of each piece, so that no peak is lost."""
+    if len(loss) <= points:
+        return step, loss
+    pieces = np.array_split(np.arange(len(loss)), points // 2)
+    kept = np.unique([index[pick(loss[index])] for index in pieces for pick in (np.argmin, np.argmax)])
+    return step[kept], loss[kept]
+
+
+def _bare(axes: Axes) -> None:
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _svg(figure: Figure, *, name: str) -> str:
+    """The figure as an SVG element for inline use: the page's font and colours, ids of its own."""
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'url\(#|href="#', lambda match: f"{match[0]}{name}-", text)
+    for variable, stand_in in _VARIABLES.items():
+        text = re.sub(f'(fill|stroke)="{stand_in}"', rf'style="\1: var(--{variable})"', text)
+        text = text.replace(stand_in, f"var(--{variable})")
+    return text

@@ -1,0 +1,92 @@
+"""How the page writes numbers, parameters and configurations."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+HIDDEN = "(hidden)"
+NOT_AVAILABLE = "–"
+NO_BREAK = "\u00a0"
+
+_SECRET_KEY = re.compile(r"secret|passw|token|credential|signature|authorization|bearer|cookie|^key$|(api|access|account|private|session)_?-?key", re.I)
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+_QUERY = re.compile(r"(?<=\S)(://[^\s?\"']+)\?[^\s\"',]+")
+
+
+def redact(value: Any) -> Any:
+    """``value`` (nested dicts, lists and strings) without what may be a credential.
+
+    Hidden are the values of keys that sound like one, and the user and the query string of URLs.
+    """
+    if isinstance(value, Mapping):
+        return {key: HIDDEN if _SECRET_KEY.search(str(key)) else redact(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redact(item) for item in value]
+    if isinstance(value, str):
+        return _QUERY.sub(rf"\1?{HIDDEN}", _USER_INFO.sub("", value))
+    return value
+
+
+def decimal(value: float | None, digits: int = 2) -> str:
+    """A number with a fixed count of decimals; None and nan have none to show."""
+    if value is None or math.isnan(value):
+        return NOT_AVAILABLE
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] as percent with two decimals, without the sign."""
+    return decimal(None if share is None else 100 * share)
+
+
+def integer(value: float | None) -> str:
+    """A count, its thousands separated."""
+    return NOT_AVAILABLE if value is None else f"{value:,.0f}"
+
+
+def epsilon(value: float) -> str:
+    """A radius on pixels in [0, 1]: a short decimal as it is, else in 255ths where it is a whole number of them."""
+    if math.isclose(value, round(value, 3), rel_tol=1e-9):
+        return f"{value:g}"
+    levels = round(value * 255)
+    return f"{levels}/255" if levels and math.isclose(value * 255, levels, rel_tol=1e-5) else f"{value:.4g}"
+
+
+def ball(norm: str | None, eps: float | None) -> str:
+    """The ball an attack stays in, in words."""
+    if eps is None:
+        return "minimal distance" if norm is None else f"minimal {_norm(norm)} distance"
+    return f"{_norm(norm)} ε = {epsilon(eps)}".strip().replace(" ", NO_BREAK)
+
+
+def _norm(norm: str | None) -> str:
+    return "" if norm is None else {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}.get(norm, norm)
+
+
+def parameters(text: str) -> dict[str, str]:
+    """An attack's parameters (JSON) as they are shown: without the radius, which stands apart, and without nulls."""
+    try:
+        params = json.loads(text)
+    except json.JSONDecodeError:
+        return {"params": text}
+    if not isinstance(params, dict):
+        return {"params": text}
+    shown = {key: item for key, item in params.items() if key not in ("eps", "epsilon") and item is not None}
+    return {key: f"{item:.4g}" if isinstance(item, float) else str(item) for key, item in redact(shown).items()}
+
+
+def pairs(params: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in params.items())
+
+
+def duration(seconds: float) -> str:
+    """A length of time to the second."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours} h {minute} min" if hours else f"{minute} min {second} s" if minute else f"{second} s"

@@ -1,0 +1,259 @@
+"""Tables in, one self-contained HTML page out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+
+from raypurify import schema, storage
+from raypurify.report import figures, formats
+from raypurify.report.images import galleries
+from raypurify.report.tables import Row, Table, featured, headlines, is_trivial, read_tables
+
+REJECTS_SHOWN = 10
+
+
+def write_report(output: str, *, curves: Mapping[str, pa.Table] | None = None) -> str:
+    """Write ``report.html`` into a run's output folder, from what the run wrote there.
+
+    Args:
+        output: any fsspec URL of a folder with ``summary.parquet`` (an evaluation) or ``metrics.parquet`` (a training),
+            and, where they are, ``samples/``, ``rejects/`` and ``run.json``.
+        curves: tables of the schema ``METRICS`` by name: the trainings that made the purifiers.
+
+    Returns:
+        The page's URL.
+
+    Raises:
+        FileNotFoundError: the folder holds neither table.
+        ValueError: a table without the columns that its schema names.
+    """
+    summary_url, metrics_url, run_url = (
+        storage.join(output, name) for name in ("summary.parquet", "metrics.parquet", "run.json")
+    )
+    trainings = dict(curves or {})
+    if storage.exists(metrics_url):
+        trainings = {"This training": storage.read_table(metrics_url), **trainings}
+    elif not storage.exists(summary_url):
+        raise FileNotFoundError(
+            f"nothing to report in {output}: expected summary.parquet (an evaluation) or metrics.parquet (a training)"
+        )
+    summary = storage.read_table(summary_url) if storage.exists(summary_url) else schema.SUMMARY.empty_table()
+    page = render(
+        summary,
+        storage.read_tables(storage.list_files(storage.join(output, "samples"), ".parquet"), schema.SAMPLES),
+        storage.read_json(run_url) if storage.exists(run_url) else {},
+        trainings,
+        rejects=storage.read_tables(storage.list_files(storage.join(output, "rejects"), ".parquet"), schema.REJECTS),
+    )
+    url = storage.join(output, "report.html")
+    storage.write_bytes(url, page.encode())
+    return url
+
+
+def render(
+    summary: pa.Table,
+    samples: pa.Table | None,
+    run: Mapping[str, Any],
+    curves: Mapping[str, pa.Table],
+    *,
+    rejects: pa.Table | None = None,
+) -> str:
+    """The page as HTML: it asks nothing of the network, and runs no script.
+
+    Args:
+        summary: of the schema ``SUMMARY``.
+        samples: of the schema ``SAMPLES``, or None.
+        run: ``run.json``; whatever it lacks is left out.
+        curves: tables of the schema ``METRICS`` by name.
+        rejects: of the schema ``REJECTS``, or None.
+
+    Raises:
+        ValueError: a table without the columns that its schema names.
+    """
+    rows: list[Row] = formats.redact(_checked(summary, schema.SUMMARY, "summary").to_pylist())
+    tables = read_tables(rows)
+    samples = schema.SAMPLES.empty_table() if samples is None else _checked(samples, schema.SAMPLES, "samples")
+    rejects = schema.REJECTS.empty_table() if rejects is None else _checked(rejects, schema.REJECTS, "rejects")
+    return _template().render(
+        style=_packaged("style.css"),
+        title=_title(rows),
+        rows=rows,
+        overview=_overview(rows),
+        headlines=headlines(rows),
+        tables=tables,
+        charts=_charts(tables),
+        galleries=galleries(rows, samples),
+        curves=_curves(curves),
+        run=_run(run),
+        rejected=rejects.num_rows,
+        rejects=formats.redact(rejects.slice(0, REJECTS_SHOWN).to_pylist()),
+    )
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": formats.percent,
+        "decimal": formats.decimal,
+        "integer": formats.integer,
+        "pairs": formats.pairs,
+        "parameters": formats.parameters,
+    }
+    environment.globals |= {"ball": formats.ball, "columns": schema.SUMMARY.names}
+    return environment.from_string(_packaged("template.html.j2"))
+
+
+def _packaged(name: str) -> str:
+    return resources.files("raypurify.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _checked(table: pa.Table, expected: pa.Schema, name: str) -> pa.Table:
+    missing = [column for column in expected.names if column not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"the {name} table lacks the columns {', '.join(missing)}; was it written by another version of raypurify?"
+        )
+    return table.select(expected.names)
+
+
+def _title(rows: Sequence[Row]) -> str:
+    datasets = ", ".join(dict.fromkeys(row["dataset"] for row in rows))
+    return f"Purifiers on {datasets}" if datasets else "Training"
+
+
+def _overview(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the first sentence says."""
+    purifiers = list(dict.fromkeys(row["purifier"] for row in rows))
+    return {
+        "datasets": list(dict.fromkeys(row["dataset"] for row in rows)),
+        "classifiers": list(dict.fromkeys(row["classifier"] for row in rows)),
+        "attacks": list(dict.fromkeys(row["attack"] for row in rows if row["attack"] != schema.NO_ATTACK)),
+        "learned": list(dict.fromkeys(name.partition(",")[0] for name in purifiers if not is_trivial(name))),
+        "trivial": [name for name in purifiers if is_trivial(name)],
+        "n": max((row["n"] for row in rows), default=0),
+    }
+
+
+def _charts(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """One chart for each setting, classifier and featured purifier."""
+    charts = []
+    for table in tables:
+        targets = dict.fromkeys((group.dataset, group.classifier) for group in table.groups)
+        for dataset, classifier in targets:
+            groups = [group for group in table.groups if (group.dataset, group.classifier) == (dataset, classifier)]
+            for purifier in featured(line.purifier for group in groups for line in group.lines):
+                bars = [
+                    _bar(group.attack, _detail(group.attack, group.ball), line.static, line.adaptive)
+                    for group in groups
+                    for line in group.lines
+                    if line.purifier == purifier
+                ]
+                name = f"bars{len(charts)}"
+                charts.append(
+                    {
+                        "setting": table.setting,
+                        "dataset": dataset,
+                        "classifier": classifier,
+                        "purifier": purifier,
+                        "bars": bars,
+                        "clean": bars[0].clean,
+                        "svg": figures.accuracy_bars(bars, name=name),
+                    }
+                )
+    return charts
+
+
+def _detail(attack: str, ball: str) -> str:
+    return "" if attack == schema.NO_ATTACK else ball
+
+
+def _bar(attack: str, detail: str, static: Row | None, adaptive: Row | None) -> figures.Bar:
+    row = static or adaptive
+    assert row is not None
+    return figures.Bar(
+        attack="no attack" if attack == schema.NO_ATTACK else attack,
+        detail=detail,
+        clean=row["accuracy_clean"],
+        adversarial=static["accuracy_adversarial"] if static else None,
+        purified=static["accuracy_purified"] if static else None,
+        adaptive=adaptive["accuracy_purified"] if adaptive else None,
+    )
+
+
+def _curves(curves: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
+    shown = []
+    for number, (name, table) in enumerate(curves.items()):
+        table = _checked(table, schema.METRICS, f"metrics of {name}").sort_by("step")
+        loss = table["loss"].to_numpy()
+        finite = loss[np.isfinite(loss)]
+        if not len(finite):
+            continue
+        smoothed = figures.smooth(finite)
+        tail = max(1, len(finite) // 20)
+        shown.append(
+            {
+                "name": formats.redact(name),
+                "steps": len(loss),
+                "epochs": len(table["epoch"].unique()),
+                "broken": len(loss) - len(finite),
+                "first": float(smoothed[0]),
+                "last": float(finite[-tail:].mean()),
+                "rate": float(np.median(table["images_per_second"].to_numpy())),
+                "svg": figures.loss_curve(table["step"].to_numpy(), loss, name=f"loss{number}"),
+            }
+        )
+    return shown
+
+
+def _run(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What is shown of ``run.json``."""
+    safe = formats.redact(run)
+    attempts = [attempt for attempt in safe.get("attempts") or [] if isinstance(attempt, dict)]
+    return {
+        "identity": json.dumps(safe["identity"], indent=2, ensure_ascii=False) if safe.get("identity") else "",
+        "attempts": [
+            {
+                "id": attempt.get("id", ""),
+                "started": attempt.get("started") or "",
+                "ended": attempt.get("ended") or "",
+                "took": _took(attempt.get("started"), attempt.get("ended")),
+                "counts": attempt.get("counts") or {},
+            }
+            for attempt in attempts
+        ],
+        "versions": _flat((attempts[-1].get("versions") if attempts else None) or {}),
+        "hardware": _flat((attempts[-1].get("hardware") if attempts else None) or {}),
+    }
+
+
+def _took(started: Any, ended: Any) -> str:
+    try:
+        seconds = (_time(ended) - _time(started)).total_seconds()
+    except (ValueError, TypeError, OverflowError, OSError):
+        return ""
+    return formats.duration(seconds) if math.isfinite(seconds) and seconds >= 0 else ""
+
+
+def _time(value: Any) -> datetime:
+    # Python 3.10 does not read the Z that stands for UTC.
+    return datetime.fromisoformat(value.removesuffix("Z")) if isinstance(value, str) else datetime.fromtimestamp(value)
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested dicts as one, their keys joined by dots."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
+    if isinstance(value, list):
+        return {prefix: ", ".join(str(item) for item in value)}
+    return {prefix: str(value)}

@@ -1,0 +1,105 @@
+"""``run.json``: what a run computes, and the attempts at it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import uuid
+from collections.abc import Mapping
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import Any
+
+from raypurify import __version__, storage
+
+PACKAGES = ("torch", "ray", "pyarrow", "numpy", "torchattacks", "scikit-image")
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run's folder. ``counts`` of the attempt in progress is free to be filled."""
+
+    output: str
+    identity: Mapping[str, Any]
+    attempts: list[dict[str, Any]]
+    finished: bool
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def attempt(self, hardware: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[None]:
+        """Record an attempt: its start when entered, its end and counts when left, also by an exception."""
+        entry: dict[str, Any] = {
+            "id": uuid.uuid4().hex[:12],
+            "started": _now(),
+            "ended": None,
+            "versions": versions(),
+            "hardware": dict(hardware),
+            "config": dict(config),
+            "counts": self.counts,
+        }
+        self.attempts.append(entry)
+        self._write()
+        try:
+            yield
+        finally:
+            entry["ended"] = _now()
+            self._write()
+
+    def finish(self) -> None:
+        """Mark the run as whole."""
+        storage.mark_success(self.output)
+
+    def _write(self) -> None:
+        storage.write_json(
+            storage.join(self.output, "run.json"), {"identity": dict(self.identity), "attempts": self.attempts}
+        )
+
+
+def open_run(output: str, identity: Mapping[str, Any], *, overwrite: bool = False) -> Run:
+    """Begin a run in ``output``, or go on with the one that is there.
+
+    Args:
+        output: URL of a folder.
+        identity: what is computed, as JSON values.
+        overwrite: start afresh, whatever is there.
+
+    Raises:
+        ValueError: the output holds a run of another identity (the message names what differs), or other files.
+    """
+    path = storage.join(output, "run.json")
+    if overwrite:
+        storage.remove(output)
+    if not storage.exists(path):
+        if storage.list_files(output):
+            raise ValueError(f"{output} holds files of something else: give an empty output, or --overwrite")
+        return Run(output=output, identity=identity, attempts=[], finished=False)
+    run = storage.read_json(path)
+    _check_identity(output, run["identity"], identity)
+    return Run(output=output, identity=identity, attempts=run["attempts"], finished=storage.is_success(output))
+
+
+def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name in sorted(set(there) | set(wanted)):
+        if there.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{output} holds a run with {name} = {there.get(name)!r}; this one has {name} = {wanted.get(name)!r}. "
+                "Give another --output, or --overwrite to start afresh"
+            )
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of what it stands on."""
+    installed = {name: metadata.version(name) for name in PACKAGES}
+    return {"raypurify": __version__, "python": platform.python_version(), **installed}
+
+
+def machine() -> dict[str, Any]:
+    """The machine this process runs on."""
+    return {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,113 @@
+"""The tables that a run writes: column names, units and pyarrow schemas.
+
+Every writer casts to these schemas and every reader relies on them, so that a column is named and typed in one place.
+Similarities are always measured against the clean image. Lengths are in pixels' units, on pixels in [0, 1].
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SETTINGS = ("white-box", "black-box", "adaptive")
+"""Who attacks. ``white-box``: the attacker knows the classifier, not the purifier. ``black-box``: the same, but the
+purifier was trained for another classifier (the paper's "X/Y"). ``adaptive``: the attacker knows both."""
+
+COMPARISONS = ("adversarial", "purified", "clean_purified")
+"""The images that are compared with the clean one: attacked; attacked then purified; clean then purified."""
+
+NO_ATTACK = "none"
+
+CELL = pa.schema(
+    [
+        pa.field("cell", pa.string(), nullable=False),  # hash of the fields below and of the models' weights
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("setting", pa.string(), nullable=False),
+        pa.field("attack", pa.string(), nullable=False),
+        pa.field("norm", pa.string()),  # "linf", "l2", or null: the attack minimises instead
+        pa.field("eps", pa.float64()),  # radius of the ball, null without one
+        pa.field("params", pa.string(), nullable=False),  # JSON: every parameter of the attack
+        pa.field("victim", pa.string(), nullable=False),  # what the attack saw: the classifier, or purifier+classifier
+        pa.field("classifier", pa.string(), nullable=False),
+        pa.field("purifier", pa.string(), nullable=False),
+    ]
+)
+"""``cells.parquet``: one row for each cell of the grid."""
+
+SCORES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("pred_clean", pa.int64(), nullable=False),
+        pa.field("pred_adversarial", pa.int64(), nullable=False),  # without the purifier
+        pa.field("pred_purified", pa.int64(), nullable=False),
+        pa.field("pred_clean_purified", pa.int64(), nullable=False),
+        pa.field("detected", pa.bool_()),  # null without a detector
+        pa.field("linf", pa.float32(), nullable=False),  # of adversarial - clean
+        pa.field("l2", pa.float32(), nullable=False),
+        pa.field("steps", pa.int64(), nullable=False),
+        pa.field("queries", pa.int64(), nullable=False),
+        *(pa.field(f"psnr_{kind}", pa.float32(), nullable=False) for kind in COMPARISONS),  # dB, capped at 100
+        *(pa.field(f"ssim_{kind}", pa.float32()) for kind in COMPARISONS),  # null where a side is under 11 pixels
+    ]
+)
+"""``scores/cell=<hash>/``: one row for each image."""
+
+SUMMARY = pa.schema(
+    [
+        *CELL,
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("accuracy_clean", pa.float64(), nullable=False),
+        pa.field("accuracy_adversarial", pa.float64(), nullable=False),  # the paper's "no defense"
+        pa.field("accuracy_purified", pa.float64(), nullable=False),  # Eq. 13
+        pa.field("accuracy_purified_low", pa.float64(), nullable=False),  # 95% Wilson bounds
+        pa.field("accuracy_purified_high", pa.float64(), nullable=False),
+        pa.field("accuracy_clean_purified", pa.float64(), nullable=False),
+        pa.field("success_rate_eq14", pa.float64()),  # accuracy_purified / accuracy_clean; null where the latter is 0
+        *(pa.field(f"psnr_{kind}", pa.float64(), nullable=False) for kind in COMPARISONS),  # means, dB
+        *(pa.field(f"ssim_{kind}", pa.float64()) for kind in COMPARISONS),  # means
+        pa.field("psnr_purified_eq16", pa.float64(), nullable=False),  # psnr_purified + 20 log10(255), see metrics.py
+        pa.field("linf_max", pa.float64(), nullable=False),
+        pa.field("l2_median", pa.float64(), nullable=False),  # over images right at first; a failure counts as inf
+        pa.field("steps_mean", pa.float64(), nullable=False),
+        pa.field("queries_mean", pa.float64(), nullable=False),
+    ]
+)
+"""``summary.parquet``: ``cells.parquet``'s columns and the results."""
+
+SAMPLES = pa.schema(
+    [
+        pa.field("cell", pa.string(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # "random", or "worst": the least similar after purification
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("pred_clean", pa.int64(), nullable=False),
+        pa.field("pred_adversarial", pa.int64(), nullable=False),
+        pa.field("pred_purified", pa.int64(), nullable=False),
+        pa.field("shape", pa.list_(pa.int64()), nullable=False),  # [H, W, C]
+        pa.field("clean", pa.list_(pa.float32()), nullable=False),  # H*W*C pixels in [0, 1], row-major HWC
+        pa.field("adversarial", pa.list_(pa.float32()), nullable=False),
+        pa.field("purified", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""``samples/``: a few images with their pixels, for the report."""
+
+REJECTS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),  # "read" or "decode"
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""``rejects/``: one row for each image that could not be used."""
+
+METRICS = pa.schema(
+    [
+        pa.field("step", pa.int64(), nullable=False),
+        pa.field("epoch", pa.int64(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),  # mean over the global batch
+        pa.field("rate", pa.float64(), nullable=False),  # learning rate of this step
+        pa.field("images_per_second", pa.float64(), nullable=False),  # of all workers together
+    ]
+)
+"""``metrics.parquet`` of a training: one row for each step."""

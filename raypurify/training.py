@@ -1,0 +1,294 @@
+"""Training in plain torch: the configuration, one step, one validation. Nothing here knows of workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raypurify import plugins
+from raypurify.attacks import Attack
+from raypurify.seeds import derive, seed_of
+
+Precision = Literal["float32", "bfloat16"]
+Augmentation = Literal["none", "affine", "flip_crop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What is trained, on what, and how: the identity of a training run."""
+
+    data: str
+    """digits, mnist, cifar10, or the URL of a dataset."""
+    model: str
+    """Classifier or purifier to train: NAME[,KEY=VALUE...], or my_package.module:callable."""
+    classifier: str | None = None
+    """Checkpoint of the classifier that a purifier is trained for; none when a classifier is trained."""
+    attacks: tuple[str, ...] = (
+        "fgsm,epsilon=0.3",
+        "r_fgsm,epsilon=0.3",
+        "pgd,epsilon=0.3,steps=5",
+        "pgd,epsilon=0.3,steps=12,step_size=0.04",
+    )
+    """Attacks that make a purifier's adversarial images, in equal shares: NAME[,KEY=VALUE...] each."""
+    clean_share: float = 0.15
+    """Share of a purifier's images that are left clean, in [0, 1]."""
+    augmentation: Augmentation = "none"
+    """Random change of each image: "affine" (turn, scale, shift: digits), "flip_crop" (mirror, shift: photographs)."""
+    epochs: int = 6
+    batch: int = 128
+    """Images in a step, of all workers together."""
+    rate: float = 1e-3
+    """Peak learning rate of AdamW; one cycle, with the first tenth to warm up."""
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    precision: Precision = "bfloat16"
+    """Of networks' arithmetic while training; weights and sums are float32 in either case."""
+    validation: int = 1000
+    """Images of the training split that are held out, and scored after each epoch."""
+    limit: int | None = None
+    """Train on the first images only."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clean_share <= 1:
+            raise ValueError(f"clean_share must be in [0, 1]; got {self.clean_share!r}")
+        for name in ("epochs", "batch", "rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
+        if self.validation < 0 or self.weight_decay < 0:
+            raise ValueError(f"validation and weight_decay must be at least 0: {self.validation!r}, {self.weight_decay!r}")
+        if self.classifier is not None and not self.attacks:
+            raise ValueError("attacks must name at least one attack to train a purifier against")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64; seeds: one for each image, of this run and epoch."""
+
+    x: Tensor
+    y: Tensor
+    seeds: Sequence[int]
+
+
+def batch_of(images: np.ndarray | Tensor, labels: np.ndarray | Tensor, seeds: Sequence[int], device: str) -> Batch:
+    """A batch from (N, H, W, C) uint8 images: on the device, in channels-last memory, which convolutions gain from."""
+    x = torch.as_tensor(images).to(device).permute(0, 3, 1, 2)
+    x = x.to(memory_format=torch.channels_last).float().div_(255)
+    return Batch(x=x, y=torch.as_tensor(labels).to(device), seeds=seeds)
+
+
+def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
+    """Arithmetic of ``precision`` in what runs inside."""
+    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def augment(x: Tensor, seeds: Sequence[int], augmentation: Augmentation) -> Tensor:
+    """Change each image at random by its own seed.
+
+    ``affine``: turned by up to 12 degrees, scaled by 0.88 to 1.12, shifted by up to 7%, sheared by up to 0.12.
+    ``flip_crop``: mirrored every second time, shifted by up to an eighth of its side, the edges reflected.
+    """
+    if augmentation == "none":
+        return x
+    draws = np.stack([np.random.default_rng(seed).random(6) for seed in seeds])
+    low_high = torch.from_numpy(draws).to(x) * 2 - 1
+    if augmentation == "affine":
+        return _affine(x, low_high)
+    return _flip_crop(x, low_high)
+
+
+def _affine(x: Tensor, draws: Tensor) -> Tensor:
+    angle, scale, shear = draws[:, 0] * math.radians(12), 1 + 0.12 * draws[:, 1], 0.12 * draws[:, 2]
+    matrix = torch.zeros(len(x), 2, 3, dtype=x.dtype, device=x.device)
+    matrix[:, 0, 0], matrix[:, 0, 1] = torch.cos(angle) * scale, -torch.sin(angle) * scale + shear
+    matrix[:, 1, 0], matrix[:, 1, 1] = torch.sin(angle) * scale, torch.cos(angle) * scale
+    matrix[:, :, 2] = 0.14 * draws[:, 3:5]
+    grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _flip_crop(x: Tensor, draws: Tensor) -> Tensor:
+    height, width = x.shape[-2:]
+    pad_y, pad_x = height // 8, width // 8
+    padded = F.pad(x, (pad_x, pad_x, pad_y, pad_y), mode="reflect")
+    top = ((draws[:, 0] + 1) / 2 * (2 * pad_y + 1)).long().clamp(max=2 * pad_y)
+    left = ((draws[:, 1] + 1) / 2 * (2 * pad_x + 1)).long().clamp(max=2 * pad_x)
+    rows = top[:, None] + torch.arange(height, device=x.device)
+    columns = left[:, None] + torch.arange(width, device=x.device)
+    columns = torch.where(draws[:, 2:3] > 0, columns.flip(1), columns)
+    images = torch.arange(len(x), device=x.device)[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[images, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierObjective:
+    """Cross-entropy of the logits."""
+
+    augmentation: Augmentation
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean over the batch."""
+        x = augment(batch.x, batch.seeds, self.augmentation)
+        return F.cross_entropy(model(x).float(), batch.y)
+
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the batch: images classified right."""
+        return {"accuracy": (model(batch.x).argmax(dim=1) == batch.y).sum()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifierObjective:
+    """A purifier's own loss on adversarial pairs: attacked image to clean image."""
+
+    victim: nn.Module
+    """The classifier, in eval and frozen."""
+    attacks: tuple[Attack, ...]
+    clean_share: float
+    augmentation: Augmentation
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """``model``'s training loss on the attacked batch; ``model`` is :class:`PurifierLoss`, maybe wrapped."""
+        x = augment(batch.x, batch.seeds, self.augmentation)
+        return model(self.attacked(Batch(x=x, y=batch.y, seeds=batch.seeds)), x)
+
+    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the batch: attacked images classified right when purified, and not; clean ones when purified."""
+        purifier = model.purifier if isinstance(model, PurifierLoss) else model
+        x_adv = self.attacked(batch, clean_share=0)
+        right = {
+            "accuracy_purified": self.victim(purifier(x_adv)),
+            "accuracy_adversarial": self.victim(x_adv),
+            "accuracy_clean_purified": self.victim(purifier(batch.x)),
+        }
+        return {name: (logits.argmax(dim=1) == batch.y).sum() for name, logits in right.items()}
+
+    def attacked(self, batch: Batch, clean_share: float | None = None) -> Tensor:
+        """Each image under the attack that its seed picks, or as it is: (N, C, H, W)."""
+        share = self.clean_share if clean_share is None else clean_share
+        picks = np.array([seed_of(seed, "mixture") / 2**63 for seed in batch.seeds])
+        chosen = np.where(picks < share, -1, (picks - share) / max(1 - share, 1e-9) * len(self.attacks)).astype(int)
+        x_adv = batch.x.clone()
+        for index, attack in enumerate(self.attacks):
+            rows = np.flatnonzero(chosen == index)
+            if rows.size:
+                seeds = derive([batch.seeds[row] for row in rows], attack)
+                where = torch.from_numpy(rows).to(batch.x.device)
+                x_adv[where] = attack(self.victim, batch.x[where], batch.y[where], seeds=seeds).x_adv
+        return x_adv
+
+
+class PurifierLoss(nn.Module):
+    """A purifier whose forward is its training loss, so that data-parallel wrapping sees one forward."""
+
+    def __init__(self, purifier: nn.Module) -> None:
+        super().__init__()
+        self.purifier = purifier
+
+    def forward(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        return self.purifier.training_loss(x_adv, x)
+
+
+Objective = ClassifierObjective | PurifierObjective
+
+
+def build_attacks(texts: Sequence[str]) -> tuple[Attack, ...]:
+    """Attacks from ``NAME[,KEY=VALUE...]``.
+
+    Raises:
+        ValueError: an unknown attack or parameter.
+    """
+    return tuple(plugins.build("raypurify.attacks", plugins.Spec.parse(text)) for text in texts)
+
+
+@dataclass(kw_only=True)
+class Optimization:
+    """AdamW under a one-cycle learning rate that is a function of the step, so that resuming needs no state of it."""
+
+    parameters: list[nn.Parameter]
+    config: TrainingConfig
+    total_steps: int
+    optimizer: torch.optim.AdamW = field(init=False)
+
+    def __post_init__(self) -> None:
+        decayed = [parameter for parameter in self.parameters if parameter.ndim > 1]
+        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.config.rate)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of ``step``, counted from 0: up linearly for a tenth, then down along a cosine to 0."""
+        warm = max(1, self.total_steps // 10)
+        if step < warm:
+            return self.config.rate * (step + 1) / warm
+        return self.config.rate * (1 + math.cos(math.pi * (step - warm) / max(1, self.total_steps - warm))) / 2
+
+    def apply(self, step: int) -> float:
+        """Clip the gradients that are there, update the parameters, clear the gradients; returns the learning rate."""
+        rate = self.rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return rate
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors by name, for a checkpoint without pickle."""
+        tensors = {}
+        for index, parameter in enumerate(self._ordered()):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{index}.{name}"] = value
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave."""
+        for index, parameter in enumerate(self._ordered()):
+            names = {key.partition(".")[2] for key in tensors if key.startswith(f"{index}.")}
+            state = {name: tensors[f"{index}.{name}"] for name in names}
+            self.optimizer.state[parameter] = {
+                name: value.to(parameter.device) if name != "step" else value for name, value in state.items()
+            }
+
+    def _ordered(self) -> Iterator[nn.Parameter]:
+        for group in self.optimizer.param_groups:
+            yield from group["params"]
+
+
+def train_step(
+    model: nn.Module, objective: Objective, optimization: Optimization, batch: Batch, step: int, device: str
+) -> tuple[Tensor, float]:
+    """One step: forward, backward, clip, update.
+
+    Returns:
+        The loss of this batch (a detached scalar, still on the device) and the learning rate.
+    """
+    with autocast(device, optimization.config.precision):
+        loss = objective.loss(model, batch)
+    loss.backward()
+    return loss.detach(), optimization.apply(step)
+
+
+def validate(model: nn.Module, objective: Objective, batches: Iterator[Batch]) -> dict[str, float]:
+    """Sums of the objective's scores over ``batches``, in float32, and ``n``, the number of images."""
+    model.eval()
+    sums: dict[str, float] = {"n": 0.0}
+    with torch.no_grad():
+        for batch in batches:
+            sums["n"] += len(batch.y)
+            for name, value in objective.score(model, batch).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+    model.train()
+    return sums

@@ -1,0 +1,109 @@
+"""raypurify.plugins: names, dotted paths, and the errors of both, on real packages written to disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raypurify.plugins import Spec, build, find, known
+
+PLUGINS = {
+    "__init__.py": "",
+    "double.py": "def build(*, factor=2):\n    return lambda x: factor * x\n",
+    "triple.py": "def build():\n    return lambda x: 3 * x\n",
+    "_shared.py": "build = None\n",
+    "broken.py": "import no_such_library_of_the_plugin\n",
+    "makers.py": "LIMIT = 3\n\ndef make(*, factor):\n    return lambda x: factor * x\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package of plugins, under a name of its own, since Python keeps what it has imported."""
+    name = f"plugins_of_{tmp_path.name}"
+    (tmp_path / name).mkdir()
+    for file, source in PLUGINS.items():
+        (tmp_path / name / file).write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "params"),
+    [
+        ("pgd", "pgd", {}),
+        ("pgd,epsilon=0.3,steps=40", "pgd", {"epsilon": 0.3, "steps": 40}),
+        (" pgd , steps=40", "pgd", {"steps": 40}),
+        ("pgd,random=false,norm=linf,target=null", "pgd", {"random": False, "norm": "linf", "target": None}),
+        ("my_package.models:make,path=s3://bucket/a=b", "my_package.models:make", {"path": "s3://bucket/a=b"}),
+    ],
+)
+def test_spec_parses_and_prints(text: str, name: str, params: dict[str, object]) -> None:
+    spec = Spec.parse(text)
+    assert spec == Spec(name=name, params=params)
+    assert Spec.parse(str(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"), [("pgd,steps", "'steps'"), ("pgd,=3", "'=3'"), ("", "empty"), (",a=1", "empty")]
+)
+def test_spec_refuses_what_it_cannot_read(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=f"expected NAME.*{wrong}"):
+        Spec.parse(text)
+
+
+def test_a_file_is_a_plugin(package: str) -> None:
+    assert known(package) == ["broken", "double", "makers", "triple"]
+    assert build(package, Spec(name="triple"))(5) == 15
+    assert build(package, Spec.parse("double,factor=7"))(5) == 35
+
+
+def test_an_unknown_name_lists_the_known_ones(package: str) -> None:
+    for name in ("quadruple", "_shared", "double.build"):
+        with pytest.raises(ValueError, match=f"unknown name '{name}'.*broken, double, makers, triple.*module:callable"):
+            find(package, name)
+
+
+def test_a_dotted_path_names_a_callable_of_the_users_own(package: str) -> None:
+    spec = Spec.parse(f"{package}.makers:make,factor=4")
+    assert build("raypurify.purifiers", spec)(5) == 20
+
+
+def test_a_dotted_path_to_nothing_says_what_is_missing(package: str) -> None:
+    with pytest.raises(ValueError, match=r"no module 'no_such_package'.*PYTHONPATH"):
+        find(package, "no_such_package.models:make")
+    for attribute in ("absent", "LIMIT", ""):
+        with pytest.raises(ValueError, match=rf"{package}\.makers' has no callable '{attribute}'"):
+            find(package, f"{package}.makers:{attribute}")
+    with pytest.raises(ModuleNotFoundError, match=rf"{package}\.absent"):
+        find(package, f"{package}.absent:make")
+
+
+def test_an_import_error_inside_a_plugin_is_shown_as_it_is(package: str) -> None:
+    for name in ("broken", f"{package}.broken:build"):
+        with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_library_of_the_plugin'"):
+            find(package, name)
+
+
+def test_parameters_that_a_plugin_does_not_take_are_named(package: str) -> None:
+    with pytest.raises(ValueError, match=r"double,power=3:.*power"):
+        build(package, Spec.parse("double,power=3"))
+    with pytest.raises(ValueError, match=r"makers:make:.*factor"):
+        build(package, Spec(name=f"{package}.makers:make"))
+
+
+def test_a_name_means_the_same_in_a_fresh_process(package: str) -> None:
+    source = (
+        "import json, sys\nfrom raypurify.plugins import Spec, build, known\n"
+        "print(json.dumps([known(sys.argv[1]), build(sys.argv[1], Spec.parse('double,factor=7'))(5)]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run(
+        [sys.executable, "-c", source, package], env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(run.stdout) == [known(package), 35]
