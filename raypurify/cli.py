@@ -46,7 +46,7 @@ def parse(default: Arguments, argv: Sequence[str], description: str | None = Non
         default=default,
         args=argv,
         description=f"{description or ''}\n\n--config FILE.yaml sets any of these flags by name.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.OmitArgPrefixes,),
     )
 
 

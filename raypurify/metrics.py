@@ -56,7 +56,7 @@ def l2(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: as :func:`psnr`.
     """
-    return _difference(a, b).norm(dim=1)
+    return _difference(a, b).square().sum(dim=1).sqrt()
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:

@@ -34,7 +34,9 @@ def test_bilevel_becomes_grey() -> None:
 def test_palette_becomes_rgb() -> None:
     image = Image.fromarray(np.array([[0, 1], [1, 0]], np.uint8), mode=None).convert("P")
     image.putpalette([10, 20, 30, 40, 50, 60])
-    np.testing.assert_array_equal(images.decode(encode(image)), [[[10, 20, 30], [40, 50, 60]], [[40, 50, 60], [10, 20, 30]]])
+    np.testing.assert_array_equal(
+        images.decode(encode(image)), [[[10, 20, 30], [40, 50, 60]], [[40, 50, 60], [10, 20, 30]]]
+    )
 
 
 def test_16_bits_are_scaled_and_rounded() -> None:

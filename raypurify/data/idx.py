@@ -128,7 +128,6 @@ def read(shard: Shard, start: int, stop: int) -> Rows:
     """Rows ``start`` to ``stop`` of a shard: two reads by offset."""
     check_run(shard, start, stop)
     extra = shard.extra
-    start, stop = shard.first + start, shard.first + stop
     dims = tuple(extra["dimensions"])
     pixels = np.frombuffer(_values(shard.url, extra["version"], dims, start, stop), np.uint8)
     labels = np.frombuffer(_values(extra["labels"], extra["labels_version"], dims[:1], start, stop), np.uint8)

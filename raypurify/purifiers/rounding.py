@@ -31,8 +31,8 @@ class Rounding(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        highest = 2**self.bits - 1
-        return (x * highest).round().div(highest)
+        highest = (1 << self.bits) - 1
+        return (x * highest).round() / highest
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-WIDTH = 5.0  # inches: about a phone's width in CSS pixels, so that letters keep their size there
+WIDTH = 4.2  # inches: about a phone's width in CSS pixels, so that letters keep their size there
 
 # matplotlib draws with these stand-ins; the page's variables replace them in the SVG.
 _VARIABLES = {
@@ -28,11 +29,11 @@ _VARIABLES = {
     "adaptive-soft": "#010107",
     "page": "#010108",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "raypurify",
     "font.family": "DejaVu Sans",
-    "font.size": 9.5,
+    "font.size": 9.0,
     "hatch.linewidth": 1.1,
     "text.color": _VARIABLES["text"],
     "axes.edgecolor": _VARIABLES["rule"],
@@ -60,13 +61,13 @@ class Bar:
 
 
 def accuracy_bars(bars: Sequence[Bar], *, name: str) -> str:
-    """Accuracy under each attack: no defense, purified, adaptive; a line at the clean accuracy (the paper's Figs. 8-11).
+    """Accuracy under each attack: no defense, purified, adaptive; a line at the clean one (the paper's Figs. 8-11).
 
     Returns:
         An ``<svg>`` element. ``name`` is a prefix for its ids, which are unique in the page if the name is.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 0.45 + 0.82 * len(bars)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.4 + 0.72 * len(bars)), layout="constrained")
         axes = figure.add_subplot()
         for position, bar in enumerate(bars):
             _draw_bar(axes, position, bar)
@@ -102,7 +103,7 @@ def _draw_bar(axes: Axes, position: int, bar: Bar) -> None:
         text = "not run" if share is None else f"{100 * share:.1f}%"
         place = axes.get_yaxis_transform()
         colour = _VARIABLES["muted" if share is None else "text"]
-        axes.text(1.13, position + offset, text, transform=place, ha="right", va="center", fontsize=8.5, color=colour)
+        axes.text(1.17, position + offset, text, transform=place, ha="right", va="center", fontsize=8.0, color=colour)
     axes.vlines(bar.clean, position - 0.42, position + 0.42, colors=_VARIABLES["text"], linestyles=(0, (3, 2)), lw=1.1)
 
 
@@ -115,7 +116,7 @@ def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str)
     finite = np.isfinite(loss)
     step, loss = step[finite], loss[finite]
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(*_thinned(step, loss), color=_VARIABLES["purified"], alpha=0.3, lw=0.8)
         axes.plot(step, smooth(loss), color=_VARIABLES["purified"], lw=1.8)
@@ -145,7 +146,8 @@ def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     total = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
     first, last = np.maximum(place - half, 0), np.minimum(place + half, len(values) - 1)
-    return (total[last + 1] - total[first]) / (last + 1 - first)
+    mean: NDArray[np.float64] = (total[last + 1] - total[first]) / (last + 1 - first)
+    return mean
 
 
 def _thinned(

@@ -12,7 +12,10 @@ HIDDEN = "(hidden)"
 NOT_AVAILABLE = "–"
 NO_BREAK = "\u00a0"
 
-_SECRET_KEY = re.compile(r"secret|passw|token|credential|signature|authorization|bearer|cookie|^key$|(api|access|account|private|session)_?-?key", re.I)
+_SECRET_KEY = re.compile(
+    r"secret|passw|token|credential|signature|authorization|bearer|cookie|^key$|(api|access|account|private|session)_?-?key",
+    re.I,
+)
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 _QUERY = re.compile(r"(?<=\S)(://[^\s?\"']+)\?[^\s\"',]+")
 

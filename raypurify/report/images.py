@@ -133,9 +133,7 @@ def _grid(cells: Sequence[Row], by_cell: dict[str, list[Sample]], kind: str) -> 
     if not columns:
         return None
     names = ("Original", "Perturbation", "Adversarial", "Restored")
-    return Grid(
-        kind=kind, columns=tuple(columns), rows=dict(zip(names, zip(*pictures, strict=True), strict=True))
-    )
+    return Grid(kind=kind, columns=tuple(columns), rows=dict(zip(names, zip(*pictures, strict=True), strict=True)))
 
 
 def _pictures(examples: Sequence[Sample]) -> list[tuple[Picture, ...]]:
@@ -185,7 +183,7 @@ def _perturbation(key: str, change: Pixels, gain: float) -> Picture:
 
 
 def _is_fine(pixels: Pixels) -> bool:
-    return max(pixels.shape[:2]) > SHOWN_SIDE
+    return bool(max(pixels.shape[:2]) > SHOWN_SIDE)
 
 
 def png(pixels: Pixels) -> str:

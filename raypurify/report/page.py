@@ -147,7 +147,7 @@ def _overview(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _charts(tables: Sequence[Table]) -> list[dict[str, Any]]:
     """One chart for each setting, classifier and featured purifier."""
-    charts = []
+    charts: list[dict[str, Any]] = []
     for table in tables:
         targets = dict.fromkeys((group.dataset, group.classifier) for group in table.groups)
         for dataset, classifier in targets:
@@ -253,7 +253,9 @@ def _time(value: Any) -> datetime:
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
     """Nested dicts as one, their keys joined by dots."""
     if isinstance(value, dict):
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()}
+        return {
+            k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
+        }
     if isinstance(value, list):
         return {prefix: ", ".join(str(item) for item in value)}
     return {prefix: str(value)}

@@ -79,7 +79,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """The key figures of one classifier: the strongest attack, and the learned purifier that does best in its worst case.
+    """The key figures of one classifier: its strongest attack, and the learned purifier with the best worst case.
 
     ``adaptive`` is the lowest adaptive cell of that purifier in the same ball, whatever its attack.
     """

@@ -22,7 +22,8 @@ def test_digits_look_like_the_originals() -> None:
     rows = read_rows(source.shards[0], 100, 150)
     images = np.asarray(rows.images)
     assert (images.shape, images.dtype) == ((50, 28, 28, 1), np.uint8)
-    assert not images[:, :4].any() and not images[:, :, -4:].any()
+    assert not images[:, :4].any()
+    assert not images[:, :, -4:].any()
     originals = load_digits().images[[int(key.removeprefix("digits#")) for key in rows.ids]] * (255 / 16)
     # Averaged over blocks of 5x5, the 20x20 pixels in the middle are the 8x8 averaged over 2x2.
     coarse = images[:, 4:24, 4:24, 0].reshape(50, 4, 5, 4, 5).mean((2, 4))

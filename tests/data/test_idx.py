@@ -178,3 +178,11 @@ def test_wrong_arguments(tmp_path: Path, write_mnist) -> None:
         open_source(str(tmp_path), split="test")
     with pytest.raises(DataError, match="nowhere: there is no such file or folder"):
         open_source(str(tmp_path / "nowhere"), split="test")
+
+
+def test_names_with_a_dot_give_the_same_ids(tmp_path: Path, write_mnist) -> None:
+    write_mnist(tmp_path)
+    for name in (IMAGES, LABELS):
+        (tmp_path / name).rename(tmp_path / name.replace("-idx", ".idx"))
+    rows = read_rows(open_source(str(tmp_path), split="train").shards[0], 0, 1)
+    assert rows.ids == [f"{IMAGES}#0"]

@@ -54,7 +54,11 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     path = tmp_path / "train-00000-of-00001.parquet"
     pq.write_table(TABLES[name], path, row_group_size=10)
     source = open_source(str(tmp_path), split="train")
-    assert [(shard.rows, shard.first, shard.row_group) for shard in source.shards] == [(10, 0, 0), (10, 10, 1), (5, 20, 2)]
+    assert [(shard.rows, shard.first, shard.row_group) for shard in source.shards] == [
+        (10, 0, 0),
+        (10, 10, 1),
+        (5, 20, 2),
+    ]
     assert source.classes == 4
     assert source.image_shape == ((6, 5, 3) if name == "tensor" else None)
     rows = read_rows(source.shards[1], 3, 9)

@@ -80,7 +80,9 @@ class Tab:
     def open(self, url: str, *, width: int, dark: bool = False) -> None:
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media="screen", features=features)
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
         self.loaded = False
         self.call("Page.navigate", url=url)
         while not self.loaded:
@@ -155,7 +157,9 @@ def test_page_loads_whole_and_quietly(tab: Tab, page: str, width: int, dark: boo
     tab.open(page, width=width, dark=dark)
 
     assert tab.evaluate("document.querySelectorAll('table.figures tbody tr:not(.group)').length") == 6
-    assert tab.evaluate("document.images.length") == tab.evaluate("document.querySelectorAll('.gallery img').length") > 0
+    assert (
+        tab.evaluate("document.images.length") == tab.evaluate("document.querySelectorAll('.gallery img').length") > 0
+    )
     assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth === 12)")
     assert tab.evaluate("[...document.querySelectorAll('figure svg')].every(svg => svg.getBBox().width > 100)")
     assert tab.evaluate("document.querySelectorAll('figure svg').length") == 3

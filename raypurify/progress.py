@@ -1,0 +1,76 @@
+"""Progress for a person at a terminal, and for a log file: a bar in the one, a line now and then in the other."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts towards a total, on standard error."""
+
+    def __init__(self, what: str, *, total: int, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.count, self.note = 0, ""
+        self._started = self._said = time.monotonic()
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(self.what, total=self.total, rate="", note="")
+            self._bar.start()
+        return self
+
+    def advance(self, count: int, note: str = "") -> None:
+        """``count`` more are done."""
+        self.count += count
+        self.note = note
+        rate = self.count / max(time.monotonic() - self._started, 1e-9)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.count, rate=f"{rate:,.0f} {self.unit}/s", note=note)
+        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._line(rate)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self._line(self.count / max(time.monotonic() - self._started, 1e-9))
+
+    def _line(self, rate: float) -> None:
+        self._said = time.monotonic()
+        left = (self.total - self.count) / rate if rate else 0.0
+        note = f", {self.note}" if self.note else ""
+        print(
+            f"{self.what}: {self.count:,}/{self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, {left:,.0f} s left{note}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def print_table(table: pa.Table) -> None:
+    """Print a small table on standard output: floats with four digits."""
+    shown = Table()
+    for name in table.column_names:
+        shown.add_column(name.replace("_", " "))
+    for row in table.to_pylist():
+        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)

@@ -1,0 +1,103 @@
+"""From scores to the summary: the figures of a cell, read from its Parquet files a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypurify import metrics, schema, storage
+
+SAMPLES_AT_RANDOM = 2
+"""Images of each cell that the report shows, picked by the seed."""
+SAMPLES_WORST = 2
+"""Images of each cell that the report shows because purification restored them worst."""
+
+
+def scores_folder(output: str, cell: str) -> str:
+    """Where a cell's scores are: one Parquet file for each unit of rows."""
+    return storage.join(output, "scores", f"cell={cell}")
+
+
+def read_scores(output: str, cell: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of all the rows of a cell."""
+    urls = storage.list_files(scores_folder(output, cell), ".parquet")
+    subset = pa.schema([schema.SCORES.field(name) for name in columns])
+    return pa.concat_tables([subset.empty_table(), *(storage.read_table(url, list(columns)).cast(subset) for url in urls)])
+
+
+def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
+    """One row of ``schema.SUMMARY``.
+
+    Args:
+        output: the run's folder.
+        cell: the cell's row of ``schema.CELL``.
+
+    Raises:
+        ValueError: the cell has no rows, or an id twice.
+    """
+    names = [name for name in schema.SCORES.names if name != "detected"]
+    scores = read_scores(output, cell["cell"], names)
+    _check_rows(scores["id"], cell)
+    values = {name: scores[name].to_numpy() for name in names if name != "id"}
+    n, label = len(scores), values["label"]
+    right = {kind: values[f"pred_{kind}"] == label for kind in ("clean", *schema.COMPARISONS)}
+    accuracy = {kind: float(hits.mean()) for kind, hits in right.items()}
+    low, high = metrics.wilson_interval(int(right["purified"].sum()), n)
+    means = {f"{what}_{kind}": _mean(values[f"{what}_{kind}"]) for what in ("psnr", "ssim") for kind in schema.COMPARISONS}
+    return {
+        **cell,
+        "n": n,
+        **{f"accuracy_{kind}": value for kind, value in accuracy.items()},
+        "accuracy_purified_low": low,
+        "accuracy_purified_high": high,
+        "success_rate_eq14": accuracy["purified"] / accuracy["clean"] if accuracy["clean"] else None,
+        **means,
+        "psnr_purified_eq16": means["psnr_purified"] + metrics.PSNR_EQ16_OFFSET,
+        "linf_max": float(values["linf"].max()),
+        "l2_median": _median_l2(values["l2"], right["clean"], right["adversarial"]),
+        "steps_mean": float(values["steps"].mean()),
+        "queries_mean": float(values["queries"].mean()),
+    }
+
+
+def _check_rows(ids: pa.ChunkedArray, cell: Mapping[str, Any]) -> None:
+    if not len(ids):
+        raise ValueError(f"cell {cell['cell']} has no scores: every image was rejected; see rejects/")
+    if len(ids.unique()) != len(ids):
+        counts = ids.value_counts().to_pylist()
+        twice = next(entry["values"] for entry in counts if entry["counts"] > 1)
+        raise ValueError(f"the id {twice!r} stands for more than one image; ids must be unique in a dataset")
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values.astype(float))].astype(float)
+    return float(known.mean()) if known.size else None
+
+
+def _median_l2(l2: np.ndarray, clean_right: np.ndarray, still_right: np.ndarray) -> float:
+    """Over the images that the classifier got right at first; an attack that failed counts as infinite."""
+    if not clean_right.any():
+        return float("inf")
+    return float(np.median(np.where(still_right, np.inf, l2)[clean_right]))
+
+
+def write_summary(output: str, cells: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Write ``summary.parquet`` for these rows of ``schema.CELL`` and return it."""
+    rows = [summarise(output, cell) for cell in cells]
+    table = pa.Table.from_pylist(rows, schema=schema.SUMMARY)
+    storage.write_table(storage.join(output, "summary.parquet"), table)
+    return table
+
+
+def sample_ids(output: str, cell: str, seed: int) -> dict[str, str]:
+    """Which images of a cell to show, and why: id -> "random" or "worst" (the lowest PSNR once purified)."""
+    scores = read_scores(output, cell, ["id", "psnr_purified"])
+    ids = np.array(scores["id"].to_pylist(), dtype=object)
+    order = np.argsort(ids)
+    worst = ids[order][np.argsort(scores["psnr_purified"].to_numpy()[order], kind="stable")[:SAMPLES_WORST]]
+    chosen = {name: "worst" for name in worst}
+    picked = np.random.default_rng(seed).permutation(len(ids))[:SAMPLES_AT_RANDOM]
+    return {**chosen, **{ids[order][index]: "random" for index in picked}}
