@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,16 +26,16 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """Read ``NAME[,KEY=VALUE...]``. A value is JSON where it parses as such, else a string.
+        """Read ``NAME[,KEY=VALUE...]``. A value is JSON where it parses as such (``layers=[4,6]``), else a string.
 
         Raises:
             ValueError: a part that is not ``KEY=VALUE``, or an empty name.
         """
-        name, *pairs = text.split(",")
+        name, *pairs = _SEPARATOR.split(text)
         params = {}
         for pair in pairs:
             key, equals, value = pair.partition("=")
-            if not equals or not key:
+            if not equals or not key.strip():
                 raise ValueError(f"expected NAME[,KEY=VALUE...], got {text!r}: {pair!r} is not KEY=VALUE")
             params[key.strip()] = _json_or_string(value)
         if not name.strip():
@@ -42,8 +43,15 @@ class Spec:
         return cls(name=name.strip(), params=params)
 
     def __str__(self) -> str:
-        pairs = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in self.params.items())
-        return ",".join([self.name, *pairs])
+        return ",".join([self.name, *(f"{key}={_written(value)}" for key, value in self.params.items())])
+
+
+_SEPARATOR = re.compile(r",(?![^\[]*\])")  # a comma that is not inside brackets
+
+
+def _written(value: Any) -> str:
+    plain = isinstance(value, str) and _json_or_string(value) == value
+    return value if plain else json.dumps(value, separators=(",", ":"))
 
 
 def _json_or_string(text: str) -> Any:

@@ -75,7 +75,8 @@ def test_equals_scikit_image(pair: str, shape: tuple[int, int, int]) -> None:
     a, b = PAIRS[pair]((N, *shape))
     assert not torch.equal(a, b)
     for ours, oracle in ((ssim(a, b), oracle_ssim(a, b)), (psnr(a, b), oracle_psnr(a, b))):
-        assert ours.shape == (N,) and ours.dtype == torch.float32
+        assert ours.shape == (N,)
+        assert ours.dtype == torch.float32
         torch.testing.assert_close(ours, oracle, rtol=0, atol=1e-4)
 
 
@@ -114,7 +115,8 @@ def test_linf_and_l2_of_a_known_difference() -> None:
 def test_ssim_is_nan_where_no_window_fits(side: tuple[int, int]) -> None:
     a = uniform((3, 1, *side))
     similarity = ssim(a, a)
-    assert similarity.shape == (3,) and similarity.dtype == torch.float32
+    assert similarity.shape == (3,)
+    assert similarity.dtype == torch.float32
     assert similarity.isnan().all()
 
 

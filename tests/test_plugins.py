@@ -40,6 +40,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("pgd,epsilon=0.3,steps=40", "pgd", {"epsilon": 0.3, "steps": 40}),
         (" pgd , steps=40", "pgd", {"steps": 40}),
         ("pgd,random=false,norm=linf,target=null", "pgd", {"random": False, "norm": "linf", "target": None}),
+        ("d_net,layers=[4,6,6],growth=12", "d_net", {"layers": [4, 6, 6], "growth": 12}),
+        ('mine,version="3"', "mine", {"version": "3"}),
         ("my_package.models:make,path=s3://bucket/a=b", "my_package.models:make", {"path": "s3://bucket/a=b"}),
     ],
 )
@@ -50,7 +52,7 @@ def test_spec_parses_and_prints(text: str, name: str, params: dict[str, object])
 
 
 @pytest.mark.parametrize(
-    ("text", "wrong"), [("pgd,steps", "'steps'"), ("pgd,=3", "'=3'"), ("", "empty"), (",a=1", "empty")]
+    ("text", "wrong"), [("pgd,steps", "'steps'"), ("pgd,=3", "'=3'"), ("pgd, =3", "' =3'"), ("", "empty"), (",a=1", "empty")]
 )
 def test_spec_refuses_what_it_cannot_read(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=f"expected NAME.*{wrong}"):

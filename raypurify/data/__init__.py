@@ -13,7 +13,7 @@ from raypurify.data import download
 from raypurify.data.base import NO_LABEL, DataError, Found, Rows, Shard, Source
 from raypurify.data.resolve import resolve
 
-__all__ = ["NO_LABEL", "DataError", "Rows", "Shard", "Source", "open_source", "read_rows"]
+__all__ = ["NO_LABEL", "DataError", "Rows", "Shard", "Source", "open_source", "read_rows", "shape_of"]
 
 
 def open_source(
@@ -46,6 +46,21 @@ def open_source(
         classes=found.classes,
         fingerprint=_fingerprint(found, limit),
     )
+
+
+def shape_of(source: Source) -> tuple[int, int, int]:
+    """(H, W, C) of the images: what the files say, or else the first image's, which is read.
+
+    Raises:
+        DataError: the first image cannot be decoded.
+    """
+    if source.image_shape is not None:
+        return source.image_shape
+    first = read_rows(source.shards[0], 0, 1)
+    if first.rejects:
+        raise DataError(f"{first.rejects[0]['url']}: {first.rejects[0]['reason']}")
+    height, width, channels = first.images[0].shape
+    return height, width, channels
 
 
 def read_rows(shard: Shard, start: int, stop: int) -> Rows:

@@ -19,7 +19,7 @@ import ray
 import torch
 
 from raypurify import evaluation, results, runs, schema, storage
-from raypurify.data import Rows, Source, open_source, read_rows
+from raypurify.data import Rows, Source, open_source, read_rows, shape_of
 from raypurify.distributed import cluster, streams
 from raypurify.evaluation import EvaluationConfig, Evaluator, Grid, Scored
 from raypurify.progress import Progress, print_table
@@ -169,16 +169,14 @@ def _check_shapes(grid: Grid, source: Source) -> None:
     Raises:
         ValueError: names the model and the shape.
     """
-    if source.image_shape is None:
-        return
-    height, width, channels = source.image_shape
+    height, width, channels = shape_of(source)
     x = torch.zeros(1, channels, height, width)
     for model in (*grid.classifiers, *grid.purifiers):
         try:
             with torch.no_grad():
                 model.build()(x)
         except RuntimeError as error:
-            raise ValueError(f"{model.name} does not take images of (H, W, C) = {source.image_shape}: {error}") from error
+            raise ValueError(f"{model.name} does not take images of (H, W, C) = {(height, width, channels)}: {error}") from error
 
 
 def _identity(config: EvaluationConfig, source: Source) -> dict[str, Any]:

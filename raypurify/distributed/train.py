@@ -22,7 +22,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from torch import Tensor
 
 from raypurify import models, plugins, runs, schema, storage
-from raypurify.data import Source, open_source
+from raypurify.data import Source, open_source, shape_of
 from raypurify.distributed import cluster, streams
 from raypurify.seeds import seed_of
 from raypurify.training import (
@@ -83,6 +83,7 @@ class Job:
     config: TrainingConfig
     resources: TrainingResources
     source: Source
+    image_shape: tuple[int, int, int]
     network: plugins.Spec
     victim: models.Model | None
 
@@ -106,7 +107,7 @@ class Job:
             "plugin": self.network.name,
             "params": self.network.params,
             "data": self.source.name,
-            "image_shape": self.source.image_shape,
+            "image_shape": self.image_shape,
             "classes": _count(self.source.classes),
             "trained_for": None if victim is None else {"classifier": victim.name, "sha256": victim.sha256},
             "training": dataclasses.asdict(self.config),
@@ -120,16 +121,19 @@ def prepare(config: TrainingConfig, resources: TrainingResources) -> Job:
         ValueError, FileNotFoundError: unknown names, unreadable data or weights.
     """
     source = open_source(config.data, split="train", limit=config.limit)
-    if source.image_shape is None:
-        raise ValueError(f"{config.data}: training needs images of one shape, and these differ")
+    if not source.classes:
+        raise ValueError(f"{config.data}: a training needs labels, and these images have none")
+    shape = shape_of(source)
     victim = None if config.classifier is None else models.load("classifier", config.classifier)
     build_attacks(config.attacks)
     kind: models.Kind = "classifier" if victim is None else "purifier"
-    network = models.shaped_for(kind, config.model, source.image_shape, _count(source.classes))
+    network = models.shaped_for(kind, config.model, shape, _count(source.classes))
     built = plugins.build(models.PACKAGES[kind], network)
     if kind == "purifier" and not hasattr(built, "training_loss"):
         raise ValueError(f"{config.model}: this purifier has nothing to train; give one with a training_loss")
-    job = Job(config=config, resources=resources, source=source, network=network, victim=victim)
+    job = Job(
+        config=config, resources=resources, source=source, image_shape=shape, network=network, victim=victim
+    )
     job.order(0, resources.workers)
     return job
 

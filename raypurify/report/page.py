@@ -221,20 +221,30 @@ def _run(run: Mapping[str, Any]) -> dict[str, Any]:
     safe = formats.redact(run)
     attempts = [attempt for attempt in safe.get("attempts") or [] if isinstance(attempt, dict)]
     return {
-        "identity": json.dumps(safe["identity"], indent=2, ensure_ascii=False) if safe.get("identity") else "",
+        "identity": _json(safe.get("identity")),
+        "config": _json(attempts[-1].get("config") if attempts else None),
         "attempts": [
             {
                 "id": attempt.get("id", ""),
                 "started": attempt.get("started") or "",
                 "ended": attempt.get("ended") or "",
                 "took": _took(attempt.get("started"), attempt.get("ended")),
-                "counts": attempt.get("counts") or {},
+                "counts": [_count(attempt.get("counts"), name) for name in ("in", "out", "rejected", "retried")],
             }
             for attempt in attempts
         ],
         "versions": _flat((attempts[-1].get("versions") if attempts else None) or {}),
         "hardware": _flat((attempts[-1].get("hardware") if attempts else None) or {}),
     }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) if value else ""
+
+
+def _count(counts: Any, name: str) -> str:
+    count = counts.get(name) if isinstance(counts, dict) else None
+    return formats.integer(count) if isinstance(count, int) else formats.NOT_AVAILABLE
 
 
 def _took(started: Any, ended: Any) -> str:

@@ -45,8 +45,11 @@ def test_maps_images_to_images_and_leaves_the_input_alone(name: str, shape: tupl
     x = images(shape)
     kept = x.clone()
     pure = purifier(name)(x)
-    assert pure.shape == x.shape and pure.dtype == torch.float32 and pure.device == x.device
-    assert pure.min() >= 0 and pure.max() <= 1
+    assert pure.shape == x.shape
+    assert pure.dtype == torch.float32
+    assert pure.device == x.device
+    assert pure.min() >= 0
+    assert pure.max() <= 1
     assert torch.equal(x, kept)
 
 

@@ -86,6 +86,7 @@ def run() -> dict[str, Any]:
                 "ended": "2024-05-01T10:03:20Z",
                 "versions": {"python": "3.11.2", "torch": "2.5.1", "ray": "2.40.0"},
                 "hardware": {"nodes": 1, "cpu": {"model": "Some CPU", "cores": 2}},
+                "config": {"workers": 3},
                 "counts": {"in": 1800, "out": 1788, "rejected": 12, "retried": 0},
             }
         ],

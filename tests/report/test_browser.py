@@ -163,7 +163,7 @@ def test_page_loads_whole_and_quietly(tab: Tab, page: str, width: int, dark: boo
     assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth === 12)")
     assert tab.evaluate("[...document.querySelectorAll('figure svg')].every(svg => svg.getBBox().width > 100)")
     assert tab.evaluate("document.querySelectorAll('figure svg').length") == 3
-    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page itself scrolls sideways"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page itself scrolls sideways"
     assert [url for url in tab.requested if not url.startswith("data:")] == [page]
     assert tab.complaints == []
 

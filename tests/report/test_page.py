@@ -54,7 +54,8 @@ class Parsed(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open and self._open.pop() == tag, f"</{tag}> closes nothing"
+        assert self._open[-1:] == [tag], f"</{tag}> closes nothing"
+        self._open.pop()
         if tag in ("td", "th"):
             assert self._cell is not None
             self.tables[-1]["rows"][-1].append(" ".join(" ".join(self._cell).split()))
@@ -170,7 +171,8 @@ def test_charts_and_images_are_described(summary: pa.Table, samples: pa.Table, m
     assert "pgd L∞ ε = 0.3: no defense 1.23%, purified 97.31%, adaptive 4.17%" in str(labels[0]).replace("\u00a0", " ")
     assert "2,500 steps" in str(labels[2])
     images = page.all("img")
-    assert images and all(str(image["src"]).startswith("data:image/png;base64,") for image in images)
+    assert images
+    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in images)
     assert "Adversarial image image-0, label 0, classified as 9: wrong" in [image["alt"] for image in images]
     assert "Restored image image-0, label 0, classified as 0: right" in [image["alt"] for image in images]
 
@@ -201,11 +203,11 @@ def test_page_asks_nothing_of_the_network(
 
 
 def test_hostile_names_are_text(summary: pa.Table, samples: pa.Table, metrics: pa.Table, rejects: pa.Table) -> None:
-    names = {name: HOSTILE for name in ("dataset", "classifier", "attack", "purifier", "norm", "params", "victim")}
+    names = dict.fromkeys(("dataset", "classifier", "attack", "purifier", "norm", "params", "victim"), HOSTILE)
     row = cell() | names
     sample = samples.slice(0, 1).to_pylist()[0] | {"id": HOSTILE, "cell": row["cell"]}
     reject = {"id": HOSTILE, "url": HOSTILE, "stage": HOSTILE, "reason": HOSTILE}
-    attempt = {name: HOSTILE for name in ("id", "started", "ended")} | {"versions": {HOSTILE: HOSTILE}}
+    attempt = dict.fromkeys(("id", "started", "ended"), HOSTILE) | {"versions": {HOSTILE: HOSTILE}}
     page = parse(
         summary_of(row, row | {"setting": "adaptive", "cell": "other"}),
         samples=pa.Table.from_pylist([sample], schema=schema.SAMPLES),
@@ -228,7 +230,8 @@ def test_credentials_are_never_shown(summary: pa.Table) -> None:
     row = cell(purifier="cru_net,checkpoint=https://host/model?sig=s3cr3t-h")
     page = render(summary_of(row), None, run, {})
     assert "s3cr3t" not in page
-    assert "s3://bucket/x" in page and "https://host/model?(hidden)" in page
+    assert "s3://bucket/x" in page
+    assert "https://host/model?(hidden)" in page
 
 
 def test_run_and_rejects_are_shown(summary: pa.Table, run: dict[str, Any], rejects: pa.Table) -> None:
@@ -236,9 +239,13 @@ def test_run_and_rejects_are_shown(summary: pa.Table, run: dict[str, Any], rejec
     shown = [row for table in page.tables for row in table["rows"]]
     assert ["a1", "2024-05-01T10:00:00Z", "2024-05-01T10:03:20Z", "3 min 20 s", "1,800", "1,788", "12", "0"] in shown
     assert ["cats/9.png", "s3://bucket/cats/9.png", "decode", "truncated"] in shown
-    assert "12 images were rejected" in page.text and "cats/10.png" not in page.text
-    assert "cpu.model" in page.text and "Some CPU" in page.text and "2.40.0" in page.text
+    assert "12 images were rejected" in page.text
+    assert "cats/10.png" not in page.text
+    assert "cpu.model" in page.text
+    assert "Some CPU" in page.text
+    assert "2.40.0" in page.text
     assert '"seed": 7' in page.text
+    assert '"workers": 3' in page.text
 
 
 @pytest.mark.parametrize(
@@ -248,7 +255,8 @@ def test_run_and_rejects_are_shown(summary: pa.Table, run: dict[str, Any], rejec
         {"identity": None, "attempts": None},
         {"attempts": [{}]},
         {"attempts": [{"id": "a", "started": 1.0e9, "ended": None, "counts": {"in": 3}, "versions": None}]},
-        {"attempts": [{"started": "2024-05-01T10:00:00Z", "ended": "2024-05-01T10:00:00"}]},
+        {"attempts": [{"started": "2024-05-01T10:00:00Z", "ended": "2024-05-01T10:00:00", "counts": {"in": "many"}}]},
+        {"attempts": [{"counts": [1, 2], "hardware": "a laptop"}]},
     ],
 )
 def test_what_run_json_lacks_is_left_out(summary: pa.Table, run: dict[str, Any]) -> None:
@@ -313,7 +321,8 @@ def test_write_report_of_a_bucket(summary: pa.Table) -> None:
 def test_write_report_of_a_training(tmp_path: Path, metrics: pa.Table) -> None:
     storage.write_table(str(tmp_path / "metrics.parquet"), metrics)
     page = Parsed(Path(write_report(str(tmp_path))).read_text(encoding="utf-8"))
-    assert len(page.all("svg")) == 1 and "2,500 steps in 5 epochs" in page.text
+    assert len(page.all("svg")) == 1
+    assert "2,500 steps in 5 epochs" in page.text
 
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_smoothing_keeps_a_straight_line_but_for_its_ends() -> None:
     line = np.arange(500, dtype=np.float64)
     smoothed = figures.smooth(line)
     assert smoothed[10:-10] == pytest.approx(line[10:-10])
-    assert smoothed[0] == pytest.approx(5.0) and smoothed[-1] == pytest.approx(494.0)
+    assert smoothed[0] == pytest.approx(5.0)
+    assert smoothed[-1] == pytest.approx(494.0)
 
 
 def test_smoothing_of_a_short_curve_is_the_curve() -> None:

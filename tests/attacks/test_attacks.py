@@ -1,0 +1,151 @@
+"""Every attack, one table: a new file in raypurify/attacks is tested on arrival."""
+
+import dataclasses
+
+import pytest
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from raypurify import plugins
+from raypurify.attacks import Attack
+from raypurify.attacks.fgsm import FGSM
+from raypurify.attacks.pgd import PGD
+from raypurify.attacks.r_fgsm import RFGSM
+
+NAMES = plugins.known("raypurify.attacks")
+STRONG = [name for name in NAMES if name != "none"]
+
+
+@pytest.fixture(scope="module")
+def victim() -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 12 * 12, 5))
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    x = torch.rand(9, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+    x[:, :, :4] = 0  # black pixels, on the edge of the box
+    return x
+
+
+@pytest.fixture(scope="module")
+def labels(victim: nn.Module, images: Tensor) -> Tensor:
+    return victim(images).argmax(dim=1)
+
+
+def build(name: str, **params: object) -> Attack:
+    return plugins.build("raypurify.attacks", plugins.Spec(name=name, params=params))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stays_in_the_ball_and_in_the_box(name: str, victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attack = build(name)
+    before = images.clone()
+    attacked = attack(victim, images, labels, seeds=range(9))
+    x_adv = attacked.x_adv
+    assert x_adv.shape == images.shape
+    assert x_adv.dtype == torch.float32
+    assert not x_adv.requires_grad
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    if attack.norm == "linf":
+        assert attack.epsilon is not None
+        assert (x_adv - images).abs().max() <= attack.epsilon + 1e-6
+    assert torch.equal(images, before)
+    assert attacked.steps.shape == attacked.queries.shape == (9,)
+    assert attacked.steps.dtype == attacked.queries.dtype == torch.int64
+
+
+@pytest.mark.parametrize("name", STRONG)
+def test_fools_the_victim(name: str, victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    x_adv = build(name)(victim, images, labels, seeds=range(9)).x_adv
+    assert (victim(x_adv).argmax(dim=1) == labels).float().mean() <= 0.2
+
+
+@pytest.mark.parametrize("name", STRONG)
+def test_goes_towards_a_target(name: str, victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    target = (labels + 1) % 5
+    x_adv = build(name)(victim, images, labels, seeds=range(9), target=target).x_adv
+    before = torch.log_softmax(victim(images), dim=1)[range(9), target]
+    after = torch.log_softmax(victim(x_adv), dim=1)[range(9), target]
+    assert (after > before).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_does_not_depend_on_its_batch(name: str, victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attack, seeds = build(name), list(range(100, 109))
+    together = attack(victim, images, labels, seeds=seeds).x_adv
+    order = torch.tensor([4, 0, 8, 2, 6, 1, 7, 3, 5])
+    for size in (1, 4):
+        parts = [
+            attack(victim, images[rows], labels[rows], seeds=[seeds[row] for row in rows]).x_adv
+            for rows in order.split(size)
+        ]
+        torch.testing.assert_close(torch.cat(parts), together[order], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["r_fgsm", "pgd"])
+def test_randomness_is_the_seeds_alone(name: str, victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attack = build(name, steps=1) if name == "pgd" else build(name)
+    state = torch.get_rng_state()
+    first = attack(victim, images, labels, seeds=range(9)).x_adv
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(first, attack(victim, images, labels, seeds=range(9)).x_adv)
+    assert not torch.equal(first, attack(victim, images, labels, seeds=range(1, 10)).x_adv)
+
+
+def test_fgsm_equals_torchattacks(victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    ours = FGSM(epsilon=0.1)(victim, images, labels, seeds=range(9)).x_adv
+    torch.testing.assert_close(ours, torchattacks.FGSM(victim, eps=0.1)(images, labels), rtol=0, atol=1e-6)
+
+
+def test_pgd_equals_torchattacks(victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    ours = PGD(epsilon=0.1, steps=7, step_size=0.03, random_start=False)(victim, images, labels, seeds=range(9)).x_adv
+    theirs = torchattacks.PGD(victim, eps=0.1, alpha=0.03, steps=7, random_start=False)(images, labels)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_r_fgsm_takes_half_of_epsilon_at_random(victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    inside = images.clamp(0.4, 0.6)
+    change = RFGSM(epsilon=0.2)(victim, inside, labels, seeds=range(9)).x_adv - inside
+    lengths = change.abs().flatten()
+    # Both steps are of 0.1: they add up, or cancel.
+    assert torch.minimum((lengths - 0.2).abs(), lengths).max() < 1e-6
+    assert 0.2 < (lengths > 0.1).float().mean() < 0.8
+
+
+def test_predicted_labels_leak_no_label(victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    wrong = (labels + 1) % 5
+    attack = FGSM(epsilon=0.1, labels="predicted")
+    assert torch.equal(
+        attack(victim, images, wrong, seeds=range(9)).x_adv, attack(victim, images, labels, seeds=range(9)).x_adv
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "field"),
+    [
+        ("fgsm", {"epsilon": -0.1}, "epsilon"),
+        ("fgsm", {"epsilon": 8}, "epsilon"),
+        ("fgsm", {"labels": "guessed"}, "labels"),
+        ("r_fgsm", {"epsilon": 0.1, "phi": 0.2}, "phi"),
+        ("pgd", {"steps": 0}, "steps"),
+        ("pgd", {"step_size": 0}, "step_size"),
+        ("pgd", {"stepsize": 0.1}, "stepsize"),
+    ],
+)
+def test_refuses_bad_parameters(name: str, params: dict[str, object], field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        build(name, **params)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_configuration_is_frozen(name: str) -> None:
+    attack = build(name)
+    assert dataclasses.is_dataclass(attack)
+    assert attack == build(name)
+    assert hash(attack) == hash(build(name))

@@ -1,0 +1,80 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from raypurify import cli
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    steps: int = 3
+    """How many."""
+    names: tuple[str, ...] = ("a",)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1; got {self.steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    inner: Inner = field(default_factory=Inner)
+    output: str = "here"
+
+
+def test_flags_have_their_plain_names() -> None:
+    assert cli.parse(Flags(), ["--steps", "5", "--names", "x", "y"]) == Flags(inner=Inner(steps=5, names=("x", "y")))
+
+
+def test_a_file_sets_flags_and_the_command_line_wins(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("steps: 7\nnames: [p, q]\noutput: s3://bucket/run\n")
+    expected = Flags(inner=Inner(steps=9, names=("p", "q")), output="s3://bucket/run")
+    assert cli.parse(Flags(), [f"--config={path}", "--steps", "9"]) == expected
+    assert cli.parse(Flags(), ["--steps", "9", "--config", str(path)]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("stepz: 1\n", "unknown stepz; known are names, output, steps"), ("- a\n", "expected names"), ("a: [", "not YAML")],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        cli.parse(Flags(), ["--config", str(path)])
+
+
+def test_yaml_cannot_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("output: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ValueError, match="not YAML"):
+        cli.parse(Flags(), ["--config", str(path)])
+
+
+def refuse(_: Flags) -> None:
+    raise ValueError("expected a, got b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [([], "error: expected a, got b"), (["--steps", "0"], "steps must be at least 1"), (["--stepz", "1"], "--stepz")],
+)
+def test_refused_input_exits_with_2_and_says_why(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(refuse, Flags(), argv)
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(refuse, Flags(), ["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("--steps", "How many.", "--output", "--config FILE.yaml"))

@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+
+from raypurify import schema, storage
+from raypurify.classifiers import a_net
+from raypurify.evaluation import EvaluationConfig, Evaluator, build_grid
+from raypurify.models import load
+from raypurify.purifiers import cru_net
+
+SIZE = 12
+
+
+def classifier(folder: Path, seed: int) -> str:
+    torch.manual_seed(seed)
+    config = {"kind": "classifier", "plugin": "a_net", "params": {"image_size": SIZE}}
+    storage.save_weights(str(folder), config, a_net.build(image_size=SIZE).state_dict())
+    return str(folder)
+
+
+def purifier(folder: Path, victim: str) -> str:
+    torch.manual_seed(5)
+    network = cru_net.build(width=2)
+    torch.nn.init.normal_(network.output.weight, std=0.1)
+    trained_for = {"classifier": "x", "sha256": load("classifier", victim).sha256}
+    config = {"kind": "purifier", "plugin": "cru_net", "params": {"width": 2}, "trained_for": trained_for}
+    storage.save_weights(str(folder), config, network.state_dict())
+    return str(folder)
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> dict[str, str]:
+    one, two = classifier(tmp_path / "one", 1), classifier(tmp_path / "two", 2)
+    return {"one": one, "two": two, "pure-one": purifier(tmp_path / "pure-one", one)}
+
+
+def grid_of(networks: dict[str, str], **changes: object) -> EvaluationConfig:
+    values: dict[str, object] = {
+        "data": "digits",
+        "classifiers": (networks["one"], networks["two"]),
+        "purifiers": (networks["pure-one"], "threshold"),
+        "attacks": ("fgsm,epsilon=0.1", "pgd,epsilon=0.1,steps=3"),
+        "settings": ("white-box", "black-box", "adaptive"),
+    }
+    return EvaluationConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def cells(config: EvaluationConfig) -> list[tuple[str, ...]]:
+    names = ("setting", "attack", "victim", "classifier", "purifier")
+    return [tuple(cell.row[name] for name in names) for cell in build_grid(config, "digits").cells]
+
+
+def test_the_grid_pairs_classifiers_with_their_own_purifiers(networks: dict[str, str]) -> None:
+    found = cells(grid_of(networks, attacks=("fgsm",)))
+    assert sorted(found) == sorted(
+        [
+            ("white-box", "fgsm", "one", "one", "pure-one"),
+            ("white-box", "fgsm", "one", "one", "threshold"),
+            ("white-box", "fgsm", "two", "two", "threshold"),
+            ("black-box", "fgsm", "two", "two", "pure-one"),
+            ("adaptive", "fgsm", "pure-one+one", "one", "pure-one"),
+            ("adaptive", "fgsm", "threshold+one", "one", "threshold"),
+            ("adaptive", "fgsm", "threshold+two", "two", "threshold"),
+        ]
+    )
+
+
+def test_attacked_images_are_made_once_for_all_purifiers(networks: dict[str, str]) -> None:
+    grid = build_grid(grid_of(networks, settings=("white-box", "black-box")), "digits")
+    assert [(group.attack.name, group.classifier, len(group.cells)) for group in grid.groups] == [
+        ("fgsm", 0, 2),
+        ("pgd", 0, 2),
+        ("fgsm", 1, 2),
+        ("pgd", 1, 2),
+    ]
+
+
+def test_the_adaptive_setting_can_be_narrowed(networks: dict[str, str]) -> None:
+    narrow = {"adaptive_attacks": ("pgd,steps=2",), "adaptive_purifiers": (networks["pure-one"],)}
+    found = cells(grid_of(networks, settings=("adaptive",), **narrow))
+    assert found == [("adaptive", "pgd", "pure-one+one", "one", "pure-one")]
+
+
+def test_a_cells_hash_follows_what_it_computes(networks: dict[str, str], tmp_path: Path) -> None:
+    def hashes(**changes: object) -> set[str]:
+        return {cell.hash for cell in build_grid(grid_of(networks, **changes), "digits").cells}
+
+    assert hashes() == hashes()
+    assert not hashes() & hashes(seed=1)
+    assert not hashes(attacks=("fgsm,epsilon=0.1",)) & hashes(attacks=("fgsm,epsilon=0.2",))
+    before = hashes()
+    classifier(tmp_path / "one", 9)
+    assert before != hashes()
+
+
+def test_bad_grids_are_refused(networks: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="no cell"):
+        build_grid(grid_of(networks, purifiers=("identity",), settings=("black-box",)), "digits")
+    with pytest.raises(ValueError, match="two models are called"):
+        build_grid(grid_of(networks, classifiers=(networks["one"], networks["one"])), "digits")
+    with pytest.raises(ValueError, match="adaptive_purifiers must be among"):
+        grid_of(networks, adaptive_purifiers=("jpeg",))
+    with pytest.raises(ValueError, match="grey-box"):
+        grid_of(networks, settings=("grey-box",))
+    with pytest.raises(ValueError, match="attacks must name"):
+        grid_of(networks, attacks=())
+
+
+def test_one_batch_is_scored_in_every_cell(networks: dict[str, str]) -> None:
+    grid = build_grid(grid_of(networks), "digits")
+    evaluator = Evaluator(grid, "cpu")
+    x = torch.rand(6, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(6)
+    ids = [f"digits#{i}" for i in range(6)]
+    results = {scored.cell.hash: scored for scored in evaluator.evaluate(x, y, ids)}
+    assert set(results) == {cell.hash for cell in grid.cells}
+    for cell in grid.cells:
+        scored = results[cell.hash]
+        assert scored.scores.schema == schema.SCORES
+        network = load("classifier", grid_of(networks).classifiers[cell.classifier]).build()
+        pure = load("purifier", grid_of(networks).purifiers[cell.purifier]).build()
+        columns = {name: scored.scores[name].to_pylist() for name in schema.SCORES.names}
+        assert columns["id"] == ids
+        assert columns["pred_clean"] == network(x).argmax(1).tolist()
+        assert columns["pred_adversarial"] == network(scored.x_adv).argmax(1).tolist()
+        assert columns["pred_purified"] == network(pure(scored.x_adv)).argmax(1).tolist()
+        assert columns["pred_clean_purified"] == network(pure(x)).argmax(1).tolist()
+        assert max(columns["linf"]) <= 0.1 + 1e-6
+        oracle = peak_signal_noise_ratio(x[2].numpy(), scored.x_pure[2].numpy(), data_range=1)
+        assert columns["psnr_purified"][2] == pytest.approx(oracle, abs=1e-3)
+        assert json.loads(str(cell.row["params"]))["epsilon"] == 0.1
+
+
+def test_small_images_have_no_ssim(networks: dict[str, str]) -> None:
+    grid = build_grid(grid_of(networks, classifiers=(networks["one"],), settings=("white-box",)), "digits")
+    evaluator = Evaluator(grid, "cpu")
+    evaluator.classifiers = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))]
+    scored = next(evaluator.evaluate(torch.rand(2, 1, 8, 8), torch.tensor([1, 2]), ["a", "b"]))
+    assert scored.scores["ssim_purified"].null_count == 2
+    assert pa.types.is_float32(scored.scores["ssim_purified"].type)

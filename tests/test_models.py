@@ -1,0 +1,111 @@
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from raypurify import models, plugins, storage
+from raypurify.classifiers import a_net
+from raypurify.purifiers import cru_net
+
+
+def save(folder: Path, kind: str, plugin: str, network: nn.Module, params: dict[str, Any], **extra: Any) -> str:
+    config = {"kind": kind, "plugin": plugin, "params": params, **extra}
+    storage.save_weights(str(folder), config, network.state_dict())
+    return str(folder)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    torch.manual_seed(0)
+    network = a_net.build(image_size=8)
+    return save(tmp_path / "small", "classifier", "a_net", network, {"image_size": 8, "mean": [0.1], "std": [0.3]})
+
+
+def test_a_checkpoint_builds_the_same_network_frozen_in_eval(checkpoint: str) -> None:
+    model = models.load("classifier", checkpoint)
+    network = model.build()
+    assert model.name == "small"
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert torch.equal(network.head[2].weight, model.state["head.2.weight"])
+
+
+def test_identity_follows_the_weights_and_the_parameters(checkpoint: str, tmp_path: Path) -> None:
+    first = models.load("classifier", checkpoint)
+    torch.manual_seed(1)
+    params = {"image_size": 8, "mean": [0.1], "std": [0.3]}
+    other = save(tmp_path / "other", "classifier", "a_net", a_net.build(image_size=8), params)
+    assert models.load("classifier", checkpoint).sha256 == first.sha256
+    assert models.load("classifier", other).sha256 != first.sha256
+
+
+def test_a_trivial_purifier_needs_no_weights() -> None:
+    model = models.load("purifier", "rounding,bits=3")
+    assert model.name == "rounding,bits=3"
+    assert model.trained_for is None
+    assert model.build()(torch.full((1, 1, 2, 2), 0.4)).unique().tolist() == pytest.approx([3 / 7])
+
+
+def test_a_built_in_network_without_weights_is_refused() -> None:
+    for kind, name in (("classifier", "a_net"), ("purifier", "cru_net")):
+        with pytest.raises(ValueError, match="has to be trained first"):
+            models.load(kind, name)
+
+
+def test_the_wrong_kind_is_refused(checkpoint: str) -> None:
+    with pytest.raises(ValueError, match="expected a purifier, but this checkpoint holds a classifier"):
+        models.load("purifier", checkpoint)
+
+
+def test_weights_that_do_not_fit_name_the_model(checkpoint: str) -> None:
+    model = models.load("classifier", checkpoint)
+    wrong = dataclasses.replace(model, spec=plugins.Spec(name="a_net", params={"image_size": 9}))
+    with pytest.raises(ValueError, match="small: the weights do not fit"):
+        wrong.build()
+
+
+def test_code_of_a_checkpoint_runs_only_when_the_user_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_models.py").write_text("import torch\ndef make(width=1):\n    return torch.nn.Conv2d(1, width, 1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    url = save(tmp_path / "own", "purifier", "own_models:make", nn.Conv2d(1, 2, 1), {"width": 2})
+    with pytest.raises(ValueError, match="to run that code, say so"):
+        models.load("purifier", url)
+    assert "own_models" not in sys.modules
+    assert models.load("purifier", f"{url},plugin=own_models:make").build().out_channels == 2
+
+
+def test_a_purifier_knows_whom_it_was_trained_for(tmp_path: Path) -> None:
+    victim = {"classifier": "small", "sha256": "abc"}
+    url = save(tmp_path / "p", "purifier", "cru_net", cru_net.build(width=2), {"width": 2}, trained_for=victim)
+    assert models.load("purifier", url).trained_for == "abc"
+
+
+def test_a_network_is_shaped_to_its_data() -> None:
+    spec = models.shaped_for("classifier", "a_net", (32, 32, 3), 100)
+    assert spec.params["image_size"] == 32
+    assert spec.params["channels"] == 3
+    assert spec.params["classes"] == 100
+    assert models.shaped_for("purifier", "cru_net,width=8", (32, 32, 3), 100).params == {"channels": 3, "width": 8}
+    with pytest.raises(ValueError, match="square"):
+        models.shaped_for("classifier", "a_net", (32, 40, 3), 10)
+
+
+class Step(nn.Module):
+    differentiable = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x > 0.5).float()
+
+
+def test_the_composite_passes_gradients_around_a_step() -> None:
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    x = torch.rand(3, 1, 2, 2, requires_grad=True)
+    logits = models.Composite(classifier, Step())(x)
+    torch.testing.assert_close(logits, classifier(Step()(x)))
+    logits[:, 0].sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.flatten(1), classifier[1].weight[0].expand(3, 4).detach())

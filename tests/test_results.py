@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raypurify import results, schema, storage
+
+CELL = {
+    "cell": "c0ffee",
+    "dataset": "digits",
+    "setting": "white-box",
+    "attack": "fgsm",
+    "norm": "linf",
+    "eps": 0.3,
+    "params": "{}",
+    "victim": "a",
+    "classifier": "a",
+    "purifier": "p",
+}
+
+
+def row(name: str, **changes: object) -> dict[str, object]:
+    values: dict[str, object] = dict.fromkeys(schema.SCORES.names, 1)
+    values.update(dict.fromkeys((n for n in schema.SCORES.names if n.startswith(("psnr", "ssim"))), 0.5))
+    return {**values, "id": name, "label": 1, "detected": None, "linf": 0.25, "l2": 1.0, **changes}
+
+
+def write(output: Path, *units: list[dict[str, object]]) -> None:
+    for number, rows in enumerate(units):
+        url = storage.join(results.scores_folder(str(output), "c0ffee"), f"{number:06d}.parquet")
+        storage.write_table(url, pa.Table.from_pylist(rows, schema.SCORES))
+
+
+def test_the_figures_of_a_cell(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        [row("a", pred_adversarial=0, l2=2.0, psnr_purified=20.0), row("b", pred_purified=0, psnr_purified=30.0)],
+        [row("c", pred_adversarial=0, l2=4.0, psnr_purified=40.0), row("d", pred_clean=0, l2=9.0, psnr_purified=10.0)],
+    )
+    summary = results.write_summary(str(tmp_path), [CELL])
+    assert summary.schema == schema.SUMMARY
+    (figures,) = summary.to_pylist()
+    assert figures["n"] == 4
+    assert figures["accuracy_clean"] == 0.75
+    assert figures["accuracy_adversarial"] == 0.5
+    assert figures["accuracy_purified"] == 0.75
+    assert figures["success_rate_eq14"] == 1.0
+    assert figures["psnr_purified"] == 25.0
+    assert figures["psnr_purified_eq16"] == pytest.approx(25 + 48.1308, abs=1e-4)
+    assert figures["l2_median"] == 4.0  # of 2, 4 and, for the attack that failed on b, infinity; d was wrong at first
+    assert figures["accuracy_purified_low"] == pytest.approx(0.3006, abs=1e-3)
+    assert figures["accuracy_purified_high"] == pytest.approx(0.9544, abs=1e-3)
+    assert storage.read_table(str(tmp_path / "summary.parquet")).equals(summary)
+
+
+def test_unknown_similarities_are_left_out_of_the_mean(tmp_path: Path) -> None:
+    write(tmp_path, [row("a", ssim_purified=None), row("b", ssim_purified=0.25)])
+    assert results.summarise(str(tmp_path), CELL)["ssim_purified"] == 0.25
+    write(tmp_path, [row("a", ssim_purified=None)])
+    assert results.summarise(str(tmp_path), CELL)["ssim_purified"] is None
+
+
+def test_an_id_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, [row("a")], [row("a")])
+    with pytest.raises(ValueError, match="'a' stands for more than one image"):
+        results.summarise(str(tmp_path), CELL)
+
+
+def test_a_cell_without_rows_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="c0ffee has no scores"):
+        results.summarise(str(tmp_path), CELL)
+
+
+def test_samples_are_the_worst_and_some_at_random_whatever_the_order(tmp_path: Path) -> None:
+    rows = [row(f"i{n}", psnr_purified=float(n)) for n in range(20)]
+    write(tmp_path / "x", rows[:10], rows[10:])
+    write(tmp_path / "y", rows[::-1])
+    chosen = results.sample_ids(str(tmp_path / "x"), "c0ffee", seed=3)
+    assert chosen == results.sample_ids(str(tmp_path / "y"), "c0ffee", seed=3)
+    assert chosen["i0"] in ("worst", "random")
+    assert sorted(chosen.values()).count("random") == 2
+    assert 3 <= len(chosen) <= 4

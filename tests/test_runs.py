@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from raypurify import runs, storage
+
+
+def attempt(output: str, identity: dict[str, object], *, fail: bool = False) -> None:
+    run = runs.open_run(output, identity)
+    with run.attempt({"cores": 2}, {"workers": 1}):
+        run.counts["in"] = 3
+        if fail:
+            raise RuntimeError("cut off")
+    run.finish()
+
+
+def test_an_attempt_is_recorded_also_when_it_fails(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="cut off"):
+        attempt(output, {"seed": 1}, fail=True)
+    assert not runs.open_run(output, {"seed": 1}).finished
+    attempt(output, {"seed": 1})
+    written = json.loads((tmp_path / "run/run.json").read_text())
+    assert written["identity"] == {"seed": 1}
+    assert [entry["counts"] for entry in written["attempts"]] == [{"in": 3}, {"in": 3}]
+    assert all(entry["ended"] >= entry["started"] for entry in written["attempts"])
+    assert written["attempts"][0]["id"] != written["attempts"][1]["id"]
+    assert "torch" in written["attempts"][0]["versions"]
+    assert runs.open_run(output, {"seed": 1}).finished
+
+
+def test_another_identity_is_refused_by_the_field_that_differs(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    attempt(output, {"seed": 1, "data": "mnist"})
+    with pytest.raises(ValueError, match="seed = 1; this one has seed = 2"):
+        runs.open_run(output, {"seed": 2, "data": "mnist"})
+    assert storage.exists(output)
+
+
+def test_overwrite_starts_afresh(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    attempt(output, {"seed": 1})
+    run = runs.open_run(output, {"seed": 2}, overwrite=True)
+    assert run.attempts == []
+    assert not storage.exists(output)
+
+
+def test_files_of_something_else_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="something else"):
+        runs.open_run(str(tmp_path), {"seed": 1})
