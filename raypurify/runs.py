@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -82,7 +81,7 @@ def open_run(output: str, identity: Mapping[str, Any], *, overwrite: bool = Fals
 
 
 def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name in sorted(set(there) | set(wanted)):
+    for name in dict.fromkeys([*wanted, *there]):
         if there.get(name) != wanted.get(name):
             raise ValueError(
                 f"{output} holds a run with {name} = {there.get(name)!r}; this one has {name} = {wanted.get(name)!r}. "

@@ -19,9 +19,9 @@ class DNetConfig:
 
     channels: int = 3
     classes: int = 10
-    growth: int = 24
+    growth: int = 16
     """Maps that each layer adds."""
-    layers: tuple[int, ...] = (4, 6, 6)
+    layers: tuple[int, ...] = (6, 8, 8)
     """Layers in each dense block; the blocks work at 1/2, 1/4, 1/8 ... of the image's size."""
     mean: tuple[float, ...] = PIXELS[3][0]
     """Of the pixels, in [0, 1], one a channel."""

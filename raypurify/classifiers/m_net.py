@@ -19,7 +19,16 @@ class MNetConfig:
     classes: int = 10
     stem: int = 32
     """Maps of the first convolution."""
-    layers: tuple[tuple[int, int], ...] = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1))
+    layers: tuple[tuple[int, int], ...] = (
+        (64, 2),
+        (128, 1),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (256, 1),
+        (512, 2),
+        (512, 1),
+    )
     """(maps, stride) of each separable convolution."""
     mean: tuple[float, ...] = PIXELS[3][0]
     """Of the pixels, in [0, 1], one a channel."""

@@ -8,6 +8,8 @@ is missing. The driver sees one small row for each unit, never an image.
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -231,7 +233,7 @@ def _missing(output: str, grid: Grid, units: Sequence[Unit]) -> list[Unit]:
 
 def _stream(grid: Grid, resources: EvaluationResources, output: str, units: Sequence[Unit]) -> dict[str, Any]:
     """Run the pipeline over ``units``; the counts of this attempt."""
-    counts = {"in": 0, "out": 0}
+    counts: dict[str, Any] = {"in": 0, "out": 0}
     if not units:
         return counts
     read = read_unit if resources.reads == "apart" else name_unit
@@ -252,12 +254,14 @@ def _stream(grid: Grid, resources: EvaluationResources, output: str, units: Sequ
             max_tasks_in_flight_per_actor=2,
         ),
     )
+    first, last = math.inf, 0.0
     with Progress("evaluating", total=sum(unit.rows for unit in units), unit="images") as progress:
         for row in scored.iter_rows():
             counts["in"] += row["rows"]
             counts["out"] += row["rows"] - row["rejected"]
+            first, last = min(first, row["started"]), max(last, row["ended"])
             progress.advance(row["rows"])
-    return counts
+    return {**counts, "images_per_second": round(counts["in"] / max(last - first, 1e-9), 1)}
 
 
 def _work(grid: Grid, resources: EvaluationResources, output: str, units: Sequence[Unit]) -> Work:
@@ -329,8 +333,9 @@ class EvaluationActor:
         """Score the unit that a block holds or names.
 
         Returns:
-            One row: ``unit``, ``rows`` (in), ``rejected``.
+            One row: ``rows`` (in), ``rejected``, ``started`` and ``ended`` (seconds of the clock).
         """
+        started = time.time()
         unit = self.work.units[block["unit"][0].as_py()]
         ahead = "image" in block.column_names
         pieces = [unpack(block)] if ahead else [read_rows(run.shard, run.start, run.stop) for run in unit.pieces]
@@ -344,7 +349,8 @@ class EvaluationActor:
         for cell, tables in scores.items():
             url = storage.join(results.scores_folder(self.work.output, cell), f"{unit.name}.parquet")
             storage.write_table(url, pa.concat_tables([schema.SCORES.empty_table(), *tables]))
-        return pa.table({"unit": [unit.name], "rows": [unit.rows], "rejected": [len(rejects)]})
+        row = {"rows": unit.rows, "rejected": len(rejects), "started": started, "ended": time.time()}
+        return pa.Table.from_pylist([row])
 
     def _scored(self, unit: Unit, pieces: Sequence[Rows]) -> Iterator[Scored]:
         if unit.cells not in self.evaluators:

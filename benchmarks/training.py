@@ -1,0 +1,90 @@
+"""Ray Train with one worker against a bare loop: the same step, batch, precision and threads.
+
+The loop holds its images in memory. Start-up and the first epoch, which warms caches, are left out; every later second
+counts, waiting for images too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+
+import _harness
+import numpy as np
+import torch
+
+from raypurify import plugins, storage
+from raypurify.data import open_source, read_rows
+from raypurify.distributed.train import TrainingResources, prepare, train
+from raypurify.training import ClassifierObjective, Optimization, TrainingConfig, batch_of, train_step
+
+THREADS = 2
+
+
+def ray_train(config: TrainingConfig) -> float:
+    """Images a second of the epochs after the first, by the run's own ``metrics.parquet``."""
+    with tempfile.TemporaryDirectory() as output:
+        train(config, TrainingResources(cpus_per_worker=THREADS), output + "/run")
+        metrics = storage.read_table(output + "/run/metrics.parquet")
+    later = metrics["epoch"].to_numpy() > 0
+    seconds = config.batch / metrics["images_per_second"].to_numpy()[later]
+    return float(config.batch * later.sum() / seconds.sum())
+
+
+def bare_loop(config: TrainingConfig) -> float:
+    """Images a second of one process with the images in memory."""
+    torch.set_num_threads(THREADS)
+    source = open_source(config.data, split="train", limit=config.limit)
+    rows = [read_rows(shard, 0, shard.rows) for shard in source.shards]
+    images = np.concatenate([np.asarray(part.images) for part in rows])
+    labels = np.concatenate([part.labels for part in rows])
+    network = plugins.build("raypurify.classifiers", prepare(config, TrainingResources()).network)
+    network = network.train().to(memory_format=torch.channels_last)
+    steps = len(images) // config.batch
+    optimization = Optimization(
+        parameters=list(network.parameters()), config=config, total_steps=config.epochs * steps
+    )
+    objective = ClassifierObjective(augmentation=config.augmentation)
+    generator = np.random.default_rng(0)
+    started = 0.0
+    for epoch in range(config.epochs):
+        if epoch == 1:
+            started = time.perf_counter()
+        order = generator.permutation(len(images))
+        for step in range(steps):
+            picked = order[step * config.batch : (step + 1) * config.batch]
+            batch = batch_of(images[picked], labels[picked], picked.tolist(), "cpu")
+            loss, _ = train_step(network, objective, optimization, batch, epoch * steps + step, "cpu")
+            loss.item()
+    return (config.epochs - 1) * steps * config.batch / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure in turns and print the JSON object."""
+    parser = _harness.arguments(__doc__)
+    parser.add_argument("--data", default="mnist", help="dataset of 28x28 grey images")
+    options = parser.parse_args()
+    limit, turns = (3_840, 1) if options.quick else (19_200, 3)
+    results = []
+    for precision in ("bfloat16", "float32"):
+        config = TrainingConfig(
+            data=options.data,
+            model="a_net",
+            augmentation="affine",
+            epochs=3,
+            limit=limit,
+            validation=0,
+            precision=precision,  # type: ignore[arg-type]
+        )
+        ours, theirs = [], []
+        for _ in range(turns):
+            ours.append(ray_train(config))
+            theirs.append(bare_loop(config))
+        median = [sorted(rates)[len(rates) // 2] for rates in (ours, theirs)]
+        name = f"A-net, batch {config.batch}, {precision}"
+        results.append(_harness.result(name, "images/s", *median, "bare torch loop", limit, turns=turns))
+    _harness.report("training", results, packages=("torch", "ray"))
+
+
+if __name__ == "__main__":
+    main()

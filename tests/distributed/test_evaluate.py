@@ -1,0 +1,205 @@
+"""The Ray pipeline equals the plain-torch reference, row by row, and survives being cut off."""
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from raypurify import results, schema, storage
+from raypurify.data import open_source, read_rows
+from raypurify.distributed.evaluate import EvaluationResources, evaluate, units_of
+from raypurify.evaluation import EvaluationConfig, Evaluator, build_grid
+from raypurify.training import batch_of
+
+ONE = EvaluationResources(actors=1, cpus_per_actor=1, batch=64)
+LAYOUTS = {
+    "one actor": ONE,
+    "two actors": dataclasses.replace(ONE, actors=2, batch=100),
+    "reads apart": dataclasses.replace(ONE, reads="apart"),
+}
+
+
+def grid(small_classifier: str, small_purifier: str, **changes: object) -> EvaluationConfig:
+    values: dict[str, object] = {
+        "data": "digits",
+        "split": "train",
+        "limit": 1100,
+        "classifiers": (small_classifier,),
+        "purifiers": (small_purifier, "threshold"),
+        "attacks": ("r_fgsm,epsilon=0.1", "pgd,epsilon=0.1,steps=2"),
+        "settings": ("white-box", "adaptive"),
+        "adaptive_attacks": ("fgsm,epsilon=0.1",),
+    }
+    return EvaluationConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def reference(config: EvaluationConfig) -> dict[str, pa.Table]:
+    """Scores of each cell by plain torch, in one process."""
+    source = open_source(config.data, split=config.split, limit=config.limit)
+    layout = build_grid(config, source.name)
+    evaluator = Evaluator(layout, "cpu")
+    tables: dict[str, list[pa.Table]] = {cell.hash: [] for cell in layout.cells}
+    rows = read_rows(source.shards[0], 0, source.rows)
+    for start in range(0, source.rows, 250):
+        part = slice(start, start + 250)
+        batch = batch_of(np.asarray(rows.images)[part], rows.labels[part], (), "cpu")
+        for scored in evaluator.evaluate(batch.x, batch.y, rows.ids[part]):
+            tables[scored.cell.hash].append(scored.scores)
+    return {cell: pa.concat_tables(parts) for cell, parts in tables.items()}
+
+
+@pytest.fixture(scope="module")
+def expected(small_classifier: str, small_purifier: str) -> dict[str, pa.Table]:
+    return reference(grid(small_classifier, small_purifier))
+
+
+def assert_equal(output: str, expected: dict[str, pa.Table]) -> None:
+    for cell, wanted in expected.items():
+        got = results.read_scores(output, cell, schema.SCORES.names).sort_by("id")
+        wanted = wanted.sort_by("id")
+        assert got["id"].to_pylist() == wanted["id"].to_pylist()
+        for name in schema.SCORES.names:
+            if pa.types.is_float32(wanted.schema.field(name).type):
+                # A sign that ties to rounding may move a few pixels of an image by a step.
+                close = np.isclose(got[name].to_numpy(), wanted[name].to_numpy(), rtol=1e-3, atol=1e-4)
+                assert close.mean() > 0.995, name
+            else:
+                same = np.array(got[name].to_pylist(), object) == np.array(wanted[name].to_pylist(), object)
+                assert same.mean() > 0.998, name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_pipeline_equals_the_reference(
+    layout: str,
+    local_ray: None,
+    small_classifier: str,
+    small_purifier: str,
+    expected: dict[str, pa.Table],
+    tmp_path: Path,
+) -> None:
+    output = str(tmp_path / "run")
+    config = grid(small_classifier, small_purifier)
+    summary = evaluate(config, LAYOUTS[layout], output)
+    assert_equal(output, expected)
+    assert summary.schema == schema.SUMMARY
+    assert set(summary["cell"].to_pylist()) == set(expected)
+    assert summary["n"].to_pylist() == [1100] * len(expected)
+    assert storage.is_success(output)
+    assert storage.exists(storage.join(output, "report.html"))
+    samples = storage.read_tables(storage.list_files(storage.join(output, "samples")), schema.SAMPLES)
+    assert set(samples["cell"].to_pylist()) == set(expected)
+    for sample in samples.to_pylist():
+        score = expected[sample["cell"]].filter(pa.compute.field("id") == sample["id"]).to_pylist()[0]
+        difference = np.array(sample["adversarial"]) - np.array(sample["clean"])
+        assert np.abs(difference).max() == pytest.approx(score["linf"], abs=1e-4)
+        assert sample["pred_purified"] == score["pred_purified"]
+
+
+def test_what_is_missing_is_computed_and_nothing_else(
+    local_ray: None, small_classifier: str, small_purifier: str, expected: dict[str, pa.Table], tmp_path: Path
+) -> None:
+    output = str(tmp_path / "run")
+    config = grid(small_classifier, small_purifier)
+    evaluate(config, ONE, output)
+    files = {Path(url): Path(url).stat().st_mtime_ns for url in storage.list_files(f"{output}/scores", ".parquet")}
+    assert len(files) == 3 * len(expected)
+    lost = sorted(files)[1]
+    lost.unlink()
+    evaluate(config, ONE, output)  # finished runs are checked, not trusted
+    assert_equal(output, expected)
+    assert {path for path, time in files.items() if path.stat().st_mtime_ns != time} == {lost}
+
+    more = dataclasses.replace(config, purifiers=(*config.purifiers, "median_filter"), settings=("white-box",))
+    summary = evaluate(more, ONE, output)
+    assert len(summary) == 6
+    assert len(storage.read_table(f"{output}/summary.parquet")) == len(expected) + 2
+    assert {path for path, time in files.items() if path.stat().st_mtime_ns != time} == {lost}
+    runs = storage.read_json(f"{output}/run.json")
+    assert [attempt["counts"]["in"] for attempt in runs["attempts"]] == [1100, 500, 1100]
+
+
+def test_another_dataset_on_the_same_output_is_refused(
+    local_ray: None, small_classifier: str, small_purifier: str, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "run")
+    config = grid(small_classifier, small_purifier, limit=20, settings=("white-box",))
+    evaluate(config, ONE, output)
+    with pytest.raises(ValueError, match="limit = 20; this one has limit = 30"):
+        evaluate(dataclasses.replace(config, limit=30), ONE, output)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> str:
+    """Ten images in a Parquet file, of two sizes; the fourth is not an image."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(10):
+        buffer = io.BytesIO()
+        size = (28, 28) if number < 7 else (28, 28)
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(buffer, "PNG")
+        data = b"not an image" if number == 3 else buffer.getvalue()
+        rows.append({"image": {"bytes": data, "path": f"{number}.png"}, "label": number % 10})
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "test-00000.parquet")
+    return str(tmp_path / "data")
+
+
+@pytest.mark.parametrize("reads", ["fused", "apart"])
+def test_an_image_that_cannot_be_read_is_a_row_of_rejects(
+    reads: str, local_ray: None, small_classifier: str, damaged: str, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "run")
+    config = EvaluationConfig(data=damaged, classifiers=(small_classifier,), attacks=("fgsm,epsilon=0.1",))
+    summary = evaluate(config, dataclasses.replace(ONE, reads=reads), output)  # type: ignore[arg-type]
+    assert summary["n"].to_pylist() == [9]
+    rejects = storage.read_tables(storage.list_files(f"{output}/rejects"), schema.REJECTS).to_pylist()
+    assert [(row["id"], row["stage"]) for row in rejects] == [("test-00000.parquet#3", "decode")]
+    counts = storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]
+    assert (counts["in"], counts["out"], counts["rejected"]) == (10, 9, 1)
+
+
+def test_an_evaluation_on_s3(local_ray: None, s3: str, small_classifier: str, tmp_path: Path) -> None:
+    weights = f"{s3}/weights/small"
+    for name in ("model.safetensors", "config.json"):
+        storage.write_bytes(f"{weights}/{name}", Path(small_classifier, name).read_bytes())
+    config = EvaluationConfig(data="digits", limit=40, classifiers=(weights,), attacks=("none", "fgsm,epsilon=0.1"))
+    there = evaluate(config, ONE, f"{s3}/evaluation")
+    here = evaluate(dataclasses.replace(config, classifiers=(small_classifier,)), ONE, str(tmp_path / "run"))
+    same = [name for name in schema.SUMMARY.names if name not in ("cell", "victim", "classifier")]
+    for a, b in zip(there.select(same).to_pylist(), here.select(same).to_pylist(), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert storage.is_success(f"{s3}/evaluation")
+
+
+def test_bad_input_is_refused_before_any_work(
+    local_ray: None, small_classifier: str, small_purifier: str, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "run")
+
+    def refused(message: str, **changes: object) -> None:
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            evaluate(grid(small_classifier, small_purifier, **changes), ONE, output)
+        assert not storage.exists(output)
+
+    refused("unknown name 'fgsmm'", attacks=("fgsmm",))
+    refused("unknown name 'blur'", purifiers=("blur",))
+    refused("has to be trained first", classifiers=("a_net",))
+    refused("no checkpoint", classifiers=("nowhere/a_net",))
+    refused("nowhere", data=str(tmp_path / "nowhere"))
+    config = grid(small_classifier, small_purifier)
+    with pytest.raises(ValueError, match="no GPU"):
+        evaluate(config, dataclasses.replace(ONE, gpus_per_actor=1), output)
+
+
+def test_units_are_fixed_runs_of_rows_across_shards() -> None:
+    source = open_source("digits", split="train")
+    halves = tuple(dataclasses.replace(source.shards[0], rows=n, first=f) for n, f in ((700, 0), (800, 700)))
+    units = units_of(dataclasses.replace(source, shards=halves), 500)
+    assert [unit.rows for unit in units] == [500, 500, 500]
+    assert [(piece.start, piece.stop) for piece in units[1].pieces] == [(500, 700), (0, 300)]
+    assert [unit.name for unit in units] == ["000000", "000001", "000002"]

@@ -1,0 +1,142 @@
+"""The jobs as users run them: submitted to a cluster through its dashboard, and with mistakes."""
+
+import io
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import requests
+from conftest import ROOT, free_port, wait_for
+from PIL import Image
+
+from raypurify import schema, storage
+
+RAY = Path(sys.executable).parent / "ray"
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Ray head with a dashboard and token authentication; the environment in which its users call the CLI."""
+    port, dashboard = free_port(), free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")},
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    command = [str(RAY), "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1"]
+    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}", "--num-cpus=4"]
+    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    log = tmp_path_factory.mktemp("head") / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+
+    def answers() -> bool:
+        try:
+            return requests.get(f"{address}/api/jobs/", headers=token, timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    try:
+        wait_for(answers, 60, f"dashboard: {log.read_text()[-500:]}")
+        yield {**environment, "RAY_API_SERVER_ADDRESS": address}
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Small colour images in the layout of the Hugging Face hub: each class is of a colour of its own."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 160), ("test", 40)):
+        rows = []
+        for number in range(count):
+            pixels = rng.integers(0, 80, (32, 32, 3))
+            pixels[..., number % 3] += 120
+            buffer = io.BytesIO()
+            Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+            rows.append({"img": {"bytes": buffer.getvalue(), "path": f"{number}.png"}, "label": number % 3})
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def submit(head: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    command = [str(RAY), "job", "submit", "--working-dir", ".", "--", "python", *words]
+    return subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_training_and_evaluation_are_submitted_to_a_cluster(
+    head: dict[str, str], photographs: str, tmp_path: Path
+) -> None:
+    classifier, purifier, output = (str(tmp_path / name) for name in ("m_net", "cru_net", "evaluation"))
+    small = ["--data", photographs, "--epochs", "2", "--batch", "32", "--validation", "0", "--cpus-per-worker", "1"]
+    done = submit(
+        head, "jobs/train_cifar.py", *small, "--model", "m_net", "--classifier", "None", "--output", classifier
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    done = submit(
+        head,
+        *("jobs/train_cifar.py", *small, "--model", "cru_net,width=4", "--classifier", f"{classifier}/model"),
+        *("--attacks", "fgsm,epsilon=0.03", "--workers", "2", "--output", purifier),
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    config = tmp_path / "evaluation.yaml"
+    config.write_text(f"data: {photographs}\nclassifiers: [{classifier}/model]\ncpus_per_actor: 1\n")
+    done = submit(
+        head,
+        *("jobs/evaluate.py", "--config", str(config), "--purifiers", f"{purifier}/model", "identity"),
+        *("--attacks", "fgsm,epsilon=0.03", "--output", output),
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    summary = storage.read_table(f"{output}/summary.parquet")
+    assert summary.schema == schema.SUMMARY
+    assert summary["n"].to_pylist() == [40, 40]
+    assert "report.html" in done.stdout
+    hardware = json.loads(Path(output, "run.json").read_text())["attempts"][0]["hardware"]
+    assert hardware["cpus"] == 4
+
+
+def test_a_job_that_is_refused_fails_on_the_cluster(head: dict[str, str], tmp_path: Path) -> None:
+    done = submit(head, "jobs/evaluate.py", "--data", "digits", "--classifiers", "a_net", "--output", str(tmp_path / "x"))
+    assert done.returncode != 0
+    assert "has to be trained first" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["jobs/evaluate.py", "--atacks", "fgsm"], "--atacks"),
+        (["jobs/evaluate.py", "--attacks", "fgsmm", "--data", "digits"], "unknown name 'fgsmm'"),
+        (["jobs/evaluate.py", "--data", "s3-typo://bucket/x"], "s3-typo"),
+        (["jobs/evaluate.py", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["jobs/train_mnist.py", "--model", "c_net", "--data", "digits", "--classifier", "None"], "unknown name 'c_net'"),
+        (["jobs/train_cifar.py", "--batch", "many"], "--batch"),
+    ],
+)
+def test_mistakes_are_named_without_a_traceback(words: list[str], message: str, tmp_path: Path) -> None:
+    command = [sys.executable, *words, "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("job", ["demo", "train_mnist", "train_cifar", "evaluate"])
+def test_help_is_for_a_newcomer(job: str) -> None:
+    done = subprocess.run([sys.executable, f"jobs/{job}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--output" in done.stdout
+    assert "--config FILE.yaml" in done.stdout

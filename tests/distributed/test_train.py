@@ -1,0 +1,162 @@
+"""Training on a real local Ray: the same curve whatever the workers, and after whatever is killed."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from conftest import ROOT, end_session, wait_for
+
+from raypurify import models, schema, storage
+from raypurify.distributed.train import TrainingResources, train
+from raypurify.training import TrainingConfig
+
+CLASSIFIER = TrainingConfig(
+    data="digits", model="a_net", epochs=3, batch=64, limit=400, validation=64, precision="float32", seed=7
+)
+RESOURCES = TrainingResources(cpus_per_worker=1, read_cpus=0.5)
+
+
+def curve(output: str) -> np.ndarray:
+    table = storage.read_table(storage.join(output, "metrics.parquet"))
+    assert table.schema == schema.METRICS
+    assert table["step"].to_pylist() == list(range(len(table)))
+    return table["loss"].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output = str(tmp_path_factory.mktemp("runs") / "undisturbed")
+    train(CLASSIFIER, RESOURCES, output)
+    return output
+
+
+def test_a_run_writes_what_its_readers_need(undisturbed: str) -> None:
+    losses = curve(undisturbed)
+    assert len(losses) == 3 * (400 - 128) // 64 // 8 * 8 or len(losses) == 12
+    assert losses[-1] < losses[0]
+    assert storage.is_success(undisturbed)
+    run = storage.read_json(storage.join(undisturbed, "run.json"))
+    assert run["identity"]["seed"] == 7
+    assert run["attempts"][0]["ended"]
+    assert run["attempts"][0]["counts"]["in"] == len(losses) * 64
+    model = models.load("classifier", storage.join(undisturbed, "model"))
+    assert model.config["image_shape"] == [28, 28, 1]
+    assert model.build()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    metrics = storage.read_json(storage.join(undisturbed, "model", "metrics.json"))
+    assert len(metrics["validation"]) == 3
+    assert 0 <= metrics["validation"][-1]["accuracy"] <= 1
+
+
+def test_a_finished_run_is_left_alone_and_another_identity_is_refused(undisturbed: str) -> None:
+    before = Path(undisturbed, "run.json").read_bytes()
+    train(CLASSIFIER, RESOURCES, undisturbed)
+    assert Path(undisturbed, "run.json").read_bytes() == before
+    with pytest.raises(ValueError, match="seed = 7; this one has seed = 8"):
+        train(dataclasses.replace(CLASSIFIER, seed=8), RESOURCES, undisturbed)
+
+
+def test_two_workers_give_one_workers_curve(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
+    config = TrainingConfig(
+        data="digits",
+        model="cru_net,width=4",
+        classifier=small_classifier,
+        attacks=("fgsm,epsilon=0.2", "pgd,epsilon=0.2,steps=3"),
+        epochs=5,
+        batch=128,
+        limit=1344,
+        validation=0,
+        precision="float32",
+    )
+    curves = []
+    for workers in (1, 2):
+        output = str(tmp_path / str(workers))
+        train(config, dataclasses.replace(RESOURCES, workers=workers), output)
+        curves.append(curve(output))
+    assert len(curves[0]) == 50
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
+
+
+def test_a_killed_worker_is_replaced_and_the_curve_is_undisturbed(undisturbed: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    killed: list[int] = []
+
+    def kill_after_the_first_checkpoint() -> None:
+        wait_for(lambda: list(Path(output).glob("checkpoints/checkpoint_*")), 120, "checkpoint")
+        workers = [process for process in psutil.process_iter(["cmdline"]) if _is_worker(process)]
+        for process in workers:
+            process.kill()
+            killed.append(process.pid)
+
+    watcher = threading.Thread(target=kill_after_the_first_checkpoint)
+    watcher.start()
+    config = dataclasses.replace(CLASSIFIER, epochs=12)
+    train(config, RESOURCES, output)
+    watcher.join()
+    assert killed
+    whole = str(tmp_path / "whole")
+    train(config, RESOURCES, whole)
+    np.testing.assert_allclose(curve(output), curve(whole), rtol=1e-5)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    command = process.info["cmdline"] or []
+    return bool(command) and command[0].startswith("ray::RayTrainWorker")
+
+
+def test_a_killed_driver_goes_on_from_the_last_checkpoint(undisturbed: str, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    config = dataclasses.replace(CLASSIFIER, epochs=12)
+    flags = ["--data", "digits", "--model", "a_net", "--classifier", "None", "--epochs", "12", "--batch", "64"]
+    flags += ["--limit", "400", "--validation", "64", "--precision", "float32", "--seed", "7", "--cpus-per-worker", "1"]
+    command = [sys.executable, str(ROOT / "jobs/train_mnist.py"), *flags, "--output", str(output)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        wait_for(lambda: list(output.glob("checkpoints/checkpoint_*")), 120, "checkpoint")
+    finally:
+        end_session(driver)
+    assert not storage.is_success(str(output))
+    train(dataclasses.replace(config, attacks=CLASSIFIER.attacks), RESOURCES, str(output))
+    run = json.loads((output / "run.json").read_text())
+    assert len(run["attempts"]) == 2
+    whole = str(tmp_path / "whole")
+    train(config, RESOURCES, whole)
+    np.testing.assert_allclose(curve(str(output)), curve(whole), rtol=1e-5)
+
+
+def test_checkpoints_and_model_go_to_s3(s3: str, local_ray: None, undisturbed: str) -> None:
+    output = f"{s3}/train"
+    train(CLASSIFIER, RESOURCES, output)
+    np.testing.assert_allclose(curve(output), curve(undisturbed), rtol=1e-5)
+    assert storage.is_success(output)
+    assert len([url for url in storage.list_files(f"{output}/checkpoints") if url.endswith("optimizer.safetensors")]) == 2
+    here = safetensors.torch.load_file(str(Path(undisturbed, "model/model.safetensors")))
+    there = safetensors.torch.load(storage.read_bytes(f"{output}/model/model.safetensors"))
+    assert all(torch.allclose(here[name], there[name], atol=1e-5) for name in here)
+
+
+def test_bad_input_is_refused_before_any_work(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+
+    def refused(message: str, resources: TrainingResources = RESOURCES, **changes: object) -> None:
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            train(dataclasses.replace(CLASSIFIER, **changes), resources, output)  # type: ignore[arg-type]
+        assert not storage.exists(output)
+
+    refused("unknown name 'c_net'", model="c_net")
+    refused("unknown name 'pgdd'", model="cru_net", classifier=small_classifier, attacks=("pgdd",))
+    refused("no checkpoint", model="cru_net", classifier="nowhere/model")
+    refused("nothing to train", model="jpeg", classifier=small_classifier)
+    refused("nowhere", data=str(tmp_path / "nowhere"))
+    refused("--use-gpu: this Ray cluster has no GPU", resources=TrainingResources(use_gpu=True))
+
+
