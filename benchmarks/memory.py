@@ -58,7 +58,9 @@ def main() -> None:
     small, large = (1_000, 6_000) if options.quick else (10_000, 60_000)
     few, many = peaks(small, options.data), peaks(large, options.data)
     results = [
-        _harness.result(f"peak of the {name}", "MiB", many[name], few[name], f"{small} images", large, higher_is_better=False)
+        _harness.result(
+            f"peak of the {name}", "MiB", many[name], few[name], f"{small} images", large, higher_is_better=False
+        )
         for name in few
     ]
     _harness.report("memory", results, packages=("torch", "ray"))

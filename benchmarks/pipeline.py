@@ -6,6 +6,7 @@ and of its actors is left out: the clock runs from the first image to the last.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 
@@ -56,7 +57,10 @@ def main() -> None:
     options = parser.parse_args()
     limit, turns = (1_000, 1) if options.quick else (10_000, 3)
     results = []
-    for name, attack, repeats in (("without the attack", "none", turns), ("with PGD", "pgd,steps=10", max(1, turns - 2))):
+    for name, attack, repeats in (
+        ("without the attack", "none", turns),
+        ("with PGD", "pgd,steps=10", max(1, turns - 2)),
+    ):
         config = EvaluationConfig(
             data=options.data,
             limit=limit,
@@ -68,8 +72,10 @@ def main() -> None:
         for _ in range(repeats):
             ours.append(pipeline(config, options.actors))
             theirs.append(bare_loop(config))
-        median = [sorted(rates)[len(rates) // 2] for rates in (ours, theirs)]
-        results.append(_harness.result(name, "images/s", *median, "bare torch loop, all cores", limit, turns=repeats))
+        median, baseline = statistics.median(ours), statistics.median(theirs)
+        results.append(
+            _harness.result(name, "images/s", median, baseline, "bare torch loop, all cores", limit, turns=repeats)
+        )
     _harness.report("pipeline", results, packages=("torch", "ray"))
 
 

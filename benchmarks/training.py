@@ -6,6 +6,7 @@ counts, waiting for images too.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 
@@ -41,9 +42,7 @@ def bare_loop(config: TrainingConfig) -> float:
     network = plugins.build("raypurify.classifiers", prepare(config, TrainingResources()).network)
     network = network.train().to(memory_format=torch.channels_last)
     steps = len(images) // config.batch
-    optimization = Optimization(
-        parameters=list(network.parameters()), config=config, total_steps=config.epochs * steps
-    )
+    optimization = Optimization(parameters=list(network.parameters()), config=config, total_steps=config.epochs * steps)
     objective = ClassifierObjective(augmentation=config.augmentation)
     generator = np.random.default_rng(0)
     started = 0.0
@@ -74,15 +73,15 @@ def main() -> None:
             epochs=3,
             limit=limit,
             validation=0,
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision,
         )
         ours, theirs = [], []
         for _ in range(turns):
             ours.append(ray_train(config))
             theirs.append(bare_loop(config))
-        median = [sorted(rates)[len(rates) // 2] for rates in (ours, theirs)]
+        median, baseline = statistics.median(ours), statistics.median(theirs)
         name = f"A-net, batch {config.batch}, {precision}"
-        results.append(_harness.result(name, "images/s", *median, "bare torch loop", limit, turns=turns))
+        results.append(_harness.result(name, "images/s", median, baseline, "bare torch loop", limit, turns=turns))
     _harness.report("training", results, packages=("torch", "ray"))
 
 

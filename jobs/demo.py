@@ -30,7 +30,13 @@ def main(arguments: DemoArguments) -> None:
     classifier = storage.join(arguments.output, "a_net")
     purifier = storage.join(arguments.output, "cru_net")
     common = TrainingConfig(
-        data=arguments.data, model="a_net", augmentation="affine", epochs=arguments.epochs, batch=64, rate=2e-3, validation=0
+        data=arguments.data,
+        model="a_net",
+        augmentation="affine",
+        epochs=arguments.epochs,
+        batch=64,
+        rate=2e-3,
+        validation=0,
     )
     resources = TrainingResources()
     print("1/3 training A-net")

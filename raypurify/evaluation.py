@@ -1,4 +1,4 @@
-"""What happens to one batch: attack, purify, classify, score. Plain torch: the reference that the Ray pipeline equals."""
+"""What happens to one batch: attack, purify, classify, score. Plain torch: what the Ray pipeline is held against."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raypurify import metrics, models, plugins, schema
 from raypurify.attacks import Attack
@@ -121,10 +121,14 @@ def build_grid(config: EvaluationConfig, dataset: str) -> Grid:
         others = [index for index in range(len(purifiers)) if index not in own]
         restored = {"white-box": own, "black-box": others}
         for text in config.attacks:
-            pairs = [(setting, index) for setting, found in restored.items() for index in found if setting in config.settings]
+            pairs = [
+                (setting, index) for setting, found in restored.items() for index in found if setting in config.settings
+            ]
             groups += _group(config, dataset, text, number, None, pairs, classifiers, purifiers)
         if "adaptive" in config.settings:
-            chosen = [index for index in own if config.purifiers[index] in (config.adaptive_purifiers or config.purifiers)]
+            chosen = [
+                index for index in own if config.purifiers[index] in (config.adaptive_purifiers or config.purifiers)
+            ]
             for text in config.adaptive_attacks or config.attacks:
                 for index in chosen:
                     pairs = [("adaptive", index)]
@@ -141,7 +145,9 @@ def _check_names(loaded: Sequence[models.Model]) -> None:
     names = [model.name for model in loaded]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"two models are called {twice}: tables could not tell them apart; rename a checkpoint's folder")
+        raise ValueError(
+            f"two models are called {twice}: tables could not tell them apart; rename a checkpoint's folder"
+        )
 
 
 def _group(
@@ -159,7 +165,7 @@ def _group(
     attack: Attack = plugins.build("raypurify.attacks", spec)
     classifier = classifiers[number]
     victim = classifier.name if through is None else f"{purifiers[through].name}+{classifier.name}"
-    params = dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else spec.params  # type: ignore[arg-type]
+    params = dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else spec.params
     cells = []
     for setting, index in pairs:
         row = {
@@ -194,12 +200,9 @@ class Evaluator:
 
     def __init__(self, grid: Grid, device: str) -> None:
         self.grid, self.device = grid, device
-        self.classifiers = [self._place(model.build()) for model in grid.classifiers]
-        self.purifiers = [self._place(model.build()) for model in grid.purifiers]
+        self.classifiers = [models.placed(model.build(), device) for model in grid.classifiers]
+        self.purifiers = [models.placed(model.build(), device) for model in grid.purifiers]
         self.attacks = [plugins.build("raypurify.attacks", group.attack) for group in grid.groups]
-
-    def _place(self, network: nn.Module) -> nn.Module:
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def evaluate(self, x: Tensor, y: Tensor, ids: Sequence[str]) -> Iterator[Scored]:
         """Attack, purify, classify and score one batch in every cell of the grid.

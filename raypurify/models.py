@@ -7,7 +7,7 @@ import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,7 @@ def load(kind: Kind, text: str) -> Model:
     network = model.build()
     if ":" not in spec.name and any(True for _ in network.parameters()):
         raise ValueError(
-            f"{kind} {spec.name!r} has to be trained first: give the folder of a checkpoint, such as weights/mnist/a_net"
+            f"{kind} {spec.name!r} has to be trained first: give a checkpoint's folder, such as weights/mnist/a_net"
         )
     return model
 
@@ -98,7 +98,9 @@ def shaped_for(kind: Kind, text: str, image_shape: tuple[int, int, int], classes
 def _from_checkpoint(kind: Kind, spec: plugins.Spec) -> Model:
     own = spec.params.get("plugin")
     if set(spec.params) - {"plugin"}:
-        raise ValueError(f"{spec}: a checkpoint takes its parameters from its config.json; only plugin=... may be given")
+        raise ValueError(
+            f"{spec}: a checkpoint takes its parameters from its config.json; only plugin=... may be given"
+        )
     config, state, weights = storage.load_weights(spec.name)
     missing = {"kind", "plugin", "params"} - set(config)
     if missing:
@@ -126,6 +128,12 @@ def _tuples(value: Any) -> Any:
 
 def _hash(spec: plugins.Spec, weights: str) -> str:
     return hashlib.sha256(json.dumps([spec.name, spec.params, weights], sort_keys=True).encode()).hexdigest()
+
+
+def placed(network: nn.Module, device: str) -> nn.Module:
+    """The network on a device, in channels-last memory, which convolutions gain from."""
+    moved: nn.Module = cast(Any, network).to(device, memory_format=torch.channels_last)
+    return moved
 
 
 class Composite(nn.Module):

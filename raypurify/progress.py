@@ -49,7 +49,9 @@ class Progress:
         elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             self._line(rate)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None:
@@ -59,11 +61,8 @@ class Progress:
         self._said = time.monotonic()
         left = (self.total - self.count) / rate if rate else 0.0
         note = f", {self.note}" if self.note else ""
-        print(
-            f"{self.what}: {self.count:,}/{self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s, {left:,.0f} s left{note}",
-            file=sys.stderr,
-            flush=True,
-        )
+        done = f"{self.what}: {self.count:,}/{self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s"
+        print(f"{done}, {left:,.0f} s left{note}", file=sys.stderr, flush=True)
 
 
 def print_table(table: pa.Table) -> None:

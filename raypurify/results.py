@@ -25,7 +25,9 @@ def read_scores(output: str, cell: str, columns: Sequence[str]) -> pa.Table:
     """Some columns of all the rows of a cell."""
     urls = storage.list_files(scores_folder(output, cell), ".parquet")
     subset = pa.schema([schema.SCORES.field(name) for name in columns])
-    return pa.concat_tables([subset.empty_table(), *(storage.read_table(url, list(columns)).cast(subset) for url in urls)])
+    return pa.concat_tables(
+        [subset.empty_table(), *(storage.read_table(url, list(columns)).cast(subset) for url in urls)]
+    )
 
 
 def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +48,8 @@ def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     right = {kind: values[f"pred_{kind}"] == label for kind in ("clean", *schema.COMPARISONS)}
     accuracy = {kind: float(hits.mean()) for kind, hits in right.items()}
     low, high = metrics.wilson_interval(int(right["purified"].sum()), n)
-    means = {f"{what}_{kind}": _mean(values[f"{what}_{kind}"]) for what in ("psnr", "ssim") for kind in schema.COMPARISONS}
+    psnr = {f"psnr_{kind}": float(values[f"psnr_{kind}"].astype(float).mean()) for kind in schema.COMPARISONS}
+    ssim = {f"ssim_{kind}": _mean_of_known(values[f"ssim_{kind}"].astype(float)) for kind in schema.COMPARISONS}
     return {
         **cell,
         "n": n,
@@ -54,8 +57,9 @@ def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy_purified_low": low,
         "accuracy_purified_high": high,
         "success_rate_eq14": accuracy["purified"] / accuracy["clean"] if accuracy["clean"] else None,
-        **means,
-        "psnr_purified_eq16": means["psnr_purified"] + metrics.PSNR_EQ16_OFFSET,
+        **psnr,
+        **ssim,
+        "psnr_purified_eq16": psnr["psnr_purified"] + metrics.PSNR_EQ16_OFFSET,
         "linf_max": float(values["linf"].max()),
         "l2_median": _median_l2(values["l2"], right["clean"], right["adversarial"]),
         "steps_mean": float(values["steps"].mean()),
@@ -72,8 +76,8 @@ def _check_rows(ids: pa.ChunkedArray, cell: Mapping[str, Any]) -> None:
         raise ValueError(f"the id {twice!r} stands for more than one image; ids must be unique in a dataset")
 
 
-def _mean(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values.astype(float))].astype(float)
+def _mean_of_known(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else None
 
 
@@ -98,6 +102,6 @@ def sample_ids(output: str, cell: str, seed: int) -> dict[str, str]:
     ids = np.array(scores["id"].to_pylist(), dtype=object)
     order = np.argsort(ids)
     worst = ids[order][np.argsort(scores["psnr_purified"].to_numpy()[order], kind="stable")[:SAMPLES_WORST]]
-    chosen = {name: "worst" for name in worst}
+    chosen = dict.fromkeys(worst, "worst")
     picked = np.random.default_rng(seed).permutation(len(ids))[:SAMPLES_AT_RANDOM]
     return {**chosen, **{ids[order][index]: "random" for index in picked}}

@@ -135,7 +135,9 @@ def read_tables(urls: Iterable[str], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *(read_table(url).cast(schema) for url in urls)])
 
 
-def save_weights(url: str, config: dict[str, Any], state: dict[str, Tensor], metrics: dict[str, Any] | None = None) -> None:
+def save_weights(
+    url: str, config: dict[str, Any], state: dict[str, Tensor], metrics: dict[str, Any] | None = None
+) -> None:
     """Write a checkpoint folder: ``config.json``, ``model.safetensors`` and, if given, ``metrics.json``.
 
     ``config.json`` is written last: a folder that has one is whole.

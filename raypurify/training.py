@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -65,7 +65,9 @@ class TrainingConfig:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
         if self.validation < 0 or self.weight_decay < 0:
-            raise ValueError(f"validation and weight_decay must be at least 0: {self.validation!r}, {self.weight_decay!r}")
+            raise ValueError(
+                f"validation and weight_decay must be at least 0: {self.validation!r}, {self.weight_decay!r}"
+            )
         if self.classifier is not None and not self.attacks:
             raise ValueError("attacks must name at least one attack to train a purifier against")
 
@@ -181,7 +183,7 @@ class PurifierObjective:
         for index, attack in enumerate(self.attacks):
             rows = np.flatnonzero(chosen == index)
             if rows.size:
-                seeds = derive([batch.seeds[row] for row in rows], attack)
+                seeds = derive([batch.seeds[row] for row in rows.tolist()], attack)
                 where = torch.from_numpy(rows).to(batch.x.device)
                 x_adv[where] = attack(self.victim, batch.x[where], batch.y[where], seeds=seeds).x_adv
         return x_adv
@@ -195,7 +197,8 @@ class PurifierLoss(nn.Module):
         self.purifier = purifier
 
     def forward(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        return self.purifier.training_loss(x_adv, x)
+        loss: Tensor = cast(Any, self.purifier).training_loss(x_adv, x)
+        return loss
 
 
 Objective = ClassifierObjective | PurifierObjective

@@ -37,7 +37,11 @@ def test_a_file_sets_flags_and_the_command_line_wins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("stepz: 1\n", "unknown stepz; known are names, output, steps"), ("- a\n", "expected names"), ("a: [", "not YAML")],
+    [
+        ("stepz: 1\n", "unknown stepz; known are names, output, steps"),
+        ("- a\n", "expected names"),
+        ("a: [", "not YAML"),
+    ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.yaml"

@@ -69,7 +69,9 @@ def test_weights_that_do_not_fit_name_the_model(checkpoint: str) -> None:
 
 
 def test_code_of_a_checkpoint_runs_only_when_the_user_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_models.py").write_text("import torch\ndef make(width=1):\n    return torch.nn.Conv2d(1, width, 1)\n")
+    (tmp_path / "own_models.py").write_text(
+        "import torch\ndef make(width=1):\n    return torch.nn.Conv2d(1, width, 1)\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     url = save(tmp_path / "own", "purifier", "own_models:make", nn.Conv2d(1, 2, 1), {"width": 2})
     with pytest.raises(ValueError, match="to run that code, say so"):

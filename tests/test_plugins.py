@@ -52,7 +52,8 @@ def test_spec_parses_and_prints(text: str, name: str, params: dict[str, object])
 
 
 @pytest.mark.parametrize(
-    ("text", "wrong"), [("pgd,steps", "'steps'"), ("pgd,=3", "'=3'"), ("pgd, =3", "' =3'"), ("", "empty"), (",a=1", "empty")]
+    ("text", "wrong"),
+    [("pgd,steps", "'steps'"), ("pgd,=3", "'=3'"), ("pgd, =3", "' =3'"), ("", "empty"), (",a=1", "empty")],
 )
 def test_spec_refuses_what_it_cannot_read(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=f"expected NAME.*{wrong}"):

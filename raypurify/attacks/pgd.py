@@ -42,7 +42,9 @@ class PGD:
         self, victim: nn.Module, x: Tensor, y: Tensor, *, seeds: Sequence[int], target: Tensor | None = None
     ) -> Attacked:
         """See :class:`raypurify.attacks.Attack`; the random start comes from ``seeds``."""
-        step_size = max(self.epsilon / 30, 2.5 * self.epsilon / self.steps) if self.step_size is None else self.step_size
+        step_size = (
+            max(self.epsilon / 30, 2.5 * self.epsilon / self.steps) if self.step_size is None else self.step_size
+        )
         labels, sign = towards(victim, x, y, target, self.labels)
         x_adv = x
         if self.random_start:

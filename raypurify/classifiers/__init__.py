@@ -17,6 +17,9 @@ from torch import Tensor, nn
 class Normalize(nn.Module):
     """Pixels in [0, 1] to zero mean and unit variance, channel by channel."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)

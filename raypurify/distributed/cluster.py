@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from typing import Any
@@ -29,14 +30,27 @@ def connect(cpus: float, *, use_gpu: bool = False) -> dict[str, Any]:
     """
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level="ERROR")
+            ray.init(logging_level=logging.ERROR)
         else:
-            ray.init(num_cpus=math.ceil(cpus) + FREE_CPUS, include_dashboard=False, logging_level="ERROR")
+            ray.init(num_cpus=math.ceil(cpus) + FREE_CPUS, logging_level=logging.ERROR)
+    quiet()
     resources = ray.cluster_resources()
     if use_gpu and not resources.get("GPU"):
         raise ValueError("--use-gpu: this Ray cluster has no GPU; leave the flag out, or join a cluster that has one")
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return {**runs.machine(), "nodes": len(nodes), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
+
+
+def quiet() -> None:
+    """Leave Ray Data's messages of routine to its log files; its warnings still reach the terminal."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
+            handler.addFilter(_not_of_progress_bars)
+
+
+def _not_of_progress_bars(record: logging.LogRecord) -> bool:
+    return "Progress bars disabled" not in str(record.msg)
 
 
 def check_output(output: str, *, shared_filesystem: bool) -> None:

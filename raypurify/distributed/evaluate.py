@@ -54,7 +54,9 @@ class EvaluationResources:
 
     def __post_init__(self) -> None:
         if self.actors < 1 or self.cpus_per_actor < 1 or self.batch < 1 or self.gpus_per_actor < 0:
-            raise ValueError(f"actors, cpus_per_actor and batch must be at least 1, gpus_per_actor at least 0; got {self}")
+            raise ValueError(
+                f"actors, cpus_per_actor and batch must be at least 1, gpus_per_actor at least 0; got {self}"
+            )
         if self.max_actors is not None and self.max_actors < self.actors:
             raise ValueError(f"max_actors must be at least actors={self.actors}; got {self.max_actors!r}")
 
@@ -149,9 +151,7 @@ def evaluate(
     missing = _missing(output, grid, units)
     if missing or not run.finished:
         storage.remove(storage.join(output, storage.SUCCESS))
-        hardware = cluster.connect(
-            resources.actors * resources.cpus_per_actor, use_gpu=resources.gpus_per_actor > 0
-        )
+        hardware = cluster.connect(resources.actors * resources.cpus_per_actor, use_gpu=resources.gpus_per_actor > 0)
         cluster.check_output(output, shared_filesystem=shared_filesystem)
         with run.attempt(hardware, {**dataclasses.asdict(config), **dataclasses.asdict(resources)}):
             storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
@@ -178,7 +178,9 @@ def _check_shapes(grid: Grid, source: Source) -> None:
             with torch.no_grad():
                 model.build()(x)
         except RuntimeError as error:
-            raise ValueError(f"{model.name} does not take images of (H, W, C) = {(height, width, channels)}: {error}") from error
+            raise ValueError(
+                f"{model.name} does not take images of (H, W, C) = {(height, width, channels)}: {error}"
+            ) from error
 
 
 def _identity(config: EvaluationConfig, source: Source) -> dict[str, Any]:
@@ -319,11 +321,11 @@ def unpack(table: pa.Table) -> Rows:
     )
 
 
-class EvaluationActor:
+class Scorer:
     """Scores units and writes them."""
 
-    def __init__(self, work: ray.ObjectRef[Work]) -> None:
-        self.work = work = ray.get(work)
+    def __init__(self, work: Work) -> None:
+        self.work = work
         self.device = "cuda" if work.use_gpu else "cpu"
         if not work.use_gpu:
             torch.set_num_threads(work.threads)
@@ -360,6 +362,13 @@ class EvaluationActor:
             yield from self.evaluators[unit.cells].evaluate(batch.x, batch.y, ids)
 
 
+class EvaluationActor(Scorer):
+    """A scorer that fetches its work from the object store, where all actors share it."""
+
+    def __init__(self, work: ray.ObjectRef[Work]) -> None:
+        super().__init__(ray.get(work))
+
+
 def batches_of(pieces: Sequence[Rows], size: int) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
     """Batches of at most ``size`` images of one shape: ids, (N, H, W, C) uint8, labels (N,)."""
     by_shape: dict[tuple[int, ...], list[tuple[str, np.ndarray, int]]] = {}
@@ -378,11 +387,15 @@ def _check_coverage(output: str, cells: Sequence[dict[str, Any]], rows: int) -> 
     Raises:
         RuntimeError: rows are missing; the message says how many of which cell.
     """
-    rejected = sum(len(storage.read_table(url)) for url in storage.list_files(storage.join(output, "rejects"), ".parquet"))
+    rejected = sum(
+        len(storage.read_table(url)) for url in storage.list_files(storage.join(output, "rejects"), ".parquet")
+    )
     for cell in cells:
         scored = len(results.read_scores(output, cell["cell"], ["label"]))
         if scored + rejected != rows:
-            raise RuntimeError(f"{output}: cell {cell['cell']} has {scored} scores and {rejected} rejects of {rows} rows")
+            raise RuntimeError(
+                f"{output}: cell {cell['cell']} has {scored} scores and {rejected} rejects of {rows} rows"
+            )
     return rejected
 
 
@@ -391,17 +404,16 @@ def _write_samples(grid: Grid, resources: EvaluationResources, output: str, unit
     chosen = {cell.hash: results.sample_ids(output, cell.hash, grid.config.seed) for cell in grid.cells}
     names = {name for ids in chosen.values() for name in ids}
     task = ray.remote(num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor)(sample)
-    ray.get(task.remote([ray.put(_work(grid, resources, output, units))], chosen, names))
+    ray.get(task.remote(ray.put(_work(grid, resources, output, units)), chosen, names))
 
 
-def sample(boxed: list[ray.ObjectRef[Work]], chosen: dict[str, dict[str, str]], names: set[str]) -> None:
+def sample(work: Work, chosen: dict[str, dict[str, str]], names: set[str]) -> None:
     """Write ``samples/`` for the chosen ids of each cell."""
-    actor = EvaluationActor(boxed[0])
-    work = actor.work
-    evaluator = Evaluator(work.grid, actor.device)
+    device = Scorer(work).device
+    evaluator = Evaluator(work.grid, device)
     tables: dict[str, list[pa.Table]] = {}
     for ids, images, labels in batches_of([_only(unit, names) for unit in work.units.values()], work.batch):
-        batch = batch_of(images, labels, (), actor.device)
+        batch = batch_of(images, labels, (), device)
         for scored in evaluator.evaluate(batch.x, batch.y, ids):
             tables.setdefault(scored.cell.hash, []).append(_samples(scored, batch.x, chosen[scored.cell.hash]))
     for cell, parts in tables.items():
@@ -411,7 +423,9 @@ def sample(boxed: list[ray.ObjectRef[Work]], chosen: dict[str, dict[str, str]], 
 def _only(unit: Unit, names: set[str]) -> Rows:
     """The rows of a unit whose ids are in ``names``."""
     pieces = [read_rows(piece.shard, piece.start, piece.stop) for piece in unit.pieces]
-    rows = [row for piece in pieces for row in zip(piece.ids, piece.images, piece.labels, strict=True) if row[0] in names]
+    rows = [
+        row for piece in pieces for row in zip(piece.ids, piece.images, piece.labels, strict=True) if row[0] in names
+    ]
     return Rows(
         ids=[row[0] for row in rows],
         images=[row[1] for row in rows],
@@ -446,6 +460,8 @@ def _curves(config: EvaluationConfig) -> dict[str, pa.Table]:
         if "/" in url:
             for place in (url, storage.join(url, "..")):
                 if storage.exists(storage.join(place, "metrics.parquet")):
-                    curves[url.rstrip("/").rpartition("/")[2]] = storage.read_table(storage.join(place, "metrics.parquet"))
+                    curves[url.rstrip("/").rpartition("/")[2]] = storage.read_table(
+                        storage.join(place, "metrics.parquet")
+                    )
                     break
     return curves

@@ -1,8 +1,8 @@
 """Ray Data streams of image batches, in an order that depends on the seed and the epoch alone.
 
 The rows of an epoch are permuted in short runs and dealt to a fixed number of lanes. A global batch takes an equal part
-from each lane, and a worker reads the lanes that are its own: what a step sees does not depend on the number of workers,
-no image is read twice, and an epoch can be entered again after a crash without what came before it.
+from each lane, and a worker reads the lanes that are its own. So what a step sees does not depend on the number of
+workers, no image is read twice, and an epoch can be entered again after a crash without what came before it.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def runs_of(source: Source, first: int = 0, last: int | None = None, length: int
     runs, begin = [], 0
     for shard in source.shards:
         low, high = max(first - begin, 0), min(last - begin, shard.rows)
-        runs += [
-            Run(shard=shard, start=start, stop=min(start + length, high)) for start in range(low, high, length)
-        ]
+        runs += [Run(shard=shard, start=start, stop=min(start + length, high)) for start in range(low, high, length)]
         begin += shard.rows
     return runs
 
@@ -152,9 +150,7 @@ def training_block(lanes: Sequence[Sequence[Run]], part: int, seed: int, epoch: 
         images.append(_one_shape(rows)[mix])
         labels.append(np.concatenate([piece.labels for piece in rows])[mix])
         seeds.append(np.array([seed_of(seed, "image", epoch, name) for name in ids], dtype=np.int64)[mix])
-    return table_of(
-        image=_interleave(images, part), label=_interleave(labels, part), seed=_interleave(seeds, part)
-    )
+    return table_of(image=_interleave(images, part), label=_interleave(labels, part), seed=_interleave(seeds, part))
 
 
 def _one_shape(rows: Sequence[Rows]) -> np.ndarray:
@@ -212,9 +208,7 @@ def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) 
 
     Iterated in batches of ``order.batch / order.workers`` rows, batch k of the stream is step k.
     """
-    tasks = [
-        (lanes, order.part, order.seed, epoch) for epoch in epochs for lanes in order.windows(epoch)
-    ]
+    tasks = [(lanes, order.part, order.seed, epoch) for epoch in epochs for lanes in order.windows(epoch)]
     return read_blocks(tasks, training_block, name="read training images", read_cpus=read_cpus, ordered=True)
 
 

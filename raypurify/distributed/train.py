@@ -59,7 +59,9 @@ class TrainingResources:
         if self.workers < 1 or streams.LANES % self.workers:
             raise ValueError(f"workers must divide {streams.LANES}: 1, 2, 4 or 8; got {self.workers!r}")
         if self.cpus_per_worker < 1 or self.read_cpus <= 0:
-            raise ValueError(f"cpus_per_worker and read_cpus must be positive: {self.cpus_per_worker}, {self.read_cpus}")
+            raise ValueError(
+                f"cpus_per_worker and read_cpus must be positive: {self.cpus_per_worker}, {self.read_cpus}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +133,7 @@ def prepare(config: TrainingConfig, resources: TrainingResources) -> Job:
     built = plugins.build(models.PACKAGES[kind], network)
     if kind == "purifier" and not hasattr(built, "training_loss"):
         raise ValueError(f"{config.model}: this purifier has nothing to train; give one with a training_loss")
-    job = Job(
-        config=config, resources=resources, source=source, image_shape=shape, network=network, victim=victim
-    )
+    job = Job(config=config, resources=resources, source=source, image_shape=shape, network=network, victim=victim)
     job.order(0, resources.workers)
     return job
 
@@ -207,6 +207,7 @@ def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
         storage_filesystem=None if storage.is_local(output) else PyFileSystem(FSSpecHandler(fs)),
         failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # typed as the old API
     )
     return ray.train.torch.TorchTrainer(
         _work, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
@@ -250,6 +251,7 @@ class Worker:
     """One data-parallel worker: its model, its part of the stream, its part of the validation."""
 
     def __init__(self, job: Job, rank: int, workers: int) -> None:
+        cluster.quiet()
         self.job, self.rank, self.workers = job, rank, workers
         self.config = job.config
         self.device = str(ray.train.torch.get_device())
@@ -261,7 +263,7 @@ class Worker:
         self.validations: list[dict[str, float]] = []
         torch.manual_seed(seed_of(self.config.seed, "weights"))
         self.network = plugins.build(models.PACKAGES[job.kind], job.network).train()
-        self.network.to(memory_format=torch.channels_last)
+        self.network = models.placed(self.network, self.device)
         trained = self.network if job.victim is None else PurifierLoss(self.network)
         self.model = ray.train.torch.prepare_model(trained)
         self.objective = self._objective()
@@ -274,7 +276,7 @@ class Worker:
     def _objective(self) -> Objective:
         if self.job.victim is None:
             return ClassifierObjective(augmentation=self.config.augmentation)
-        victim = self.job.victim.build().to(self.device, memory_format=torch.channels_last)
+        victim = models.placed(self.job.victim.build(), self.device)
         return PurifierObjective(
             victim=victim,
             attacks=build_attacks(self.config.attacks),
@@ -352,7 +354,9 @@ class Worker:
         metrics = {"epoch": float(self.epoch), "loss": loss, "images_per_second": speed, **self.validations[-1]}
         if self.rank == 0:
             scores = ", ".join(f"{name} {value:.4f}" for name, value in self.validations[-1].items())
-            print(f"epoch {self.epoch}/{self.config.epochs}: loss {loss:.5f}, {speed:.0f} images/s, {scores}", flush=True)
+            print(
+                f"epoch {self.epoch}/{self.config.epochs}: loss {loss:.5f}, {speed:.0f} images/s, {scores}", flush=True
+            )
         return metrics
 
     def save(self, folder: str) -> None:

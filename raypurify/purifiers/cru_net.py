@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +37,8 @@ class CRUNetConfig:
 class DenoisingBlock(nn.Module):
     """3x3 to half the maps, two 3x3, and a 3x3 that joins the first and the last.
 
-    Read so from "a 3x3 convolution block combines all the feature maps of the first and last blocks": the outputs of the
-    first convolution and of the last are concatenated, which gives the level's number of maps again.
+    Read so from "a 3x3 convolution block combines all the feature maps of the first and last blocks": the outputs of
+    the first convolution and of the last are concatenated, which gives the level's number of maps again.
     """
 
     def __init__(self, width: int, negative_slope: float) -> None:
@@ -58,8 +59,8 @@ class DenoisingBlock(nn.Module):
 class CRUNet(nn.Module):
     """I'' = Clip(F(I') + I', 0, 1), Eq. 11.
 
-    F is a U-Net: a 3x3 convolution to ``width`` maps; on the way down ``blocks`` de-noising blocks a level and a stride-2
-    convolution that doubles the maps; the bottleneck level with blocks of its own; on the way up a transposed
+    F is a U-Net: a 3x3 convolution to ``width`` maps; on the way down ``blocks`` de-noising blocks a level and a
+    stride-2 convolution that doubles the maps; the bottleneck level with blocks of its own; on the way up a transposed
     convolution, the concatenation with the same level, a smoothing 3x3 convolution and ``blocks`` blocks; then a 3x3
     convolution to the image's channels, without an activation, so that a residual can have either sign. That last
     convolution starts at zero: the network starts as the identity, and trains without normalisation layers.
@@ -79,7 +80,7 @@ class CRUNet(nn.Module):
         def conv(width_in: int, width_out: int, stride: int = 1) -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(width_in, width_out, 3, stride=stride, padding=1), activation)
 
-        steps = list(zip(widths[:-1], widths[1:], strict=True))
+        steps = list(itertools.pairwise(widths))
         self.stem = conv(config.channels, widths[0])
         self.encoder = nn.ModuleList(level(width) for width in widths[:-1])
         self.down = nn.ModuleList(conv(narrow, wide, stride=2) for narrow, wide in steps)
@@ -91,7 +92,8 @@ class CRUNet(nn.Module):
         self.decoder = nn.ModuleList(level(narrow) for narrow, _ in reversed(steps))
         self.output = nn.Conv2d(widths[0], config.channels, 3, padding=1)
         nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
+        if self.output.bias is not None:
+            nn.init.zeros_(self.output.bias)
 
     def residual(self, x: Tensor) -> Tensor:
         """F(I'; theta): (N, C, H, W) -> (N, C, H, W) of either sign. Any H and W: edges are repeated, then cropped."""
@@ -119,8 +121,6 @@ class CRUNet(nn.Module):
         The paper's Eq. 10 prints I' for the restored image. The clip is left out: outside [0, 1] it has no gradient.
         """
         return F.mse_loss(x_adv + self.residual(x_adv).to(x_adv.dtype), x)
-
-
 
 
 def build(**params: Any) -> CRUNet:

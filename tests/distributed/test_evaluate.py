@@ -135,13 +135,12 @@ def test_another_dataset_on_the_same_output_is_refused(
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> str:
-    """Ten images in a Parquet file, of two sizes; the fourth is not an image."""
+    """Ten images in a Parquet file; the fourth is not an image."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(10):
         buffer = io.BytesIO()
-        size = (28, 28) if number < 7 else (28, 28)
-        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(buffer, "PNG")
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(buffer, "PNG")
         data = b"not an image" if number == 3 else buffer.getvalue()
         rows.append({"image": {"bytes": data, "path": f"{number}.png"}, "label": number % 10})
     (tmp_path / "data").mkdir()

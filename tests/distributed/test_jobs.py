@@ -110,7 +110,9 @@ def test_training_and_evaluation_are_submitted_to_a_cluster(
 
 
 def test_a_job_that_is_refused_fails_on_the_cluster(head: dict[str, str], tmp_path: Path) -> None:
-    done = submit(head, "jobs/evaluate.py", "--data", "digits", "--classifiers", "a_net", "--output", str(tmp_path / "x"))
+    done = submit(
+        head, "jobs/evaluate.py", "--data", "digits", "--classifiers", "a_net", "--output", str(tmp_path / "x")
+    )
     assert done.returncode != 0
     assert "has to be trained first" in done.stdout
 
@@ -122,7 +124,10 @@ def test_a_job_that_is_refused_fails_on_the_cluster(head: dict[str, str], tmp_pa
         (["jobs/evaluate.py", "--attacks", "fgsmm", "--data", "digits"], "unknown name 'fgsmm'"),
         (["jobs/evaluate.py", "--data", "s3-typo://bucket/x"], "s3-typo"),
         (["jobs/evaluate.py", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["jobs/train_mnist.py", "--model", "c_net", "--data", "digits", "--classifier", "None"], "unknown name 'c_net'"),
+        (
+            ["jobs/train_mnist.py", "--model", "c_net", "--data", "digits", "--classifier", "None"],
+            "unknown name 'c_net'",
+        ),
         (["jobs/train_cifar.py", "--batch", "many"], "--batch"),
     ],
 )
@@ -137,6 +142,8 @@ def test_mistakes_are_named_without_a_traceback(words: list[str], message: str, 
 
 @pytest.mark.parametrize("job", ["demo", "train_mnist", "train_cifar", "evaluate"])
 def test_help_is_for_a_newcomer(job: str) -> None:
-    done = subprocess.run([sys.executable, f"jobs/{job}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, f"jobs/{job}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert "--output" in done.stdout
     assert "--config FILE.yaml" in done.stdout

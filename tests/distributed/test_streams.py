@@ -73,7 +73,12 @@ def test_a_block_holds_the_images_of_its_labels() -> None:
 
 def test_rows_are_mixed_within_a_window() -> None:
     block = training_block(next(iter(order().windows(0))), 8, 3, 0)
-    unmixed = [name for lane in next(iter(order().windows(0))) for run in lane for name in read_rows(run.shard, run.start, run.stop).ids]
+    unmixed = [
+        name
+        for lane in next(iter(order().windows(0)))
+        for run in lane
+        for name in read_rows(run.shard, run.start, run.stop).ids
+    ]
     seeds = [streams.seed_of(3, "image", 0, name) for name in unmixed]
     assert sorted(seeds) == sorted(block["seed"].to_pylist())
     assert seeds[:8] != block["seed"].to_pylist()[:8]

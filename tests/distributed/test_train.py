@@ -138,7 +138,9 @@ def test_checkpoints_and_model_go_to_s3(s3: str, local_ray: None, undisturbed: s
     train(CLASSIFIER, RESOURCES, output)
     np.testing.assert_allclose(curve(output), curve(undisturbed), rtol=1e-5)
     assert storage.is_success(output)
-    assert len([url for url in storage.list_files(f"{output}/checkpoints") if url.endswith("optimizer.safetensors")]) == 2
+    assert (
+        len([url for url in storage.list_files(f"{output}/checkpoints") if url.endswith("optimizer.safetensors")]) == 2
+    )
     here = safetensors.torch.load_file(str(Path(undisturbed, "model/model.safetensors")))
     there = safetensors.torch.load(storage.read_bytes(f"{output}/model/model.safetensors"))
     assert all(torch.allclose(here[name], there[name], atol=1e-5) for name in here)
@@ -158,5 +160,3 @@ def test_bad_input_is_refused_before_any_work(local_ray: None, small_classifier:
     refused("nothing to train", model="jpeg", classifier=small_classifier)
     refused("nowhere", data=str(tmp_path / "nowhere"))
     refused("--use-gpu: this Ray cluster has no GPU", resources=TrainingResources(use_gpu=True))
-
-
