@@ -63,17 +63,17 @@ def open_run(output: str, identity: Mapping[str, Any], *, overwrite: bool = Fals
     Args:
         output: URL of a folder.
         identity: what is computed, as JSON values.
-        overwrite: start afresh, whatever is there.
+        overwrite: remove the run that is there, whatever its identity.
 
     Raises:
         ValueError: the output holds a run of another identity (the message names what differs), or other files.
     """
     path = storage.join(output, "run.json")
+    if not storage.exists(path) and storage.list_files(output):
+        raise ValueError(f"{output} holds files, but no run.json, so they are something else's: give another --output")
     if overwrite:
         storage.remove(output)
     if not storage.exists(path):
-        if storage.list_files(output):
-            raise ValueError(f"{output} holds files of something else: give an empty output, or --overwrite")
         return Run(output=output, identity=identity, attempts=[], finished=False)
     run = storage.read_json(path)
     _check_identity(output, run["identity"], identity)

@@ -81,11 +81,11 @@ class Batch:
     seeds: Sequence[int]
 
 
-def batch_of(images: np.ndarray | Tensor, labels: np.ndarray | Tensor, seeds: Sequence[int], device: str) -> Batch:
+def batch_of(images: np.ndarray, labels: np.ndarray, seeds: Sequence[int], device: str) -> Batch:
     """A batch from (N, H, W, C) uint8 images: on the device, in channels-last memory, which convolutions gain from."""
-    x = torch.as_tensor(images).to(device).permute(0, 3, 1, 2)
-    x = x.to(memory_format=torch.channels_last).float().div_(255)
-    return Batch(x=x, y=torch.as_tensor(labels).to(device), seeds=seeds)
+    x, y = (torch.from_numpy(np.require(values, requirements="W")).to(device) for values in (images, labels))
+    x = x.permute(0, 3, 1, 2).to(memory_format=torch.channels_last).float().div_(255)
+    return Batch(x=x, y=y, seeds=seeds)
 
 
 def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:

@@ -48,5 +48,7 @@ def test_overwrite_starts_afresh(tmp_path: Path) -> None:
 
 def test_files_of_something_else_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="something else"):
-        runs.open_run(str(tmp_path), {"seed": 1})
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="something else"):
+            runs.open_run(str(tmp_path), {"seed": 1}, overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").exists()

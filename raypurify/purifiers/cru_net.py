@@ -91,9 +91,8 @@ class CRUNet(nn.Module):
         self.smooth = nn.ModuleList(conv(2 * narrow, narrow) for narrow, _ in reversed(steps))
         self.decoder = nn.ModuleList(level(narrow) for narrow, _ in reversed(steps))
         self.output = nn.Conv2d(widths[0], config.channels, 3, padding=1)
-        nn.init.zeros_(self.output.weight)
-        if self.output.bias is not None:
-            nn.init.zeros_(self.output.bias)
+        for parameter in self.output.parameters():
+            nn.init.zeros_(parameter)
 
     def residual(self, x: Tensor) -> Tensor:
         """F(I'; theta): (N, C, H, W) -> (N, C, H, W) of either sign. Any H and W: edges are repeated, then cropped."""
