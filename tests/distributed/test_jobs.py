@@ -28,6 +28,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     port, dashboard = free_port(), free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")},
+        "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -36,6 +37,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     command = [str(RAY), "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1"]
     command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}", "--num-cpus=4"]
     command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
