@@ -8,6 +8,7 @@ from raypurify.distributed.evaluate import EvaluationArguments, EvaluationResour
 from raypurify.distributed.evaluate import main as evaluate
 from raypurify.distributed.train import TrainingResources, train
 from raypurify.evaluation import EvaluationConfig
+from raypurify.runs import Destination
 from raypurify.training import TrainingConfig
 
 
@@ -52,11 +53,11 @@ def main(arguments: DemoArguments) -> None:
                 classifiers=(storage.join(classifier, "model"),),
                 purifiers=(storage.join(purifier, "model"), "identity", "threshold", "median_filter"),
                 settings=("white-box", "adaptive"),
+                adaptive_attacks=("pgd,epsilon=0.3,steps=40",),
                 adaptive_purifiers=(storage.join(purifier, "model"),),
             ),
             resources=EvaluationResources(),
-            output=storage.join(arguments.output, "evaluation"),
-            overwrite=arguments.overwrite,
+            destination=Destination(output=storage.join(arguments.output, "evaluation"), overwrite=arguments.overwrite),
         )
     )
 

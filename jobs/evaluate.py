@@ -3,6 +3,7 @@
 from raypurify.cli import run
 from raypurify.distributed.evaluate import EvaluationArguments, main
 from raypurify.evaluation import EvaluationConfig
+from raypurify.runs import Destination
 
 if __name__ == "__main__":
     run(
@@ -13,6 +14,6 @@ if __name__ == "__main__":
                 classifiers=("weights/mnist/a_net",),
                 purifiers=("weights/mnist/cru_net-a_net", "identity", "rounding", "threshold", "median_filter", "jpeg"),
             ),
-            output="runs/evaluate",
+            destination=Destination(output="runs/evaluate"),
         ),
     )

@@ -2,6 +2,7 @@
 
 from raypurify.cli import run
 from raypurify.distributed.train import TrainingArguments, main
+from raypurify.runs import Destination
 from raypurify.training import TrainingConfig
 
 EPSILON = 8 / 255
@@ -22,6 +23,6 @@ if __name__ == "__main__":
                 ),
                 augmentation="flip_crop",
             ),
-            output="runs/train-cifar",
+            destination=Destination(output="runs/train-cifar"),
         ),
     )

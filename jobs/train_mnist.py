@@ -2,6 +2,7 @@
 
 from raypurify.cli import run
 from raypurify.distributed.train import TrainingArguments, main
+from raypurify.runs import Destination
 from raypurify.training import TrainingConfig
 
 if __name__ == "__main__":
@@ -9,6 +10,6 @@ if __name__ == "__main__":
         main,
         TrainingArguments(
             training=TrainingConfig(data="mnist", model="cru_net", classifier="weights/mnist/a_net"),
-            output="runs/train-mnist",
+            destination=Destination(output="runs/train-mnist"),
         ),
     )

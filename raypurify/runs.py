@@ -17,6 +17,18 @@ from raypurify import __version__, storage
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "torchattacks", "scikit-image")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where a job writes."""
+
+    output: str
+    """Folder for the run: a path, or a URL such as s3://bucket/run."""
+    overwrite: bool = False
+    """Start afresh: remove the run that the output holds."""
+    shared_filesystem: bool = False
+    """A local output is a file system that every host of the cluster sees."""
+
+
 @dataclass(kw_only=True)
 class Run:
     """A run's folder. ``counts`` of the attempt in progress is free to be filled."""

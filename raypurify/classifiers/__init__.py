@@ -8,6 +8,7 @@ pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,3 +55,21 @@ def check_channels(channels: int, mean: Sequence[float], std: Sequence[float]) -
     """Raise ValueError unless there is one mean and one positive standard deviation for each channel."""
     if len(mean) != channels or len(std) != channels or min(std) <= 0:
         raise ValueError(f"expected {channels} means and positive stds, one a channel; got mean={mean!r}, std={std!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """What a network whose layers are fixed has to know of its images."""
+
+    image_size: int = 28
+    """Height and width, in pixels."""
+    channels: int = 1
+    classes: int = 10
+    mean: tuple[float, ...] = PIXELS[1][0]
+    """Of the pixels, in [0, 1], one a channel."""
+    std: tuple[float, ...] = PIXELS[1][1]
+
+    def __post_init__(self) -> None:
+        check_channels(self.channels, self.mean, self.std)
+        if self.image_size < 4:
+            raise ValueError(f"image_size must be at least 4; got {self.image_size!r}")

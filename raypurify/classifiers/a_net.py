@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from raypurify.classifiers import PIXELS, Normalize, check_channels, square_params_for
-
-
-@dataclass(frozen=True, kw_only=True)
-class ANetConfig:
-    """Shape of the images and of the output; the layers are Table 1's."""
-
-    image_size: int = 28
-    """Height and width of the images, in pixels."""
-    channels: int = 1
-    classes: int = 10
-    mean: tuple[float, ...] = PIXELS[1][0]
-    """Of the pixels, in [0, 1], one a channel."""
-    std: tuple[float, ...] = PIXELS[1][1]
-
-    def __post_init__(self) -> None:
-        check_channels(self.channels, self.mean, self.std)
-        if self.image_size < 2:
-            raise ValueError(f"image_size must be at least 2; got {self.image_size!r}")
+from raypurify.classifiers import ImageConfig, Normalize, square_params_for
 
 
 class ANet(nn.Module):
@@ -35,7 +16,7 @@ class ANet(nn.Module):
     "same", which the table leaves open.
     """
 
-    def __init__(self, config: ANetConfig) -> None:
+    def __init__(self, config: ImageConfig) -> None:
         super().__init__()
         half = (config.image_size + 1) // 2
         self.normalize = Normalize(config.mean, config.std)
@@ -53,8 +34,8 @@ class ANet(nn.Module):
 
 
 def build(**params: Any) -> ANet:
-    """A-net with random weights; ``params`` are :class:`ANetConfig`'s fields."""
-    return ANet(ANetConfig(**params))
+    """A-net with random weights; ``params`` are :class:`ImageConfig`'s fields."""
+    return ANet(ImageConfig(**params))
 
 
 params_for = square_params_for

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from raypurify.classifiers import PIXELS, Normalize, check_channels, square_params_for
-
-
-@dataclass(frozen=True, kw_only=True)
-class BNetConfig:
-    """Shape of the images and of the output; the layers are Table 1's."""
-
-    image_size: int = 28
-    """Height and width of the images, in pixels."""
-    channels: int = 1
-    classes: int = 10
-    mean: tuple[float, ...] = PIXELS[1][0]
-    """Of the pixels, in [0, 1], one a channel."""
-    std: tuple[float, ...] = PIXELS[1][1]
-
-    def __post_init__(self) -> None:
-        check_channels(self.channels, self.mean, self.std)
-        if self.image_size < 4:
-            raise ValueError(f"image_size must be at least 4; got {self.image_size!r}")
+from raypurify.classifiers import ImageConfig, Normalize, square_params_for
 
 
 class BNet(nn.Module):
@@ -35,7 +16,7 @@ class BNet(nn.Module):
     "same", which the table leaves open.
     """
 
-    def __init__(self, config: BNetConfig) -> None:
+    def __init__(self, config: ImageConfig) -> None:
         super().__init__()
         quarter = config.image_size // 4
         self.normalize = Normalize(config.mean, config.std)
@@ -68,8 +49,8 @@ class BNet(nn.Module):
 
 
 def build(**params: Any) -> BNet:
-    """B-net with random weights; ``params`` are :class:`BNetConfig`'s fields."""
-    return BNet(BNetConfig(**params))
+    """B-net with random weights; ``params`` are :class:`ImageConfig`'s fields."""
+    return BNet(ImageConfig(**params))
 
 
 params_for = square_params_for

@@ -67,12 +67,7 @@ class EvaluationArguments:
 
     evaluation: EvaluationConfig
     resources: EvaluationResources = EvaluationResources()
-    output: str
-    """Folder for the run: a path, or a URL such as s3://bucket/run."""
-    overwrite: bool = False
-    """Start afresh, whatever the output holds."""
-    shared_filesystem: bool = False
-    """A local output is a file system that every host of the cluster sees."""
+    destination: runs.Destination
 
 
 def main(arguments: EvaluationArguments) -> None:
@@ -80,14 +75,12 @@ def main(arguments: EvaluationArguments) -> None:
     summary = evaluate(
         arguments.evaluation,
         arguments.resources,
-        arguments.output,
-        overwrite=arguments.overwrite,
-        shared_filesystem=arguments.shared_filesystem,
+        **dataclasses.asdict(arguments.destination),
     )
     columns = ["setting", "attack", "classifier", "purifier", "accuracy_clean", "accuracy_adversarial"]
     columns += ["accuracy_purified", "accuracy_clean_purified", "psnr_purified", "ssim_purified"]
     print_table(summary.select(columns))
-    print(f"report: {storage.join(storage.absolute(arguments.output), 'report.html')}")
+    print(f"report: {storage.join(storage.absolute(arguments.destination.output), 'report.html')}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,12 +70,7 @@ class TrainingArguments:
 
     training: TrainingConfig
     resources: TrainingResources = TrainingResources()
-    output: str
-    """Folder for the run: a path, or a URL such as s3://bucket/run."""
-    overwrite: bool = False
-    """Start afresh, whatever the output holds."""
-    shared_filesystem: bool = False
-    """A local output is a file system that every host of the cluster sees."""
+    destination: runs.Destination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +138,7 @@ def main(arguments: TrainingArguments) -> None:
     model = train(
         arguments.training,
         arguments.resources,
-        arguments.output,
-        overwrite=arguments.overwrite,
-        shared_filesystem=arguments.shared_filesystem,
+        **dataclasses.asdict(arguments.destination),
     )
     print(f"model: {model}")
 
