@@ -31,13 +31,16 @@ class TrainingConfig:
     """Classifier or purifier to train: NAME[,KEY=VALUE...], or my_package.module:callable."""
     classifier: str | None = None
     """Checkpoint of the classifier that a purifier is trained for; none when a classifier is trained."""
+    initial: str | None = None
+    """Checkpoint whose weights the training starts from; random ones (for CRU-Net, the identity) if none is given."""
     attacks: tuple[str, ...] = (
         "fgsm,epsilon=0.3",
         "r_fgsm,epsilon=0.3",
         "pgd,epsilon=0.3,steps=5",
         "pgd,epsilon=0.3,steps=12,step_size=0.04",
     )
-    """Attacks that make a purifier's adversarial images, in equal shares: NAME[,KEY=VALUE...] each."""
+    """Attacks that make a purifier's adversarial images: NAME[,KEY=VALUE...] each, in equal shares, so that one named
+    twice has twice the share."""
     clean_share: float = 0.15
     """Share of a purifier's images that are left clean, in [0, 1]."""
     augmentation: Augmentation = "none"

@@ -32,7 +32,7 @@ def connect(cpus: float, *, use_gpu: bool = False) -> dict[str, Any]:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(logging_level=logging.ERROR)
         else:
-            ray.init(num_cpus=math.ceil(cpus) + FREE_CPUS, logging_level=logging.ERROR)
+            ray.init(address="local", num_cpus=math.ceil(cpus) + FREE_CPUS, logging_level=logging.ERROR)
     quiet()
     resources = ray.cluster_resources()
     if use_gpu and not resources.get("GPU"):

@@ -75,13 +75,14 @@ class TrainingArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker is told: the configuration, the data, the network and, for a purifier, its victim."""
+    """All that a worker is told: the configuration, the data, the network, where it starts, and a purifier's victim."""
 
     config: TrainingConfig
     resources: TrainingResources
     source: Source
     image_shape: tuple[int, int, int]
     network: plugins.Spec
+    initial: models.Model | None
     victim: models.Model | None
 
     @property
@@ -126,9 +127,20 @@ def prepare(config: TrainingConfig, resources: TrainingResources) -> Job:
     kind: models.Kind = "classifier" if victim is None else "purifier"
     network = models.shaped_for(kind, config.model, shape, _count(source.classes))
     built = plugins.build(models.PACKAGES[kind], network)
+    initial = None if config.initial is None else models.load(kind, config.initial)
+    if initial is not None and initial.spec != network:
+        raise ValueError(f"initial: {config.initial} holds {initial.spec}, and this training is of {network}")
     if kind == "purifier" and not hasattr(built, "training_loss"):
         raise ValueError(f"{config.model}: this purifier has nothing to train; give one with a training_loss")
-    job = Job(config=config, resources=resources, source=source, image_shape=shape, network=network, victim=victim)
+    job = Job(
+        config=config,
+        resources=resources,
+        source=source,
+        image_shape=shape,
+        network=network,
+        initial=initial,
+        victim=victim,
+    )
     job.order(0, resources.workers)
     return job
 
@@ -171,19 +183,20 @@ def train(
     job = prepare(config, resources)
     identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint}
     identity["attacks"] = list(config.attacks)
-    if job.victim is not None:
-        identity["classifier_sha256"] = job.victim.sha256
+    for name, model in (("classifier", job.victim), ("initial", job.initial)):
+        if model is not None:
+            identity[f"{name}_sha256"] = model.sha256
     run = runs.open_run(output, identity, overwrite=overwrite)
-    model = storage.join(output, "model")
+    trained = storage.join(output, "model")
     if run.finished:
-        return model
+        return trained
     hardware = cluster.connect(resources.workers * resources.cpus_per_worker, use_gpu=resources.use_gpu)
     cluster.check_output(output, shared_filesystem=shared_filesystem)
     with run.attempt(hardware, dataclasses.asdict(resources)):
         result = _trainer(job, output).fit()
         run.counts.update(_publish(result.checkpoint, output))
     run.finish()
-    return model
+    return trained
 
 
 def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
@@ -256,6 +269,8 @@ class Worker:
         self.validations: list[dict[str, float]] = []
         torch.manual_seed(seed_of(self.config.seed, "weights"))
         self.network = plugins.build(models.PACKAGES[job.kind], job.network).train()
+        if job.initial is not None and job.initial.state is not None:
+            self.network.load_state_dict(dict(job.initial.state))
         self.network = models.placed(self.network, self.device)
         trained = self.network if job.victim is None else PurifierLoss(self.network)
         self.model = ray.train.torch.prepare_model(trained)

@@ -64,6 +64,14 @@ def test_a_finished_run_is_left_alone_and_another_identity_is_refused(undisturbe
         train(dataclasses.replace(CLASSIFIER, seed=8), RESOURCES, undisturbed)
 
 
+def test_a_training_can_start_from_another(undisturbed: str, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    train(dataclasses.replace(CLASSIFIER, initial=f"{undisturbed}/model"), RESOURCES, output)
+    assert curve(output)[0] < 0.8 * curve(undisturbed)[0]
+    with pytest.raises(ValueError, match="holds a_net.*this training is of b_net"):
+        train(dataclasses.replace(CLASSIFIER, model="b_net", initial=f"{undisturbed}/model"), RESOURCES, output)
+
+
 def test_two_workers_give_one_workers_curve(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
     config = TrainingConfig(
         data="digits",
