@@ -1,5 +1,6 @@
 """A real local Ray for the tests here, and small real networks to send through it."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=6, include_dashboard=False, logging_level="ERROR", object_store_memory=300 << 20)
+    ray.init("local", num_cpus=6, include_dashboard=False, logging_level="ERROR", object_store_memory=300 << 20)
     yield
     ray.shutdown()
 
@@ -66,6 +68,16 @@ def wait_for(condition, seconds: float, what: str) -> None:  # type: ignore[no-u
         if time.monotonic() > end:
             raise TimeoutError(f"no {what} within {seconds} s")
         time.sleep(0.1)
+
+
+def ray_processes(name: str) -> list[psutil.Process]:
+    """Processes of this test's own Ray whose title starts with ``ray::NAME``."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{name}"):
+                found.append(process)
+    return found
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:

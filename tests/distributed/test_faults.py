@@ -8,9 +8,8 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
-from conftest import ROOT, end_session, wait_for
+from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import results, schema, storage
 from raypurify.distributed.evaluate import EvaluationResources, evaluate
@@ -69,11 +68,9 @@ def test_a_killed_actor(
 
     def kill_one() -> None:
         wait_for(lambda: list(output.glob("scores/*/*.parquet")), 120, "first unit")
-        for process in psutil.process_iter(["cmdline"]):
-            command = process.info["cmdline"] or [""]
-            if command[0].startswith("ray::MapWorker") and not killed:
-                process.kill()
-                killed.append(process.pid)
+        victim = ray_processes("MapWorker")[0]
+        victim.kill()
+        killed.append(victim.pid)
 
     watcher = threading.Thread(target=kill_one)
     watcher.start()

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")},
         "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="r"),  # short, for sockets; and no trace for other Rays to find
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -56,6 +59,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     finally:
         process.terminate()
         process.wait(60)
+        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

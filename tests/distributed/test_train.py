@@ -9,11 +9,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, end_session, wait_for
+from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import models, schema, storage
 from raypurify.distributed.train import TrainingResources, train
@@ -68,7 +67,7 @@ def test_a_training_can_start_from_another(undisturbed: str, tmp_path: Path) -> 
     output = str(tmp_path / "run")
     train(dataclasses.replace(CLASSIFIER, initial=f"{undisturbed}/model"), RESOURCES, output)
     assert curve(output)[0] < 0.8 * curve(undisturbed)[0]
-    with pytest.raises(ValueError, match="holds a_net.*this training is of b_net"):
+    with pytest.raises(ValueError, match=r"holds a_net.*this training is of b_net"):
         train(dataclasses.replace(CLASSIFIER, model="b_net", initial=f"{undisturbed}/model"), RESOURCES, output)
 
 
@@ -99,8 +98,7 @@ def test_a_killed_worker_is_replaced_and_the_curve_is_undisturbed(undisturbed: s
 
     def kill_after_the_first_checkpoint() -> None:
         wait_for(lambda: list(Path(output).glob("checkpoints/checkpoint_*")), 120, "checkpoint")
-        workers = [process for process in psutil.process_iter(["cmdline"]) if _is_worker(process)]
-        for process in workers:
+        for process in ray_processes("RayTrainWorker"):
             process.kill()
             killed.append(process.pid)
 
@@ -113,11 +111,6 @@ def test_a_killed_worker_is_replaced_and_the_curve_is_undisturbed(undisturbed: s
     whole = str(tmp_path / "whole")
     train(config, RESOURCES, whole)
     np.testing.assert_allclose(curve(output), curve(whole), rtol=1e-5)
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    command = process.info["cmdline"] or []
-    return bool(command) and command[0].startswith("ray::RayTrainWorker")
 
 
 def test_a_killed_driver_goes_on_from_the_last_checkpoint(undisturbed: str, tmp_path: Path) -> None:
