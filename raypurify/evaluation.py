@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -95,14 +96,6 @@ class Grid:
     @property
     def cells(self) -> tuple[Cell, ...]:
         return tuple(cell for group in self.groups for cell in group.cells)
-
-    def only(self, hashes: set[str]) -> Grid:
-        """The grid of the cells whose hash is in ``hashes``."""
-        groups = (
-            dataclasses.replace(group, cells=tuple(cell for cell in group.cells if cell.hash in hashes))
-            for group in self.groups
-        )
-        return dataclasses.replace(self, groups=tuple(group for group in groups if group.cells))
 
 
 def build_grid(config: EvaluationConfig, dataset: str) -> Grid:
@@ -204,20 +197,25 @@ class Evaluator:
         self.purifiers = [models.placed(model.build(), device) for model in grid.purifiers]
         self.attacks = [plugins.build("raypurify.attacks", group.attack) for group in grid.groups]
 
-    def evaluate(self, x: Tensor, y: Tensor, ids: Sequence[str]) -> Iterator[Scored]:
+    def evaluate(
+        self, x: Tensor, y: Tensor, ids: Sequence[str], cells: AbstractSet[str] | None = None
+    ) -> Iterator[Scored]:
         """Attack, purify, classify and score one batch in every cell of the grid.
 
         Args:
             x: (N, C, H, W) float32 in [0, 1], on the device.
             y: (N,) int64, the labels.
             ids: the images' ids, from which their seeds come.
+            cells: hashes of the cells to do; all of them if None.
         """
         with torch.no_grad(), autocast(self.device, self.grid.config.precision):
             clean = _Clean(self, x, y, ids)
             for group, attack in zip(self.grid.groups, self.attacks, strict=True):
-                yield from self._group(group, attack, clean)
+                wanted = [cell for cell in group.cells if cells is None or cell.hash in cells]
+                if wanted:
+                    yield from self._group(group, attack, clean, wanted)
 
-    def _group(self, group: Group, attack: Attack, clean: _Clean) -> Iterator[Scored]:
+    def _group(self, group: Group, attack: Attack, clean: _Clean, cells: Sequence[Cell]) -> Iterator[Scored]:
         classifier = self.classifiers[group.classifier]
         victim = classifier if group.through is None else models.Composite(classifier, self.purifiers[group.through])
         seeds = [seed_of(self.grid.config.seed, str(group.attack), name, 0, 0) for name in clean.ids]
@@ -234,7 +232,7 @@ class Evaluator:
             "queries": attacked.queries,
             **_similarity("adversarial", x_adv, clean.x),
         }
-        for cell in group.cells:
+        for cell in cells:
             x_pure = self.purifiers[cell.purifier](x_adv)
             columns = {
                 **shared,

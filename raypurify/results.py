@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,7 @@ def scores_folder(output: str, cell: str) -> str:
 def read_scores(output: str, cell: str, columns: Sequence[str]) -> pa.Table:
     """Some columns of all the rows of a cell."""
     urls = storage.list_files(scores_folder(output, cell), ".parquet")
-    subset = pa.schema([schema.SCORES.field(name) for name in columns])
-    return pa.concat_tables(
-        [subset.empty_table(), *(storage.read_table(url, list(columns)).cast(subset) for url in urls)]
-    )
+    return storage.read_tables(urls, pa.schema([schema.SCORES.field(name) for name in columns]))
 
 
 def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,20 +87,52 @@ def _median_l2(l2: np.ndarray, clean_right: np.ndarray, still_right: np.ndarray)
     return float(np.median(np.where(still_right, np.inf, l2)[clean_right]))
 
 
-def write_summary(output: str, cells: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Write ``summary.parquet`` for these rows of ``schema.CELL`` and return it."""
-    rows = [summarise(output, cell) for cell in cells]
-    table = pa.Table.from_pylist(rows, schema=schema.SUMMARY)
+def write_summary(output: str, cells: Sequence[Mapping[str, Any]], required: AbstractSet[str], rows: int) -> pa.Table:
+    """Write ``summary.parquet``: a row for each cell whose images are all there.
+
+    Args:
+        output: the run's folder.
+        cells: rows of ``schema.CELL``.
+        required: hashes of the cells that have to be whole; another may have been cut off in an earlier run.
+        rows: images of the dataset that were not rejected.
+
+    Raises:
+        RuntimeError: a required cell lacks rows; the message says how many.
+    """
+    summaries = []
+    for cell in cells:
+        if not storage.list_files(scores_folder(output, cell["cell"]), ".parquet") and cell["cell"] not in required:
+            continue
+        summary = summarise(output, cell)
+        if summary["n"] == rows:
+            summaries.append(summary)
+        elif cell["cell"] in required:
+            raise RuntimeError(f"{output}: cell {cell['cell']} has {summary['n']} scores of {rows} images")
+    table = pa.Table.from_pylist(summaries, schema=schema.SUMMARY)
     storage.write_table(storage.join(output, "summary.parquet"), table)
     return table
 
 
-def sample_ids(output: str, cell: str, seed: int) -> dict[str, str]:
-    """Which images of a cell to show, and why: id -> "random" or "worst" (the lowest PSNR once purified)."""
-    scores = read_scores(output, cell, ["id", "psnr_purified"])
-    ids = np.array(scores["id"].to_pylist(), dtype=object)
-    order = np.argsort(ids)
-    worst = ids[order][np.argsort(scores["psnr_purified"].to_numpy()[order], kind="stable")[:SAMPLES_WORST]]
-    chosen = dict.fromkeys(worst, "worst")
-    picked = np.random.default_rng(seed).permutation(len(ids))[:SAMPLES_AT_RANDOM]
-    return {**chosen, **{ids[order][index]: "random" for index in picked}}
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image that the report shows: in which unit it is, and why: "random", or "worst"."""
+
+    id: str
+    unit: str
+    kind: str
+
+
+def choose_samples(output: str, cell: str, seed: int) -> list[Sample]:
+    """A few images of a cell: those with the lowest PSNR once purified, and some at random."""
+    urls = storage.list_files(scores_folder(output, cell), ".parquet")
+    columns = pa.schema([schema.SCORES.field(name) for name in ("id", "psnr_purified")])
+    units = {url.rpartition("/")[2].removesuffix(".parquet"): storage.read_tables([url], columns) for url in urls}
+    rows = sorted(
+        (name, psnr, unit)
+        for unit, table in units.items()
+        for name, psnr in zip(table["id"].to_pylist(), table["psnr_purified"].to_pylist(), strict=True)
+    )
+    worst = sorted(rows, key=lambda row: row[1])[:SAMPLES_WORST]
+    picked = [rows[index] for index in np.random.default_rng(seed).permutation(len(rows))[:SAMPLES_AT_RANDOM]]
+    kinds = {**dict.fromkeys(worst, "worst"), **dict.fromkeys(picked, "random")}
+    return [Sample(id=name, unit=unit, kind=kind) for (name, _, unit), kind in kinds.items()]

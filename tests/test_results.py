@@ -37,7 +37,7 @@ def test_the_figures_of_a_cell(tmp_path: Path) -> None:
         [row("a", pred_adversarial=0, l2=2.0, psnr_purified=20.0), row("b", pred_purified=0, psnr_purified=30.0)],
         [row("c", pred_adversarial=0, l2=4.0, psnr_purified=40.0), row("d", pred_clean=0, l2=9.0, psnr_purified=10.0)],
     )
-    summary = results.write_summary(str(tmp_path), [CELL])
+    summary = results.write_summary(str(tmp_path), [CELL], {"c0ffee"}, 4)
     assert summary.schema == schema.SUMMARY
     (figures,) = summary.to_pylist()
     assert figures["n"] == 4
@@ -71,12 +71,22 @@ def test_a_cell_without_rows_is_an_error(tmp_path: Path) -> None:
         results.summarise(str(tmp_path), CELL)
 
 
-def test_samples_are_the_worst_and_some_at_random_whatever_the_order(tmp_path: Path) -> None:
-    rows = [row(f"i{n}", psnr_purified=float(n)) for n in range(20)]
+def test_a_cell_that_lacks_rows_is_an_error_if_it_is_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, [row("a"), row("b")])
+    with pytest.raises(RuntimeError, match="c0ffee has 2 scores of 3 images"):
+        results.write_summary(str(tmp_path), [CELL], {"c0ffee"}, 3)
+    cut_off = [{**CELL, "cell": "never"}, CELL]
+    assert len(results.write_summary(str(tmp_path), cut_off, set(), 3)) == 0
+    assert len(results.write_summary(str(tmp_path), cut_off, {"c0ffee"}, 2)) == 1
+
+
+def test_samples_are_the_worst_and_some_at_random_whatever_the_units(tmp_path: Path) -> None:
+    rows = [row(f"i{n:02d}", psnr_purified=float(n)) for n in range(20)]
     write(tmp_path / "x", rows[:10], rows[10:])
     write(tmp_path / "y", rows[::-1])
-    chosen = results.sample_ids(str(tmp_path / "x"), "c0ffee", seed=3)
-    assert chosen == results.sample_ids(str(tmp_path / "y"), "c0ffee", seed=3)
-    assert chosen["i0"] in ("worst", "random")
-    assert sorted(chosen.values()).count("random") == 2
-    assert 3 <= len(chosen) <= 4
+    chosen = results.choose_samples(str(tmp_path / "x"), "c0ffee", seed=3)
+    other = results.choose_samples(str(tmp_path / "y"), "c0ffee", seed=3)
+    assert {(s.id, s.kind) for s in chosen} == {(s.id, s.kind) for s in other}
+    assert all(s.unit == ("000000" if s.id < "i10" else "000001") for s in chosen)
+    assert {"i00", "i01"} <= {s.id for s in chosen}
+    assert [s.kind for s in chosen].count("random") == 2

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,7 +131,7 @@ def evaluate(
 
     Raises:
         ValueError, FileNotFoundError: bad input, or an output that belongs to another run.
-        RuntimeError: rows that are neither scored nor rejected.
+        RuntimeError: images that are neither scored nor rejected.
     """
     output = storage.absolute(output)
     source = open_source(config.data, split=config.split, limit=config.limit)
@@ -149,8 +150,10 @@ def evaluate(
         with run.attempt(hardware, {**dataclasses.asdict(config), **dataclasses.asdict(resources)}):
             storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
             run.counts.update(_stream(grid, resources, output, missing))
-            run.counts["rejected"] = _check_coverage(output, cells, source.rows)
-            results.write_summary(output, cells)
+            rejects = storage.list_files(storage.join(output, "rejects"), ".parquet")
+            run.counts["rejected"] = len(storage.read_tables(rejects, schema.REJECTS))
+            own = {cell.hash for cell in grid.cells}
+            results.write_summary(output, cells, own, source.rows - run.counts["rejected"])
             _write_samples(grid, resources, output, units)
         write_report(output, curves=_curves(config))
         run.finish()
@@ -322,7 +325,7 @@ class Scorer:
         self.device = "cuda" if work.use_gpu else "cpu"
         if not work.use_gpu:
             torch.set_num_threads(work.threads)
-        self.evaluators: dict[frozenset[str], Evaluator] = {}
+        self.evaluator = Evaluator(work.grid, self.device)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Score the unit that a block holds or names.
@@ -348,11 +351,9 @@ class Scorer:
         return pa.Table.from_pylist([row])
 
     def _scored(self, unit: Unit, pieces: Sequence[Rows]) -> Iterator[Scored]:
-        if unit.cells not in self.evaluators:
-            self.evaluators[unit.cells] = Evaluator(self.work.grid.only(set(unit.cells)), self.device)
         for ids, images, labels in batches_of(pieces, self.work.batch):
             batch = batch_of(images, labels, (), self.device)
-            yield from self.evaluators[unit.cells].evaluate(batch.x, batch.y, ids)
+            yield from self.evaluator.evaluate(batch.x, batch.y, ids, unit.cells)
 
 
 class EvaluationActor(Scorer):
@@ -374,46 +375,28 @@ def batches_of(pieces: Sequence[Rows], size: int) -> Iterator[tuple[list[str], n
             yield list(ids), np.stack(images), np.array(labels, dtype=np.int64)
 
 
-def _check_coverage(output: str, cells: Sequence[dict[str, Any]], rows: int) -> int:
-    """Every row is scored in every cell, or rejected; the number of rejects.
-
-    Raises:
-        RuntimeError: rows are missing; the message says how many of which cell.
-    """
-    rejected = sum(
-        len(storage.read_table(url)) for url in storage.list_files(storage.join(output, "rejects"), ".parquet")
-    )
-    for cell in cells:
-        scored = len(results.read_scores(output, cell["cell"], ["label"]))
-        if scored + rejected != rows:
-            raise RuntimeError(
-                f"{output}: cell {cell['cell']} has {scored} scores and {rejected} rejects of {rows} rows"
-            )
-    return rejected
-
-
 def _write_samples(grid: Grid, resources: EvaluationResources, output: str, units: Sequence[Unit]) -> None:
     """Attack a few images once more, which repeats them, and write their pixels for the report."""
-    chosen = {cell.hash: results.sample_ids(output, cell.hash, grid.config.seed) for cell in grid.cells}
-    names = {name for ids in chosen.values() for name in ids}
+    chosen = {cell.hash: results.choose_samples(output, cell.hash, grid.config.seed) for cell in grid.cells}
     task = ray.remote(num_cpus=resources.cpus_per_actor, num_gpus=resources.gpus_per_actor)(sample)
-    ray.get(task.remote(ray.put(_work(grid, resources, output, units)), chosen, names))
+    ray.get(task.remote(ray.put(_work(grid, resources, output, units)), chosen))
 
 
-def sample(work: Work, chosen: dict[str, dict[str, str]], names: set[str]) -> None:
-    """Write ``samples/`` for the chosen ids of each cell."""
-    device = Scorer(work).device
-    evaluator = Evaluator(work.grid, device)
-    tables: dict[str, list[pa.Table]] = {}
-    for ids, images, labels in batches_of([_only(unit, names) for unit in work.units.values()], work.batch):
-        batch = batch_of(images, labels, (), device)
-        for scored in evaluator.evaluate(batch.x, batch.y, ids):
-            tables.setdefault(scored.cell.hash, []).append(_samples(scored, batch.x, chosen[scored.cell.hash]))
-    for cell, parts in tables.items():
-        storage.write_table(storage.join(work.output, "samples", f"{cell}.parquet"), pa.concat_tables(parts))
+def sample(work: Work, chosen: Mapping[str, Sequence[results.Sample]]) -> None:
+    """Write ``samples/`` of each cell."""
+    scorer = Scorer(work)
+    for cell, samples in chosen.items():
+        rows = [_only(work.units[unit], {s.id for s in samples}) for unit in {s.unit for s in samples}]
+        kinds = {s.id: s.kind for s in samples}
+        tables = []
+        for ids, images, labels in batches_of(rows, work.batch):
+            batch = batch_of(images, labels, (), scorer.device)
+            for scored in scorer.evaluator.evaluate(batch.x, batch.y, ids, {cell}):
+                tables.append(_samples(scored, batch.x, kinds))
+        storage.write_table(storage.join(work.output, "samples", f"{cell}.parquet"), pa.concat_tables(tables))
 
 
-def _only(unit: Unit, names: set[str]) -> Rows:
+def _only(unit: Unit, names: AbstractSet[str]) -> Rows:
     """The rows of a unit whose ids are in ``names``."""
     pieces = [read_rows(piece.shard, piece.start, piece.stop) for piece in unit.pieces]
     rows = [
@@ -427,21 +410,21 @@ def _only(unit: Unit, names: set[str]) -> Rows:
     )
 
 
-def _samples(scored: Scored, x: torch.Tensor, kinds: dict[str, str]) -> pa.Table:
-    rows = []
+def _samples(scored: Scored, x: torch.Tensor, kinds: Mapping[str, str]) -> pa.Table:
+    """A batch's rows of ``schema.SAMPLES``."""
     pixels = {"clean": x, "adversarial": scored.x_adv, "purified": scored.x_pure}
+    rows = []
     for index, score in enumerate(scored.scores.to_pylist()):
-        if score["id"] in kinds:
-            hwc = {name: images[index].permute(1, 2, 0).float().cpu() for name, images in pixels.items()}
-            rows.append(
-                {
-                    **{name: score[name] for name in schema.SAMPLES.names if name in score},
-                    "cell": scored.cell.hash,
-                    "kind": kinds[score["id"]],
-                    "shape": list(hwc["clean"].shape),
-                    **{name: image.flatten().numpy() for name, image in hwc.items()},
-                }
-            )
+        hwc = {name: images[index].permute(1, 2, 0).float().cpu() for name, images in pixels.items()}
+        rows.append(
+            {
+                **{name: score[name] for name in schema.SAMPLES.names if name in score},
+                "cell": scored.cell.hash,
+                "kind": kinds[score["id"]],
+                "shape": list(hwc["clean"].shape),
+                **{name: image.flatten().numpy() for name, image in hwc.items()},
+            }
+        )
     return pa.Table.from_pylist(rows, schema.SAMPLES)
 
 
