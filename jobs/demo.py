@@ -43,7 +43,14 @@ def main(arguments: DemoArguments) -> None:
     print("1/3 training A-net")
     train(common, resources, classifier, overwrite=arguments.overwrite)
     print("2/3 training CRU-Net against attacks on A-net")
-    attacked = replace(common, model="cru_net", classifier=storage.join(classifier, "model"))
+    attacked = replace(
+        common,
+        model="cru_net",
+        classifier=storage.join(classifier, "model"),
+        attacks=("fgsm,epsilon=0.3", "r_fgsm,epsilon=0.3", "pgd,epsilon=0.3,steps=5"),
+        augmentation="none",
+        rate=1e-3,
+    )
     train(attacked, resources, purifier, overwrite=arguments.overwrite)
     print("3/3 evaluating")
     evaluate(

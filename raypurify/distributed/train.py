@@ -361,10 +361,8 @@ class Worker:
         speed = float(np.median(curve["images_per_second"].to_numpy()))
         metrics = {"epoch": float(self.epoch), "loss": loss, "images_per_second": speed, **self.validations[-1]}
         if self.rank == 0:
-            scores = ", ".join(f"{name} {value:.4f}" for name, value in self.validations[-1].items())
-            print(
-                f"epoch {self.epoch}/{self.config.epochs}: loss {loss:.5f}, {speed:.0f} images/s, {scores}", flush=True
-            )
+            scores = "".join(f", {name} {value:.4f}" for name, value in self.validations[-1].items())
+            print(f"epoch {self.epoch}/{self.config.epochs}: loss {loss:.5f}, {speed:.0f} images/s{scores}", flush=True)
         return metrics
 
     def save(self, folder: str) -> None:
