@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import psutil
 import pytest
 import ray
@@ -55,6 +56,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether a server listens on this port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_for(condition, seconds: float, what: str) -> None:  # type: ignore[no-untyped-def]
@@ -103,7 +110,8 @@ def s3() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
-        wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 30, "S3 server")
+        wait_for(lambda: answers(port), 30, "S3 server")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another test's server
         storage.filesystem("s3://runs")[0].mkdir("runs")
         yield "s3://runs"
     server.terminate()
