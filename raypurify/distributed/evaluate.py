@@ -234,6 +234,7 @@ def _stream(grid: Grid, resources: EvaluationResources, output: str, units: Sequ
     counts: dict[str, Any] = {"in": 0, "out": 0}
     if not units:
         return counts
+    actors = min(resources.actors, len(units))
     read = read_unit if resources.reads == "apart" else name_unit
     dataset = streams.read_blocks(
         [(unit,) for unit in units], read, name="read", read_cpus=resources.read_cpus, ordered=False
@@ -246,9 +247,9 @@ def _stream(grid: Grid, resources: EvaluationResources, output: str, units: Sequ
         num_cpus=resources.cpus_per_actor,
         num_gpus=resources.gpus_per_actor,
         compute=ray.data.ActorPoolStrategy(
-            min_size=resources.actors,
-            max_size=resources.max_actors or resources.actors,
-            initial_size=resources.actors,
+            min_size=actors,
+            max_size=max(actors, min(resources.max_actors or actors, len(units))),
+            initial_size=actors,
             max_tasks_in_flight_per_actor=2,
         ),
     )
