@@ -24,7 +24,8 @@ class Model:
 
     kind: Kind
     name: str
-    """What tables and the report call it: the last part of a checkpoint's URL, or the plugin as the user wrote it."""
+    """What tables and the report call it: a checkpoint's folder (its run's, where that is ``model``), or the plugin as
+    the user wrote it."""
     spec: plugins.Spec
     state: Mapping[str, Tensor] | None
     """Weights on the CPU; None for a plugin that has none, or that brings its own."""
@@ -113,8 +114,15 @@ def _from_checkpoint(kind: Kind, spec: plugins.Spec) -> Model:
             f"{spec.name},plugin={config['plugin']}"
         )
     plugin = plugins.Spec(name=own or config["plugin"], params=_tuples(config["params"]))
-    name = spec.name.rstrip("/").rpartition("/")[2]
-    return Model(kind=kind, name=name, spec=plugin, state=state, sha256=_hash(plugin, weights), config=config)
+    return Model(
+        kind=kind, name=_name_of(spec.name), spec=plugin, state=state, sha256=_hash(plugin, weights), config=config
+    )
+
+
+def _name_of(url: str) -> str:
+    """The folder's name; the run's, where the folder is a run's ``model``."""
+    *_, run, folder = ["", *url.rstrip("/").split("/")]
+    return run if folder == "model" and run else folder
 
 
 def _tuples(value: Any) -> Any:

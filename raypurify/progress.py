@@ -22,6 +22,7 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.count, self.note = 0, ""
         self._started = self._said = time.monotonic()
+        self._said_count = -1
         self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:
@@ -54,11 +55,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None:
+        elif kind is None and self._said_count < self.count:
             self._line(self.count / max(time.monotonic() - self._started, 1e-9))
 
     def _line(self, rate: float) -> None:
-        self._said = time.monotonic()
+        self._said, self._said_count = time.monotonic(), self.count
         left = (self.total - self.count) / rate if rate else 0.0
         note = f", {self.note}" if self.note else ""
         done = f"{self.what}: {self.count:,}/{self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s"

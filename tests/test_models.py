@@ -34,6 +34,12 @@ def test_a_checkpoint_builds_the_same_network_frozen_in_eval(checkpoint: str) ->
     assert torch.equal(network.head[2].weight, model.state["head.2.weight"])
 
 
+def test_a_runs_model_is_called_as_the_run(tmp_path: Path) -> None:
+    params = {"image_size": 8, "mean": [0.1], "std": [0.3]}
+    url = save(tmp_path / "my_run" / "model", "classifier", "a_net", a_net.build(image_size=8), params)
+    assert models.load("classifier", url).name == "my_run"
+
+
 def test_identity_follows_the_weights_and_the_parameters(checkpoint: str, tmp_path: Path) -> None:
     first = models.load("classifier", checkpoint)
     torch.manual_seed(1)

@@ -42,7 +42,8 @@ def connect(cpus: float, *, use_gpu: bool = False) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Leave Ray Data's messages of routine to its log files; its warnings still reach the terminal."""
+    """Keep messages of routine of Ray Data and Ray Train from the terminal; their warnings still reach it."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from raypurify import evaluation, results, runs, schema, storage
+from raypurify import evaluation, models, results, runs, schema, storage
 from raypurify.data import Rows, Source, open_source, read_rows, shape_of
 from raypurify.distributed import cluster, streams
 from raypurify.evaluation import EvaluationConfig, Evaluator, Grid, Scored
@@ -437,7 +437,7 @@ def _curves(config: EvaluationConfig) -> dict[str, pa.Table]:
         if "/" in url:
             for place in (url, storage.join(url, "..")):
                 if storage.exists(storage.join(place, "metrics.parquet")):
-                    curves[url.rstrip("/").rpartition("/")[2]] = storage.read_table(
+                    curves[models.load("purifier", text).name] = storage.read_table(
                         storage.join(place, "metrics.parquet")
                     )
                     break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -213,7 +214,6 @@ def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
         storage_filesystem=None if storage.is_local(output) else PyFileSystem(FSSpecHandler(fs)),
         failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # typed as the old API
     )
     return ray.train.torch.TorchTrainer(
         _work, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
@@ -362,7 +362,9 @@ class Worker:
         metrics = {"epoch": float(self.epoch), "loss": loss, "images_per_second": speed, **self.validations[-1]}
         if self.rank == 0:
             scores = "".join(f", {name} {value:.4f}" for name, value in self.validations[-1].items())
-            print(f"epoch {self.epoch}/{self.config.epochs}: loss {loss:.5f}, {speed:.0f} images/s{scores}", flush=True)
+            line = f"epoch {self.epoch}/{self.config.epochs}: loss {loss:.5f}, {speed:.0f} images/s{scores}"
+            # Ray Train tees what goes to sys.stdout into its log, which ends on the same terminal: every line twice.
+            print(line, file=sys.__stdout__, flush=True)
         return metrics
 
     def save(self, folder: str) -> None:
