@@ -51,7 +51,7 @@ def main(arguments: DemoArguments) -> None:
         common,
         model="cru_net",
         classifier=storage.join(classifier, "model"),
-        attacks=(fgsm, fgsm, r_fgsm, f"pgd,epsilon={EPSILON},steps=3"),
+        attacks=(fgsm, fgsm, r_fgsm, f"{pgd},steps=3"),
         epochs=arguments.epochs,
         augmentation="none",
         rate=1e-3,
