@@ -79,19 +79,6 @@ def encode_png(image: NDArray[np.uint8]) -> bytes:
     return out.getvalue()
 
 
-def to_float_nchw(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1], contiguous.
-
-    Raises:
-        ValueError: another number of dimensions or dtype.
-    """
-    import torch  # readers decode without it, and would wait for its import
-
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"expected (N, H, W, C) uint8, got {images.shape} {images.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)).div_(255)
-
-
 def to_uint8_nhwc(images: Tensor) -> NDArray[np.uint8]:
     """(N, C, H, W) float in [0, 1] -> (N, H, W, C) uint8, rounded to the nearest; values outside are clipped."""
     pixels = images.detach().float().mul(255).round().clamp(0, 255)

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from raypurify import plugins, storage
+from raypurify import checkpoints, plugins, storage
 
 Kind = Literal["classifier", "purifier"]
 PACKAGES: Mapping[Kind, str] = {"classifier": "raypurify.classifiers", "purifier": "raypurify.purifiers"}
@@ -102,7 +102,7 @@ def _from_checkpoint(kind: Kind, spec: plugins.Spec) -> Model:
         raise ValueError(
             f"{spec}: a checkpoint takes its parameters from its config.json; only plugin=... may be given"
         )
-    config, state, weights = storage.load_weights(spec.name)
+    config, state, weights = checkpoints.load(spec.name)
     missing = {"kind", "plugin", "params"} - set(config)
     if missing:
         raise ValueError(f"{storage.join(spec.name, 'config.json')}: expected the fields {sorted(missing)}")

@@ -1,4 +1,4 @@
-"""Files behind any fsspec URL: atomic writes, tables, JSON, checkpoints and the marks of finished work.
+"""Files behind any fsspec URL: atomic writes, tables, JSON and the marks of finished work.
 
 A local write goes to a hidden neighbour that is renamed, an object store's put is atomic by itself: a reader never sees
 half a file. Credentials come from the environment or the store's own configuration, never from a URL or a flag.
@@ -6,7 +6,6 @@ half a file. Credentials come from the environment or the store's own configurat
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -18,9 +17,7 @@ from typing import Any, cast
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.torch
 from fsspec import AbstractFileSystem
-from torch import Tensor
 
 SUCCESS = "_SUCCESS"
 READS_AT_ONCE = 16
@@ -46,6 +43,8 @@ def is_local(url: str) -> bool:
 
 def absolute(url: str) -> str:
     """``url`` with a local path made absolute, so that it means the same in another working directory."""
+    if "::" in url:
+        return url
     fs, path = filesystem(url)
     return path if is_local(url) else fs.unstrip_protocol(path)
 
@@ -137,38 +136,6 @@ def read_tables(urls: Iterable[str], schema: pa.Schema) -> pa.Table:
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         tables = list(pool.map(lambda url: read_table(url, schema.names).cast(schema), urls))
     return pa.concat_tables([schema.empty_table(), *tables])
-
-
-def save_weights(
-    url: str, config: dict[str, Any], state: dict[str, Tensor], metrics: dict[str, Any] | None = None
-) -> None:
-    """Write a checkpoint folder: ``config.json``, ``model.safetensors`` and, if given, ``metrics.json``.
-
-    ``config.json`` is written last: a folder that has one is whole.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    write_bytes(join(url, "model.safetensors"), safetensors.torch.save(tensors))
-    if metrics is not None:
-        write_json(join(url, "metrics.json"), metrics)
-    write_json(join(url, "config.json"), config)
-
-
-def load_weights(url: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-    """Read a checkpoint folder: its config, its tensors on the CPU, and the SHA-256 of its weights.
-
-    Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: not a checkpoint of this format.
-    """
-    if not exists(join(url, "config.json")):
-        raise FileNotFoundError(f"there is no checkpoint at {url}: expected config.json and model.safetensors in it")
-    config = read_json(join(url, "config.json"))
-    data = read_bytes(join(url, "model.safetensors"))
-    try:
-        state = safetensors.torch.load(data)
-    except Exception as error:
-        raise ValueError(f"{join(url, 'model.safetensors')} is not a safetensors file: {error}") from error
-    return config, state, hashlib.sha256(data).hexdigest()
 
 
 def mark_success(url: str) -> None:

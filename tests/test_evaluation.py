@@ -6,7 +6,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from raypurify import schema, storage
+from raypurify import checkpoints, schema
 from raypurify.classifiers import a_net
 from raypurify.evaluation import EvaluationConfig, Evaluator, build_grid
 from raypurify.models import load
@@ -18,7 +18,7 @@ SIZE = 12
 def classifier(folder: Path, seed: int) -> str:
     torch.manual_seed(seed)
     config = {"kind": "classifier", "plugin": "a_net", "params": {"image_size": SIZE}}
-    storage.save_weights(str(folder), config, a_net.build(image_size=SIZE).state_dict())
+    checkpoints.save(str(folder), config, a_net.build(image_size=SIZE).state_dict())
     return str(folder)
 
 
@@ -28,7 +28,7 @@ def purifier(folder: Path, victim: str) -> str:
     torch.nn.init.normal_(network.output.weight, std=0.1)
     trained_for = {"classifier": "x", "sha256": load("classifier", victim).sha256}
     config = {"kind": "purifier", "plugin": "cru_net", "params": {"width": 2}, "trained_for": trained_for}
-    storage.save_weights(str(folder), config, network.state_dict())
+    checkpoints.save(str(folder), config, network.state_dict())
     return str(folder)
 
 

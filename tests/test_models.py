@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from raypurify import models, plugins, storage
+from raypurify import checkpoints, models, plugins
 from raypurify.classifiers import a_net
 from raypurify.purifiers import cru_net
 
 
 def save(folder: Path, kind: str, plugin: str, network: nn.Module, params: dict[str, Any], **extra: Any) -> str:
     config = {"kind": kind, "plugin": plugin, "params": params, **extra}
-    storage.save_weights(str(folder), config, network.state_dict())
+    checkpoints.save(str(folder), config, network.state_dict())
     return str(folder)
 
 

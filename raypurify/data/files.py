@@ -21,6 +21,7 @@ from typing import IO, Any, cast
 from filelock import FileLock
 from fsspec.core import url_to_fs
 
+from raypurify import storage
 from raypurify.data.base import DataError
 
 HASHED_WHOLE = 64 * 2**20
@@ -53,19 +54,6 @@ class File:
 def cache_folder() -> Path:
     """``RAYPURIFY_CACHE``, or ``~/.cache/raypurify``."""
     return Path(os.environ.get("RAYPURIFY_CACHE") or Path.home() / ".cache" / "raypurify").expanduser().absolute()
-
-
-def absolute(url: str) -> str:
-    """``url`` as it means the same in every process: local paths (and file:// URLs) become absolute paths."""
-    if url.startswith("file://"):
-        return os.path.abspath(url.removeprefix("file://"))
-    if "://" in url or "::" in url:
-        return url.rstrip("/")
-    return os.path.abspath(os.path.expanduser(url))
-
-
-def is_local(url: str) -> bool:
-    return "://" not in url and "::" not in url
 
 
 def join(url: str, key: str) -> str:
@@ -156,7 +144,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
         DataError: the file ends before ``stop``, or cannot be read.
     """
     with naming(url):
-        if is_local(url):
+        if storage.is_local(url):
             with open(url, "rb") as file:
                 file.seek(start)
                 data = file.read(stop - start)
@@ -188,7 +176,7 @@ def open_file(url: str) -> IO[bytes]:
 def content_identity(file: File) -> str:
     """What identifies the content of a file: a hash of it, or, where that is dear, of its size, tag and both ends."""
     digest = hashlib.sha256(f"{file.size}".encode())
-    if is_local(file.url) and file.size <= HASHED_WHOLE:
+    if storage.is_local(file.url) and file.size <= HASHED_WHOLE:
         digest.update(read_range(file.url, 0, file.size))
         return digest.hexdigest()
     digest.update(file.etag.encode())

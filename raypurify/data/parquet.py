@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypurify import images
+from raypurify import images, storage
 from raypurify.data import files
 from raypurify.data.base import NO_LABEL, DataError, Found, Rows, Shard, check_labels, check_run, stacked
 from raypurify.data.files import File
@@ -213,7 +213,7 @@ def _read_table(shard: Shard, start: int, stop: int) -> pa.Table:
         metadata = _metadata(shard.url, shard.extra["version"])
         schema = metadata.schema.to_arrow_schema()
         with files.open_file(shard.url) as opened:
-            file = pq.ParquetFile(opened, metadata=metadata, pre_buffer=not files.is_local(shard.url))
+            file = pq.ParquetFile(opened, metadata=metadata, pre_buffer=not storage.is_local(shard.url))
             batches, seen = [], 0
             columns = _columns(schema)
             for batch in file.iter_batches(BATCH, row_groups=[shard.row_group], columns=columns, use_threads=False):

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 
+from raypurify import storage
 from raypurify.data import (
     cifar,
     cifar_archive,
@@ -46,10 +47,10 @@ def resolve(data: str, split: str, url: str | None) -> tuple[str, Found]:
     if data == "digits":
         return data, digits.find(split)
     if data not in NAMED:
-        root = files.absolute(url or data)
+        root = storage.absolute(url or data)
         name = root.partition("?")[0].rstrip("/").rpartition("/")[2]
         return name or root, find(root, split)
-    root, downloaded = (files.absolute(url), False) if url else _folder_of(data)
+    root, downloaded = (storage.absolute(url), False) if url else _folder_of(data)
     found = find(root, split, classes=10 if data == "mnist" else None)
     if data == "cifar10":
         found = replace(found, classes=cifar.CLASSES, image_shape=cifar.SHAPE)
@@ -63,7 +64,7 @@ def _folder_of(name: str) -> tuple[str, bool]:
     """The folder of a named dataset, and whether it is the downloaded one."""
     base = os.environ.get("RAYPURIFY_DATA")
     if base:
-        root = files.join(files.absolute(base), name)
+        root = files.join(storage.absolute(base), name)
         if files.exists(root):
             return root, False
     return str(download.fetch(name)), True

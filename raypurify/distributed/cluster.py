@@ -42,8 +42,7 @@ def connect(cpus: float, *, use_gpu: bool = False) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Keep messages of routine of Ray Data and Ray Train from the terminal; their warnings still reach it."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    """Keep Ray Data's messages of routine from the terminal; its warnings still reach it."""
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)

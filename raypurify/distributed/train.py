@@ -22,7 +22,7 @@ import torch.distributed
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from torch import Tensor
 
-from raypurify import models, plugins, runs, schema, storage
+from raypurify import checkpoints, models, plugins, runs, schema, storage
 from raypurify.data import Source, open_source, shape_of
 from raypurify.distributed import cluster, streams
 from raypurify.seeds import seed_of
@@ -214,6 +214,7 @@ def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
         storage_filesystem=None if storage.is_local(output) else PyFileSystem(FSSpecHandler(fs)),
         failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        logging_config=ray.train.LoggingConfig(log_level="WARNING"),
     )
     return ray.train.torch.TorchTrainer(
         _work, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
@@ -257,7 +258,6 @@ class Worker:
     """One data-parallel worker: its model, its part of the stream, its part of the validation."""
 
     def __init__(self, job: Job, rank: int, workers: int) -> None:
-        cluster.quiet()
         self.job, self.rank, self.workers = job, rank, workers
         self.config = job.config
         self.device = str(ray.train.torch.get_device())
@@ -374,7 +374,7 @@ class Worker:
             "images": self.epoch * self.order.steps * self.config.batch,
             "validation": self.validations,
         }
-        storage.save_weights(
+        checkpoints.save(
             storage.join(folder, "model"), self.job.checkpoint_config(), self.network.state_dict(), metrics
         )
         optimizer = {name: value.contiguous().cpu() for name, value in self.optimization.state().items()}
@@ -383,7 +383,7 @@ class Worker:
 
     def restore(self, folder: str) -> None:
         """Go on from what :meth:`save` wrote."""
-        _, state, _ = storage.load_weights(storage.join(folder, "model"))
+        _, state, _ = checkpoints.load(storage.join(folder, "model"))
         self.network.load_state_dict(state)
         self.optimization.load_state(safetensors.torch.load_file(str(Path(folder, "optimizer.safetensors"))))
         metrics = storage.read_json(storage.join(folder, "model/metrics.json"))

@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 
-from raypurify import models, storage
+from raypurify import checkpoints, models, storage
 from raypurify.classifiers import a_net
 from raypurify.purifiers import cru_net
 
@@ -36,7 +36,7 @@ def small_classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A-net with random weights."""
     folder = str(tmp_path_factory.mktemp("weights") / "small_a_net")
     torch.manual_seed(0)
-    storage.save_weights(folder, {"kind": "classifier", "plugin": "a_net", "params": {}}, a_net.build().state_dict())
+    checkpoints.save(folder, {"kind": "classifier", "plugin": "a_net", "params": {}}, a_net.build().state_dict())
     return folder
 
 
@@ -49,7 +49,7 @@ def small_purifier(small_classifier: str, tmp_path_factory: pytest.TempPathFacto
     torch.nn.init.normal_(network.output.weight, std=0.2)
     trained_for = {"classifier": "small_a_net", "sha256": models.load("classifier", small_classifier).sha256}
     config = {"kind": "purifier", "plugin": "cru_net", "params": {"width": 2}, "trained_for": trained_for}
-    storage.save_weights(folder, config, network.state_dict())
+    checkpoints.save(folder, config, network.state_dict())
     return folder
 
 
