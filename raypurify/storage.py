@@ -43,10 +43,8 @@ def is_local(url: str) -> bool:
 
 def absolute(url: str) -> str:
     """``url`` with a local path made absolute, so that it means the same in another working directory."""
-    if "::" in url:
-        return url
-    fs, path = filesystem(url)
-    return path if is_local(url) else fs.unstrip_protocol(path)
+    _, path = filesystem(url)
+    return path if is_local(url) else url.rstrip("/")
 
 
 def join(url: str, *parts: str) -> str:

@@ -99,5 +99,5 @@ def test_a_relative_path_becomes_absolute(local: Path, monkeypatch: pytest.Monke
 
 
 def test_an_unknown_protocol_is_named() -> None:
-    with pytest.raises(DataError, match=r"nosuch://a/b: .*nosuch"):
+    with pytest.raises(ValueError, match=r"nosuch://a/b.*: .*nosuch"):
         open_source("nosuch://a/b", split="train")
