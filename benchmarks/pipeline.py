@@ -33,7 +33,7 @@ def pipeline(config: EvaluationConfig, actors: int) -> float:
 def bare_loop(config: EvaluationConfig) -> float:
     """Images a second of one process that does the same with all cores."""
     source = open_source(config.data, split=config.split, limit=config.limit)
-    evaluator = Evaluator(evaluation.build_grid(config, source.name), "cpu")
+    evaluator = Evaluator(evaluation.build_grid(config, source.name, source.rows), "cpu")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as output:
         for unit in units_of(source, 500):

@@ -8,18 +8,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raypurify import metrics, models, plugins, schema
+from raypurify.adaptive import Composite, is_differentiable, is_random
 from raypurify.attacks import Attack
+from raypurify.masking import MaskingCheck
+from raypurify.purifiers import purify
 from raypurify.seeds import seed_of
 from raypurify.training import Precision, autocast
 
-Setting = Literal["white-box", "black-box", "adaptive"]
+Setting = Literal["white-box", "black-box", "transfer", "adaptive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +39,27 @@ class EvaluationConfig:
     purifiers: tuple[str, ...] = ("identity",)
     """Checkpoints, or NAME[,KEY=VALUE...], or my_package.module:callable."""
     attacks: tuple[str, ...] = ("fgsm,epsilon=0.3", "r_fgsm,epsilon=0.3", "pgd,epsilon=0.3,steps=40")
-    """NAME[,KEY=VALUE...], or my_package.module:callable; "none" leaves the images as they are."""
+    """NAME[,KEY=VALUE...], or torchattacks.NAME[,KEY=VALUE...], or my_package.module:callable; "none" leaves the images
+    as they are."""
+    epsilons: tuple[float, ...] = ()
+    """Radii for the security curve: every attack that has a radius is made at each of these instead of at its own."""
     settings: tuple[Setting, ...] = ("white-box",)
     """white-box: the attacker knows the classifier, and the purifier is trained for it (or for none). black-box: the
-    same attacker, and the purifier is trained for another classifier. adaptive: the attacker knows both."""
+    same attacker, and the purifier is trained for another classifier. transfer: the attacker knows a surrogate
+    classifier only. adaptive: the attacker knows classifier and purifier."""
+    surrogates: tuple[str, ...] = ()
+    """Classifiers that the transfer setting attacks; each of the classifiers, for the others, if none are given."""
     adaptive_attacks: tuple[str, ...] = ()
     """Attacks of the adaptive setting; all the attacks if none are given."""
     adaptive_purifiers: tuple[str, ...] = ()
     """Purifiers of the adaptive setting, each also among the purifiers; all of them if none are given."""
+    bpda: str = "identity"
+    """Whose gradient the adaptive attacker takes in the place of a purifier's that has none: another purifier's, or
+    "none": that purifier's own, as an attacker would who knows no better."""
+    eot: int = 10
+    """Draws of a random purifier that the adaptive attacker averages over."""
+    masking_images: int = 200
+    """About so many images of each adaptive cell are checked for masked gradients, which takes five more attacks."""
     precision: Precision = "float32"
     """Of the networks' arithmetic. Final figures are float32."""
     seed: int = 0
@@ -58,6 +74,10 @@ class EvaluationConfig:
         strangers = sorted(set(self.adaptive_purifiers) - set(self.purifiers))
         if strangers:
             raise ValueError(f"adaptive_purifiers must be among the purifiers; {strangers} are not")
+        if self.eot < 1 or self.masking_images < 0:
+            raise ValueError(
+                f"eot must be at least 1, masking_images at least 0; got {self.eot}, {self.masking_images}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +98,8 @@ class Group:
     """Cells that share their attacked images: these are made once."""
 
     attack: plugins.Spec
-    classifier: int
+    victim: int
+    """The classifier that is attacked, by its number."""
     through: int | None
     """The purifier that an adaptive attacker attacks through, by its number; None for an attacker who knows none."""
     cells: tuple[Cell, ...]
@@ -90,48 +111,63 @@ class Grid:
 
     config: EvaluationConfig
     classifiers: tuple[models.Model, ...]
+    """Those that are evaluated, then the surrogates that are only attacked."""
     purifiers: tuple[models.Model, ...]
+    stand_in: models.Model | None
+    """The purifier whose gradient BPDA takes."""
     groups: tuple[Group, ...]
+    masking_share: float
+    """Share of the images that are checked for masked gradients."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
         return tuple(cell for group in self.groups for cell in group.cells)
 
 
-def build_grid(config: EvaluationConfig, dataset: str) -> Grid:
+def build_grid(config: EvaluationConfig, dataset: str, rows: int) -> Grid:
     """Resolve the names and lay out the cells.
+
+    Args:
+        config: what is evaluated.
+        dataset: the dataset's name.
+        rows: how many images it has.
 
     Raises:
         ValueError, FileNotFoundError: unknown names, missing weights, or settings that leave no cell.
     """
     classifiers = tuple(models.load("classifier", text) for text in config.classifiers)
+    surrogates = [models.load("classifier", text) for text in config.surrogates]
+    known = {model.sha256 for model in classifiers}
+    everyone = (*classifiers, *(model for model in surrogates if model.sha256 not in known))
     purifiers = tuple(models.load("purifier", text) for text in config.purifiers)
-    _check_names(classifiers)
+    _check_names(everyone)
     _check_names(purifiers)
-    groups: list[Group] = []
-    for number, classifier in enumerate(classifiers):
-        own = [index for index, purifier in enumerate(purifiers) if purifier.trained_for in (None, classifier.sha256)]
-        others = [index for index in range(len(purifiers)) if index not in own]
-        restored = {"white-box": own, "black-box": others}
-        for text in config.attacks:
-            pairs = [
-                (setting, index) for setting, found in restored.items() for index in found if setting in config.settings
-            ]
-            groups += _group(config, dataset, text, number, None, pairs, classifiers, purifiers)
-        if "adaptive" in config.settings:
-            chosen = [
-                index for index in own if config.purifiers[index] in (config.adaptive_purifiers or config.purifiers)
-            ]
-            for text in config.adaptive_attacks or config.attacks:
-                for index in chosen:
-                    pairs = [("adaptive", index)]
-                    groups += _group(config, dataset, text, number, index, pairs, classifiers, purifiers)
+    layout = _Layout(
+        config=config,
+        dataset=dataset,
+        classifiers=everyone,
+        evaluated=len(classifiers),
+        attackable=frozenset(model.sha256 for model in surrogates or classifiers),
+        purifiers=purifiers,
+        stand_in=None if config.bpda == "none" else models.load("purifier", config.bpda),
+    )
+    groups = layout.groups()
     if not groups:
         raise ValueError(
-            f"no cell: settings {config.settings} with these purifiers leave nothing to evaluate "
-            "(black-box needs a purifier that was trained for another classifier)"
+            f"no cell: settings {config.settings} leave nothing to evaluate (black-box needs a purifier that was "
+            "trained for another classifier, transfer a surrogate or a second classifier)"
         )
-    return Grid(config=config, classifiers=classifiers, purifiers=purifiers, groups=tuple(groups))
+    hashes = [cell.hash for group in groups for cell in group.cells]
+    if len(set(hashes)) < len(hashes):
+        raise ValueError(f"the attacks {config.attacks} or {config.adaptive_attacks} name one twice; name each once")
+    return Grid(
+        config=config,
+        classifiers=everyone,
+        purifiers=purifiers,
+        stand_in=layout.stand_in,
+        groups=groups,
+        masking_share=min(1.0, config.masking_images / max(rows, 1)),
+    )
 
 
 def _check_names(loaded: Sequence[models.Model]) -> None:
@@ -143,39 +179,125 @@ def _check_names(loaded: Sequence[models.Model]) -> None:
         )
 
 
-def _group(
-    config: EvaluationConfig,
-    dataset: str,
-    text: str,
-    number: int,
-    through: int | None,
-    pairs: Sequence[tuple[str, int]],
-    classifiers: Sequence[models.Model],
-    purifiers: Sequence[models.Model],
-) -> list[Group]:
-    """The group of one attack on one victim, or none where it has no cell."""
-    spec = plugins.Spec.parse(text)
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What is known before the cells are."""
+
+    config: EvaluationConfig
+    dataset: str
+    classifiers: tuple[models.Model, ...]
+    evaluated: int
+    attackable: frozenset[str]
+    """Hashes of the classifiers that the transfer setting attacks."""
+    purifiers: tuple[models.Model, ...]
+    stand_in: models.Model | None
+
+    def groups(self) -> tuple[Group, ...]:
+        """The grid, victim by victim: what is attacked without the purifier, then what is attacked through it."""
+        groups = []
+        for victim in range(len(self.classifiers)):
+            for attack in self._attacks(self.config.attacks):
+                groups.append(self._group(attack, victim, None, [*self._static(victim), *self._transferred(victim)]))
+            if "adaptive" in self.config.settings and victim < self.evaluated:
+                for attack in self._attacks(self.config.adaptive_attacks or self.config.attacks):
+                    groups += [
+                        self._group(attack, victim, index, [("adaptive", victim, index)])
+                        for index in self._adaptive(victim)
+                    ]
+        return tuple(group for group in groups if group.cells)
+
+    def _attacks(self, texts: Sequence[str]) -> list[plugins.Spec]:
+        """The attacks that are named, each at every radius of the curve."""
+        specs = []
+        for text in texts:
+            spec = plugins.Spec.parse(text)
+            if not self.config.epsilons or _attack(spec).epsilon is None:
+                specs.append(spec)
+                continue
+            name = "eps" if spec.name.startswith("torchattacks.") else "epsilon"
+            specs += [
+                plugins.Spec(name=spec.name, params={**spec.params, name: epsilon}) for epsilon in self.config.epsilons
+            ]
+        return specs
+
+    def _static(self, victim: int) -> list[tuple[str, int, int]]:
+        """(setting, classifier, purifier) of the cells whose attacker knows the classifier."""
+        if victim >= self.evaluated:
+            return []
+        own = self._own(victim)
+        others = [index for index in range(len(self.purifiers)) if index not in own]
+        restored = {"white-box": own, "black-box": others}
+        return [
+            (setting, victim, index)
+            for setting, found in restored.items()
+            for index in found
+            if setting in self.config.settings
+        ]
+
+    def _transferred(self, victim: int) -> list[tuple[str, int, int]]:
+        """(setting, classifier, purifier) of the cells whose attacker knows another classifier."""
+        if "transfer" not in self.config.settings or self.classifiers[victim].sha256 not in self.attackable:
+            return []
+        return [
+            ("transfer", classifier, index)
+            for classifier in range(self.evaluated)
+            if classifier != victim
+            for index in self._own(classifier)
+        ]
+
+    def _own(self, classifier: int) -> list[int]:
+        """The purifiers that were trained for a classifier, or for none."""
+        sha256 = self.classifiers[classifier].sha256
+        return [index for index, purifier in enumerate(self.purifiers) if purifier.trained_for in (None, sha256)]
+
+    def _adaptive(self, victim: int) -> list[int]:
+        chosen = self.config.adaptive_purifiers or self.config.purifiers
+        return [index for index in self._own(victim) if self.config.purifiers[index] in chosen]
+
+    def _group(
+        self, spec: plugins.Spec, victim: int, through: int | None, pairs: Sequence[tuple[str, int, int]]
+    ) -> Group:
+        attack, attacked = _attack(spec), self.classifiers[victim]
+        params = dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else dict(spec.params)
+        models_seen = [attacked.sha256]
+        name = attacked.name
+        if through is not None:
+            name = f"{self.purifiers[through].name}+{name}"
+            params |= self._adaptation(through)
+            models_seen += [self.purifiers[through].sha256, self.stand_in.sha256 if self.stand_in else ""]
+        cells = []
+        for setting, classifier, purifier in pairs:
+            row = {
+                "dataset": self.dataset,
+                "setting": setting,
+                "attack": spec.name,
+                "norm": attack.norm,
+                "eps": attack.epsilon,
+                "params": json.dumps(params, sort_keys=True),
+                "victim": name,
+                "classifier": self.classifiers[classifier].name,
+                "purifier": self.purifiers[purifier].name,
+            }
+            evaluated = [self.classifiers[classifier].sha256, self.purifiers[purifier].sha256]
+            identity = [row, models_seen, evaluated, self.config.precision, self.config.seed]
+            digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+            cells.append(Cell(row={"cell": digest, **row}, classifier=classifier, purifier=purifier))
+        return Group(attack=spec, victim=victim, through=through, cells=tuple(cells))
+
+    def _adaptation(self, through: int) -> dict[str, Any]:
+        """What an adaptive attacker adds to an attack's parameters, where the purifier asks for it."""
+        purifier = self.purifiers[through].build()
+        added: dict[str, Any] = {}
+        if not is_differentiable(purifier):
+            added["bpda"] = self.config.bpda
+        if is_random(purifier):
+            added["eot"] = self.config.eot
+        return added
+
+
+def _attack(spec: plugins.Spec) -> Attack:
     attack: Attack = plugins.build("raypurify.attacks", spec)
-    classifier = classifiers[number]
-    victim = classifier.name if through is None else f"{purifiers[through].name}+{classifier.name}"
-    params = dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else spec.params
-    cells = []
-    for setting, index in pairs:
-        row = {
-            "dataset": dataset,
-            "setting": setting,
-            "attack": spec.name,
-            "norm": attack.norm,
-            "eps": attack.epsilon,
-            "params": json.dumps(params, sort_keys=True),
-            "victim": victim,
-            "classifier": classifier.name,
-            "purifier": purifiers[index].name,
-        }
-        identity = [row, classifier.sha256, purifiers[index].sha256, config.precision, config.seed]
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        cells.append(Cell(row={"cell": digest, **row}, classifier=number, purifier=index))
-    return [Group(attack=spec, classifier=number, through=through, cells=tuple(cells))] if cells else []
+    return attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +317,8 @@ class Evaluator:
         self.grid, self.device = grid, device
         self.classifiers = [models.placed(model.build(), device) for model in grid.classifiers]
         self.purifiers = [models.placed(model.build(), device) for model in grid.purifiers]
-        self.attacks = [plugins.build("raypurify.attacks", group.attack) for group in grid.groups]
+        self.stand_in = models.placed(grid.stand_in.build(), device) if grid.stand_in else None
+        self.attacks = [_attack(group.attack) for group in grid.groups]
 
     def evaluate(
         self, x: Tensor, y: Tensor, ids: Sequence[str], cells: AbstractSet[str] | None = None
@@ -216,33 +339,71 @@ class Evaluator:
                     yield from self._group(group, attack, clean, wanted)
 
     def _group(self, group: Group, attack: Attack, clean: _Clean, cells: Sequence[Cell]) -> Iterator[Scored]:
-        classifier = self.classifiers[group.classifier]
-        victim = classifier if group.through is None else models.Composite(classifier, self.purifiers[group.through])
+        victim = self._victim(group)
         seeds = [seed_of(self.grid.config.seed, str(group.attack), name, 0, 0) for name in clean.ids]
         attacked = attack(victim, clean.x, clean.y, seeds=seeds)
         x_adv = attacked.x_adv
         shared = {
             "id": list(clean.ids),
             "label": clean.y,
-            "pred_clean": clean.predictions(group.classifier),
-            "pred_adversarial": classifier(x_adv).argmax(dim=1),
             "linf": metrics.linf(x_adv, clean.x),
             "l2": metrics.l2(x_adv, clean.x),
             "steps": attacked.steps,
             "queries": attacked.queries,
             **_similarity("adversarial", x_adv, clean.x),
+            **(self._masking(group, attack, clean) if group.through is not None else {}),
         }
         for cell in cells:
-            x_pure = self.purifiers[cell.purifier](x_adv)
+            classifier = self.classifiers[cell.classifier]
+            x_pure = self.purify(cell.purifier, x_adv, clean.ids)
             columns = {
                 **shared,
+                "pred_clean": clean.predictions(cell.classifier),
+                "pred_adversarial": classifier(x_adv).argmax(dim=1),
                 "pred_purified": classifier(x_pure).argmax(dim=1),
-                "pred_clean_purified": clean.purified_predictions(group.classifier, cell.purifier),
-                "detected": pa.nulls(len(clean.ids), pa.bool_()),
+                "pred_clean_purified": clean.purified_predictions(cell.classifier, cell.purifier),
                 **_similarity("purified", x_pure, clean.x),
                 **clean.purified_similarity(cell.purifier),
             }
-            yield Scored(cell=cell, scores=_table(columns), x_adv=x_adv, x_pure=x_pure)
+            yield Scored(cell=cell, scores=_table(columns, len(clean.ids)), x_adv=x_adv, x_pure=x_pure)
+
+    def purify(self, purifier: int, x: Tensor, ids: Sequence[str]) -> Tensor:
+        """The images restored by a purifier (by its number); one that is random draws by the images' ids."""
+        seeds = [seed_of(self.grid.config.seed, "purify", name) for name in ids]
+        return purify(self.purifiers[purifier], x, seeds)
+
+    def _victim(self, group: Group, *, straight_through: bool = False) -> nn.Module:
+        classifier = self.classifiers[group.victim]
+        if group.through is None:
+            return classifier
+        purifier = self.purifiers[group.through]
+        return Composite(
+            classifier,
+            purifier,
+            surrogate=None if is_differentiable(purifier) else self.stand_in,
+            straight_through=straight_through,
+            draws=self.grid.config.eot,
+            seed=seed_of(self.grid.config.seed, str(group.attack)),
+        )
+
+    def _masking(self, group: Group, attack: Attack, clean: _Clean) -> dict[str, pa.Array]:
+        """The columns of the check for masked gradients: null for images that are not checked."""
+        chosen = clean.chosen_for_masking()
+        if not chosen:
+            return {}
+        epsilon = attack.epsilon if attack.norm == "linf" and attack.epsilon else MaskingCheck.epsilon
+        key = (group.victim, group.through, epsilon)
+        if key not in clean.masking:
+            purifier = self.purifiers[cast(int, group.through)]
+            clipped = hasattr(purifier, "unclipped") and is_differentiable(purifier)
+            clean.masking[key] = MaskingCheck(epsilon=epsilon)(
+                self._victim(group),
+                self._victim(group, straight_through=True) if clipped else None,
+                clean.x[chosen],
+                clean.y[chosen],
+                seeds=[seed_of(self.grid.config.seed, "masking", clean.ids[index]) for index in chosen],
+            )
+        return {name: _scattered(value, chosen, len(clean.ids)) for name, value in clean.masking[key].items()}
 
 
 class _Clean:
@@ -254,6 +415,13 @@ class _Clean:
         self._purified: dict[int, Tensor] = {}
         self._purified_predictions: dict[tuple[int, int], Tensor] = {}
         self._purified_similarity: dict[int, dict[str, Tensor]] = {}
+        self.masking: dict[tuple[int, int | None, float], dict[str, Tensor]] = {}
+
+    def chosen_for_masking(self) -> list[int]:
+        """Numbers of the images that are checked for masked gradients: a share of the dataset, by their ids."""
+        config, share = self.evaluator.grid.config, self.evaluator.grid.masking_share
+        draws = [seed_of(config.seed, "chosen for masking", name) / 2**63 for name in self.ids]
+        return [index for index, draw in enumerate(draws) if draw < share]
 
     def predictions(self, classifier: int) -> Tensor:
         if classifier not in self._predictions:
@@ -262,7 +430,7 @@ class _Clean:
 
     def purified(self, purifier: int) -> Tensor:
         if purifier not in self._purified:
-            self._purified[purifier] = self.evaluator.purifiers[purifier](self.x)
+            self._purified[purifier] = self.evaluator.purify(purifier, self.x, self.ids)
         return self._purified[purifier]
 
     def purified_predictions(self, classifier: int, purifier: int) -> Tensor:
@@ -282,11 +450,17 @@ def _similarity(kind: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     return {f"psnr_{kind}": metrics.psnr(a, b), f"ssim_{kind}": metrics.ssim(a, b)}
 
 
-def _table(columns: Mapping[str, Any]) -> pa.Table:
-    """Columns as ``schema.SCORES``; a NaN similarity is null."""
+def _scattered(value: Tensor, rows: Sequence[int], n: int) -> pa.Array:
+    """The values of some rows, null in the others: (n,)."""
+    found = dict(zip(rows, value.tolist(), strict=True))
+    return pa.array([found.get(row) for row in range(n)])
+
+
+def _table(columns: Mapping[str, Any], n: int) -> pa.Table:
+    """Columns as ``schema.SCORES``: those that are not given are null, as is a NaN similarity."""
     arrays = []
     for field in schema.SCORES:
-        value = columns[field.name]
+        value = columns.get(field.name, pa.nulls(n, field.type))
         if isinstance(value, Tensor):
             value = pa.array(value.cpu().numpy(), from_pandas=True)
         arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))

@@ -142,24 +142,3 @@ def placed(network: nn.Module, device: str) -> nn.Module:
     """The network on a device, in channels-last memory, which convolutions gain from."""
     moved: nn.Module = cast(Any, network).to(device, memory_format=torch.channels_last)
     return moved
-
-
-class Composite(nn.Module):
-    """classifier∘purifier, which the adaptive attacker attacks.
-
-    A purifier without useful gradients (``differentiable`` is False) is passed straight through on the way back: BPDA
-    with the identity (Athalye et al. 2018).
-    """
-
-    def __init__(self, classifier: nn.Module, purifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.purifier = purifier
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] -> (N, K) logits of the purified images."""
-        if getattr(self.purifier, "differentiable", True):
-            return self.classifier(self.purifier(x))
-        with torch.no_grad():
-            change = self.purifier(x) - x
-        return self.classifier(x + change)

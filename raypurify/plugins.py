@@ -3,6 +3,9 @@
 ``pgd`` in the package ``raypurify.attacks`` is the attribute ``build`` of ``raypurify/attacks/pgd.py``. A dotted path
 ``my_package.models:make`` names a callable of the user's own. Nothing is registered, so a name means the same in a
 fresh worker process as on the driver.
+
+A file in ``FAMILIES`` stands for many plugins: ``torchattacks.PGD`` is what ``build_named("PGD")`` of
+``raypurify/attacks/torchattacks.py`` returns.
 """
 
 from __future__ import annotations
@@ -15,6 +18,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+FAMILIES = ("torchattacks",)
+"""Plugin files that offer ``build_named(name)``, a builder for each of many names, instead of ``build``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +68,17 @@ def _json_or_string(text: str) -> Any:
 
 
 def known(package: str) -> list[str]:
-    """Names of the plugins that ``package`` carries, sorted."""
+    """Names of the plugins that ``package`` carries in files of their own, sorted."""
+    return [name for name in _files(package) if name not in FAMILIES]
+
+
+def _files(package: str) -> list[str]:
     path = importlib.import_module(package).__path__
     return sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_"))
 
 
 def find(package: str, name: str) -> Callable[..., Any]:
-    """The builder that ``name`` stands for: a plugin of ``package``, or ``module:attribute``.
+    """The builder that ``name`` stands for: a plugin of ``package``, a member of a family, or ``module:attribute``.
 
     Raises:
         ValueError: no such plugin, module or attribute; the message lists the known plugins.
@@ -83,10 +93,16 @@ def find(package: str, name: str) -> Callable[..., Any]:
         if not callable(getattr(module, attribute, None)):
             raise ValueError(f"{name!r}: module {module_name!r} has no callable {attribute!r}")
         return getattr(module, attribute)
-    if name not in known(package):
+    files = _files(package)
+    family, dot, member = name.partition(".")
+    if dot and family in FAMILIES and family in files:
+        builder: Callable[..., Any] = importlib.import_module(f"{package}.{family}").build_named(member)
+        return builder
+    if name not in files or name in FAMILIES:
         kind = package.rpartition(".")[2]
+        choices = [f"{file}.NAME" if file in FAMILIES else file for file in files]
         raise ValueError(
-            f"unknown name {name!r} among {kind}: known are {', '.join(known(package))}; "
+            f"unknown name {name!r} among {kind}: known are {', '.join(choices)}; "
             "your own is given as my_package.module:callable"
         )
     return importlib.import_module(f"{package}.{name}").build

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypurify import metrics, schema, storage
+from raypurify.masking import findings
 
 SAMPLES_AT_RANDOM = 2
 """Images of each cell that the report shows, picked by the seed."""
@@ -39,10 +41,10 @@ def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the cell has no rows, or an id twice.
     """
-    names = [name for name in schema.SCORES.names if name != "detected"]
-    scores = read_scores(output, cell["cell"], names)
+    scores = read_scores(output, cell["cell"], [name for name in schema.SCORES.names if name != "detected"])
     _check_rows(scores["id"], cell)
-    values = {name: scores[name].to_numpy() for name in names if name != "id"}
+    checks = {"zero_gradient", *(f"pred_{attack}" for attack in schema.MASKING_ATTACKS)}
+    values = {name: scores[name].to_numpy() for name in scores.column_names if name != "id" and name not in checks}
     n, label = len(scores), values["label"]
     right = {kind: values[f"pred_{kind}"] == label for kind in ("clean", *schema.COMPARISONS)}
     accuracy = {kind: float(hits.mean()) for kind, hits in right.items()}
@@ -62,8 +64,24 @@ def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
         "linf_max": float(values["linf"].max()),
         "l2_median": _median_l2(values["l2"], right["clean"], right["adversarial"]),
         "steps_mean": float(values["steps"].mean()),
+        "steps_max": int(values["steps"].max()),
         "queries_mean": float(values["queries"].mean()),
+        "queries_max": int(values["queries"].max()),
+        **_masking(scores.filter(scores["zero_gradient"].is_valid())),
     }
+
+
+def _masking(checked: pa.Table) -> dict[str, Any]:
+    """The figures of the check for masked gradients, over the images that were checked."""
+    figures: dict[str, float | None] = {"zero_gradient_share": _share(checked["zero_gradient"])}
+    for attack in schema.MASKING_ATTACKS:
+        figures[f"accuracy_{attack}"] = _share(pc.equal(checked[f"pred_{attack}"], checked["label"]))
+    return {"masking_n": len(checked), **figures, "masking": findings(figures) if len(checked) else None}
+
+
+def _share(flags: pa.ChunkedArray) -> float | None:
+    share: float | None = pc.mean(flags).as_py()
+    return share
 
 
 def _check_rows(ids: pa.ChunkedArray, cell: Mapping[str, Any]) -> None:

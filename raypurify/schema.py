@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SETTINGS = ("white-box", "black-box", "adaptive")
+SETTINGS = ("white-box", "black-box", "transfer", "adaptive")
 """Who attacks. ``white-box``: the attacker knows the classifier, not the purifier. ``black-box``: the same, but the
-purifier was trained for another classifier (the paper's "X/Y"). ``adaptive``: the attacker knows both."""
+purifier was trained for another classifier (the paper's "X/Y"). ``transfer``: the attacker knows a surrogate classifier
+only. ``adaptive``: the attacker knows classifier and purifier."""
 
 COMPARISONS = ("adversarial", "purified", "clean_purified")
 """The images that are compared with the clean one: attacked; attacked then purified; clean then purified."""
+
+MASKING_ATTACKS = ("multi_step", "single_step", "random_search", "unbounded", "straight_through")
+"""The attacks of the check for masked gradients, see masking.py."""
 
 NO_ATTACK = "none"
 
@@ -48,6 +52,8 @@ SCORES = pa.schema(
         pa.field("queries", pa.int64(), nullable=False),
         *(pa.field(f"psnr_{kind}", pa.float32(), nullable=False) for kind in COMPARISONS),  # dB, capped at 100
         *(pa.field(f"ssim_{kind}", pa.float32()) for kind in COMPARISONS),  # null where a side is under 11 pixels
+        pa.field("zero_gradient", pa.bool_()),  # from here: masking.py; null but for some images of adaptive cells
+        *(pa.field(f"pred_{attack}", pa.int64()) for attack in MASKING_ATTACKS),
     ]
 )
 """``scores/cell=<hash>/``: one row for each image."""
@@ -69,7 +75,13 @@ SUMMARY = pa.schema(
         pa.field("linf_max", pa.float64(), nullable=False),
         pa.field("l2_median", pa.float64(), nullable=False),  # over images right at first; a failure counts as inf
         pa.field("steps_mean", pa.float64(), nullable=False),
+        pa.field("steps_max", pa.int64(), nullable=False),
         pa.field("queries_mean", pa.float64(), nullable=False),
+        pa.field("queries_max", pa.int64(), nullable=False),
+        pa.field("masking_n", pa.int64(), nullable=False),  # images checked for masked gradients; 0 but in adaptive
+        pa.field("zero_gradient_share", pa.float64()),  # of these
+        *(pa.field(f"accuracy_{attack}", pa.float64()) for attack in MASKING_ATTACKS),  # of these; null: not checked
+        pa.field("masking", pa.list_(pa.string())),  # what the check found (masking.FINDINGS); null: not checked
     ]
 )
 """``summary.parquet``: ``cells.parquet``'s columns and the results."""

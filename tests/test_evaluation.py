@@ -13,6 +13,7 @@ from raypurify.models import load
 from raypurify.purifiers import cru_net
 
 SIZE = 12
+ROWS = 6
 
 
 def classifier(folder: Path, seed: int) -> str:
@@ -51,7 +52,7 @@ def grid_of(networks: dict[str, str], **changes: object) -> EvaluationConfig:
 
 def cells(config: EvaluationConfig) -> list[tuple[str, ...]]:
     names = ("setting", "attack", "victim", "classifier", "purifier")
-    return [tuple(cell.row[name] for name in names) for cell in build_grid(config, "digits").cells]
+    return [tuple(cell.row[name] for name in names) for cell in build_grid(config, "digits", ROWS).cells]
 
 
 def test_the_grid_pairs_classifiers_with_their_own_purifiers(networks: dict[str, str]) -> None:
@@ -70,8 +71,8 @@ def test_the_grid_pairs_classifiers_with_their_own_purifiers(networks: dict[str,
 
 
 def test_attacked_images_are_made_once_for_all_purifiers(networks: dict[str, str]) -> None:
-    grid = build_grid(grid_of(networks, settings=("white-box", "black-box")), "digits")
-    assert [(group.attack.name, group.classifier, len(group.cells)) for group in grid.groups] == [
+    grid = build_grid(grid_of(networks, settings=("white-box", "black-box")), "digits", ROWS)
+    assert [(group.attack.name, group.victim, len(group.cells)) for group in grid.groups] == [
         ("fgsm", 0, 2),
         ("pgd", 0, 2),
         ("fgsm", 1, 2),
@@ -87,7 +88,7 @@ def test_the_adaptive_setting_can_be_narrowed(networks: dict[str, str]) -> None:
 
 def test_a_cells_hash_follows_what_it_computes(networks: dict[str, str], tmp_path: Path) -> None:
     def hashes(**changes: object) -> set[str]:
-        return {cell.hash for cell in build_grid(grid_of(networks, **changes), "digits").cells}
+        return {cell.hash for cell in build_grid(grid_of(networks, **changes), "digits", ROWS).cells}
 
     assert hashes() == hashes()
     assert not hashes() & hashes(seed=1)
@@ -99,23 +100,25 @@ def test_a_cells_hash_follows_what_it_computes(networks: dict[str, str], tmp_pat
 
 def test_bad_grids_are_refused(networks: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="no cell"):
-        build_grid(grid_of(networks, purifiers=("identity",), settings=("black-box",)), "digits")
+        build_grid(grid_of(networks, purifiers=("identity",), settings=("black-box",)), "digits", ROWS)
     with pytest.raises(ValueError, match="two models are called"):
-        build_grid(grid_of(networks, classifiers=(networks["one"], networks["one"])), "digits")
+        build_grid(grid_of(networks, classifiers=(networks["one"], networks["one"])), "digits", ROWS)
+    with pytest.raises(ValueError, match="one twice"):
+        build_grid(grid_of(networks, attacks=("fgsm", "fgsm,epsilon=0.3")), "digits", ROWS)
     with pytest.raises(ValueError, match="adaptive_purifiers must be among"):
         grid_of(networks, adaptive_purifiers=("jpeg",))
     with pytest.raises(ValueError, match="grey-box"):
         grid_of(networks, settings=("grey-box",))
+    with pytest.raises(ValueError, match="eot must be at least 1"):
+        grid_of(networks, eot=0)
     with pytest.raises(ValueError, match="attacks must name"):
         grid_of(networks, attacks=())
 
 
 def test_one_batch_is_scored_in_every_cell(networks: dict[str, str]) -> None:
-    grid = build_grid(grid_of(networks), "digits")
+    grid = build_grid(grid_of(networks), "digits", ROWS)
     evaluator = Evaluator(grid, "cpu")
-    x = torch.rand(6, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    y = torch.arange(6)
-    ids = [f"digits#{i}" for i in range(6)]
+    x, y, ids = batch()
     results = {scored.cell.hash: scored for scored in evaluator.evaluate(x, y, ids)}
     assert set(results) == {cell.hash for cell in grid.cells}
     for cell in grid.cells:
@@ -136,9 +139,96 @@ def test_one_batch_is_scored_in_every_cell(networks: dict[str, str]) -> None:
 
 
 def test_small_images_have_no_ssim(networks: dict[str, str]) -> None:
-    grid = build_grid(grid_of(networks, classifiers=(networks["one"],), settings=("white-box",)), "digits")
+    grid = build_grid(grid_of(networks, classifiers=(networks["one"],), settings=("white-box",)), "digits", ROWS)
     evaluator = Evaluator(grid, "cpu")
     evaluator.classifiers = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))]
     scored = next(evaluator.evaluate(torch.rand(2, 1, 8, 8), torch.tensor([1, 2]), ["a", "b"]))
     assert scored.scores["ssim_purified"].null_count == 2
     assert pa.types.is_float32(scored.scores["ssim_purified"].type)
+
+
+def test_transfer_sends_each_classifiers_images_to_the_others(networks: dict[str, str]) -> None:
+    grid = build_grid(grid_of(networks, attacks=("fgsm",), settings=("white-box", "transfer")), "digits", ROWS)
+    found = [tuple(cell.row[name] for name in ("setting", "victim", "classifier", "purifier")) for cell in grid.cells]
+    assert found == [
+        ("white-box", "one", "one", "pure-one"),
+        ("white-box", "one", "one", "threshold"),
+        ("transfer", "one", "two", "threshold"),
+        ("white-box", "two", "two", "threshold"),
+        ("transfer", "two", "one", "pure-one"),
+        ("transfer", "two", "one", "threshold"),
+    ]
+    assert len(grid.groups) == 2, "the surrogate's images are made once"
+    scores = {scored.cell.hash: scored for scored in Evaluator(grid, "cpu").evaluate(*batch())}
+    sent = next(cell for cell in grid.cells if cell.row["setting"] == "transfer")
+    two = load("classifier", networks["two"]).build()
+    assert scores[sent.hash].scores["pred_clean"].to_pylist() == two(batch()[0]).argmax(1).tolist()
+    assert scores[sent.hash].scores["pred_adversarial"].to_pylist() == two(scores[sent.hash].x_adv).argmax(1).tolist()
+
+
+def test_a_surrogate_is_attacked_and_not_evaluated(networks: dict[str, str]) -> None:
+    only = {"classifiers": (networks["one"],), "surrogates": (networks["two"],), "purifiers": ("identity",)}
+    found = cells(grid_of(networks, attacks=("fgsm",), settings=("white-box", "transfer", "adaptive"), **only))
+    assert found == [
+        ("white-box", "fgsm", "one", "one", "identity"),
+        ("adaptive", "fgsm", "identity+one", "one", "identity"),
+        ("transfer", "fgsm", "two", "one", "identity"),
+    ]
+
+
+def test_a_curve_has_every_radius_of_every_attack_that_has_one(networks: dict[str, str]) -> None:
+    attacks = ("none", "fgsm", "torchattacks.PGD,steps=2", "deepfool")
+    changes = {"attacks": attacks, "epsilons": (0.1, 0.2), "settings": ("white-box",), "purifiers": ("identity",)}
+    grid = build_grid(grid_of(networks, classifiers=(networks["one"],), **changes), "digits", ROWS)
+    assert [(cell.row["attack"], cell.row["eps"]) for cell in grid.cells] == [
+        ("none", None),
+        ("fgsm", 0.1),
+        ("fgsm", 0.2),
+        ("torchattacks.PGD", 0.1),
+        ("torchattacks.PGD", 0.2),
+        ("deepfool", None),
+    ]
+
+
+def test_adaptive_cells_say_how_they_go_around_a_purifier(networks: dict[str, str]) -> None:
+    purifiers = ("identity", "rounding,bits=4", "gaussian_noise")
+    changes = {"attacks": ("fgsm",), "settings": ("adaptive",), "classifiers": (networks["one"],)}
+    grid = build_grid(grid_of(networks, purifiers=purifiers, bpda="mean_filter", eot=3, **changes), "digits", ROWS)
+    added = [{k: v for k, v in json.loads(cell.row["params"]).items() if k in ("bpda", "eot")} for cell in grid.cells]
+    assert added == [{}, {"bpda": "mean_filter"}, {"eot": 3}]
+
+
+def test_adaptive_cells_are_checked_for_masked_gradients(networks: dict[str, str]) -> None:
+    changes = {
+        "attacks": ("fgsm,epsilon=0.1",),
+        "classifiers": (networks["one"],),
+        "settings": ("white-box", "adaptive"),
+    }
+    grid = build_grid(grid_of(networks, purifiers=(networks["pure-one"], "threshold"), **changes), "digits", ROWS)
+    for scored in Evaluator(grid, "cpu").evaluate(*batch()):
+        checked = scored.cell.row["setting"] == "adaptive"
+        clips = checked and scored.cell.row["purifier"] == "pure-one"
+        assert scored.scores["pred_multi_step"].null_count == (0 if checked else ROWS)
+        assert scored.scores["zero_gradient"].null_count == (0 if checked else ROWS)
+        assert scored.scores["pred_straight_through"].null_count == (0 if clips else ROWS)
+    few = build_grid(grid_of(networks, masking_images=2, **changes), "digits", 6)
+    assert few.masking_share == pytest.approx(1 / 3)
+    none = build_grid(grid_of(networks, masking_images=0, **changes), "digits", ROWS)
+    for scored in Evaluator(none, "cpu").evaluate(*batch()):
+        assert scored.scores["zero_gradient"].null_count == ROWS
+
+
+def test_a_random_purifier_draws_by_the_images_ids(networks: dict[str, str]) -> None:
+    changes = {"attacks": ("none",), "settings": ("white-box",), "classifiers": (networks["one"],)}
+    grid = build_grid(grid_of(networks, purifiers=("gaussian_noise",), **changes), "digits", ROWS)
+    x, y, ids = batch()
+    whole = next(Evaluator(grid, "cpu").evaluate(x, y, ids)).x_pure
+    part = next(Evaluator(grid, "cpu").evaluate(x[3:], y[3:], ids[3:])).x_pure
+    assert torch.equal(whole[3:], part)
+    assert not torch.equal(whole, x)
+    assert len({image.std().item() for image in whole - x}) == ROWS
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    x = torch.rand(ROWS, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return x, torch.arange(ROWS), [f"digits#{i}" for i in range(ROWS)]

@@ -100,20 +100,3 @@ def test_a_network_is_shaped_to_its_data() -> None:
     assert models.shaped_for("purifier", "cru_net,width=8", (32, 32, 3), 100).params == {"channels": 3, "width": 8}
     with pytest.raises(ValueError, match="square"):
         models.shaped_for("classifier", "a_net", (32, 40, 3), 10)
-
-
-class Step(nn.Module):
-    differentiable = False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x > 0.5).float()
-
-
-def test_the_composite_passes_gradients_around_a_step() -> None:
-    classifier = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    x = torch.rand(3, 1, 2, 2, requires_grad=True)
-    logits = models.Composite(classifier, Step())(x)
-    torch.testing.assert_close(logits, classifier(Step()(x)))
-    logits[:, 0].sum().backward()
-    assert x.grad is not None
-    torch.testing.assert_close(x.grad.flatten(1), classifier[1].weight[0].expand(3, 4).detach())

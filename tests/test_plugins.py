@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from raypurify.plugins import Spec, build, find, known
+from raypurify.plugins import FAMILIES, Spec, build, find, known
 
 PLUGINS = {
     "__init__.py": "",
@@ -69,6 +70,17 @@ def test_a_file_is_a_plugin(package: str) -> None:
 def test_an_unknown_name_lists_the_known_ones(package: str) -> None:
     for name in ("quadruple", "_shared", "double.build"):
         with pytest.raises(ValueError, match=f"unknown name '{name}'.*broken, double, makers, triple.*module:callable"):
+            find(package, name)
+
+
+def test_a_family_is_a_file_that_stands_for_many_plugins(package: str, tmp_path: Path) -> None:
+    source = "def build_named(name):\n    return lambda *, factor=2: lambda x: f'{name} {factor * x}'\n"
+    (tmp_path / package / f"{FAMILIES[0]}.py").write_text(source)
+    importlib.invalidate_caches()
+    assert build(package, Spec.parse(f"{FAMILIES[0]}.PGD,factor=3"))(5) == "PGD 15"
+    assert FAMILIES[0] not in known(package)
+    for name in (FAMILIES[0], "double.PGD"):
+        with pytest.raises(ValueError, match=f"unknown name '{name}'.*makers, {FAMILIES[0]}.NAME, triple"):
             find(package, name)
 
 

@@ -20,9 +20,9 @@ CELL = {
 
 
 def row(name: str, **changes: object) -> dict[str, object]:
-    values: dict[str, object] = dict.fromkeys(schema.SCORES.names, 1)
+    values: dict[str, object] = dict.fromkeys((field.name for field in schema.SCORES if not field.nullable), 1)
     values.update(dict.fromkeys((n for n in schema.SCORES.names if n.startswith(("psnr", "ssim"))), 0.5))
-    return {**values, "id": name, "label": 1, "detected": None, "linf": 0.25, "l2": 1.0, **changes}
+    return {**values, "id": name, "label": 1, "linf": 0.25, "l2": 1.0, **changes}
 
 
 def write(output: Path, *units: list[dict[str, object]]) -> None:
@@ -50,7 +50,25 @@ def test_the_figures_of_a_cell(tmp_path: Path) -> None:
     assert figures["l2_median"] == 4.0  # of 2, 4 and, for the attack that failed on b, infinity; d was wrong at first
     assert figures["accuracy_purified_low"] == pytest.approx(0.3006, abs=1e-3)
     assert figures["accuracy_purified_high"] == pytest.approx(0.9544, abs=1e-3)
+    assert (figures["masking_n"], figures["masking"], figures["accuracy_multi_step"]) == (0, None, None)
     assert storage.read_table(str(tmp_path / "summary.parquet")).equals(summary)
+
+
+def test_the_masking_check_counts_the_images_that_were_checked(tmp_path: Path) -> None:
+    fooled = dict.fromkeys((f"pred_{attack}" for attack in schema.MASKING_ATTACKS), 0)
+    checked = {**fooled, "zero_gradient": False, "pred_straight_through": None}
+    write(tmp_path, [row("a", **checked), row("b", **{**checked, "pred_multi_step": 1}), row("c")])
+    figures = results.summarise(str(tmp_path), CELL)
+    assert (figures["masking_n"], figures["zero_gradient_share"]) == (2, 0.0)
+    assert (figures["accuracy_multi_step"], figures["accuracy_single_step"]) == (0.5, 0.0)
+    assert figures["accuracy_straight_through"] is None
+    assert figures["masking"] == ["single_step", "random_search"]
+
+
+def test_what_an_attack_took_at_most(tmp_path: Path) -> None:
+    write(tmp_path, [row("a", steps=3, queries=7), row("b", steps=5, queries=11)])
+    figures = results.summarise(str(tmp_path), CELL)
+    assert [figures[name] for name in ("steps_mean", "steps_max", "queries_mean", "queries_max")] == [4.0, 5, 9.0, 11]
 
 
 def test_unknown_similarities_are_left_out_of_the_mean(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from raypurify.data import Rows, Source, open_source, read_rows, shape_of
 from raypurify.distributed import cluster, streams
 from raypurify.evaluation import EvaluationConfig, Evaluator, Grid, Scored
 from raypurify.progress import Progress, print_table
+from raypurify.purifiers import purify
 from raypurify.report import write_report
 from raypurify.training import batch_of
 
@@ -137,7 +138,7 @@ def evaluate(
     source = open_source(config.data, split=config.split, limit=config.limit)
     if not source.classes:
         raise ValueError(f"{config.data}: an evaluation needs labels, and these images have none")
-    grid = evaluation.build_grid(config, source.name)
+    grid = evaluation.build_grid(config, source.name, source.rows)
     _check_shapes(grid, source)
     run = runs.open_run(output, _identity(config, source), overwrite=overwrite)
     cells = _with_earlier_cells(output, grid)
@@ -172,11 +173,17 @@ def _check_shapes(grid: Grid, source: Source) -> None:
     for model in (*grid.classifiers, *grid.purifiers):
         try:
             with torch.no_grad():
-                model.build()(x)
+                _applied(model, x)
         except RuntimeError as error:
             raise ValueError(
                 f"{model.name} does not take images of (H, W, C) = {(height, width, channels)}: {error}"
             ) from error
+
+
+def _applied(model: models.Model, x: torch.Tensor) -> torch.Tensor:
+    network = model.build()
+    images: torch.Tensor = purify(network, x, [0]) if model.kind == "purifier" else network(x)
+    return images
 
 
 def _identity(config: EvaluationConfig, source: Source) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
         use_gpu=resources.use_gpu,
         resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
     )
-    run_config = ray.train.RunConfig(
+    run_config = ray.train.RunConfig(  # type: ignore[call-arg]  # Ray types it as the RunConfig of its older Train
         name="checkpoints",
         storage_path=path,
         storage_filesystem=None if storage.is_local(output) else PyFileSystem(FSSpecHandler(fs)),

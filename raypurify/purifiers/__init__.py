@@ -2,6 +2,21 @@
 
 A plugin file names a callable ``build(**params) -> nn.Module``, and holds the whole network. Where it learns, the
 module has ``training_loss(x_adv, x) -> scalar``, and the file ``params_for(image_shape, classes) -> dict``, by which a
-training shapes the network to its data. A purifier whose gradient is zero or absent says so with
-``differentiable = False``; an adaptive attack then goes around it.
+training shapes the network to its data. What an adaptive attacker has to know, the module says:
+
+- ``differentiable = False``: its gradient is zero or absent; the attack goes around it.
+- ``random = True``: it draws at random; ``forward(x, seeds)`` takes one seed for each image.
+- ``unclipped(x)``: its output before a last clip to [0, 1], which lets no gradient pass outside.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def purify(purifier: nn.Module, x: Tensor, seeds: Sequence[int]) -> Tensor:
+    """The purified images; ``seeds``, one for each, are for a purifier that draws at random."""
+    purified: Tensor = purifier(x, seeds) if getattr(purifier, "random", False) else purifier(x)
+    return purified

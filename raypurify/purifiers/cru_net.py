@@ -110,16 +110,20 @@ class CRUNet(nn.Module):
             h = blocks(smooth(torch.cat([skips.pop(), up(h)], dim=1)))
         return self.output(h)[..., :height, :width]
 
+    def unclipped(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> the restored images before the clip; the sum is taken in the images' dtype."""
+        return x + self.residual(x).to(x.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] -> the same shape, range and dtype; the sum is taken in float32."""
-        return (x + self.residual(x).to(x.dtype)).clamp(0, 1)
+        """(N, C, H, W) in [0, 1] -> the same shape, range and dtype."""
+        return self.unclipped(x).clamp(0, 1)
 
     def training_loss(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Mean squared error of the unclipped output (Eqs. 9-10).
 
         The paper's Eq. 10 prints I' for the restored image. The clip is left out: outside [0, 1] it has no gradient.
         """
-        return F.mse_loss(x_adv + self.residual(x_adv).to(x_adv.dtype), x)
+        return F.mse_loss(self.unclipped(x_adv), x)
 
 
 def build(**params: Any) -> CRUNet:

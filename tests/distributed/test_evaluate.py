@@ -41,7 +41,7 @@ def grid(small_classifier: str, small_purifier: str, **changes: object) -> Evalu
 def reference(config: EvaluationConfig) -> dict[str, pa.Table]:
     """Scores of each cell by plain torch, in one process."""
     source = open_source(config.data, split=config.split, limit=config.limit)
-    layout = build_grid(config, source.name)
+    layout = build_grid(config, source.name, source.rows)
     evaluator = Evaluator(layout, "cpu")
     tables: dict[str, list[pa.Table]] = {cell.hash: [] for cell in layout.cells}
     rows = read_rows(source.shards[0], 0, source.rows)

@@ -1,0 +1,78 @@
+"""What an attacker attacks who knows the purifier: classifier∘purifier, with a gradient where the purifier has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from raypurify.purifiers import purify
+from raypurify.seeds import seed_of
+
+
+class Composite(nn.Module):
+    """The classifier after the purifier, as a victim.
+
+    A purifier that draws at random is drawn afresh in every call, ``draws`` times, and the logits are averaged
+    (expectation over transformation, Athalye et al. 2018). The draws are those of ``seed`` and of how many calls came
+    before, the same for all images of a batch, so that an image's result does not depend on its batch: attack each
+    batch with a composite of its own.
+
+    Args:
+        classifier: images to logits.
+        purifier: images to images.
+        surrogate: whose gradient stands for the purifier's on the way back (BPDA, Athalye et al. 2018); None: its own,
+            zero where it has none.
+        straight_through: the purifier's clip to [0, 1] lets gradients pass (it needs an ``unclipped`` method).
+        draws: of a random purifier.
+        seed: of these draws.
+    """
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        purifier: nn.Module,
+        *,
+        surrogate: nn.Module | None = None,
+        straight_through: bool = False,
+        draws: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.classifier, self.purifier, self.surrogate = classifier, purifier, surrogate
+        self.straight_through, self.draws, self.seed = straight_through, draws, seed
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> (N, K) logits of the purified images."""
+        if not is_random(self.purifier):
+            return self.classifier(self._purified(x, ()))
+        self.calls += 1
+        seeds = [seed_of(self.seed, "expectation", self.calls, draw) for draw in range(self.draws)]
+        return torch.stack([self.classifier(self._purified(x, [seed] * len(x))) for seed in seeds]).mean(dim=0)
+
+    def _purified(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
+        if self.surrogate is not None:
+            stand_in = self.surrogate(x)
+            with torch.no_grad():
+                difference = purify(self.purifier, x, seeds) - stand_in
+            return stand_in + difference
+        if self.straight_through:
+            unclipped = cast(Any, self.purifier).unclipped
+            free: Tensor = unclipped(x, seeds) if is_random(self.purifier) else unclipped(x)
+            return free + (free.clamp(0, 1) - free).detach()
+        purified = purify(self.purifier, x, seeds)
+        # Where the purifier cut the graph its gradient is zero, which attacks can go on with.
+        return purified if purified.requires_grad or not x.requires_grad else purified + 0 * x
+
+
+def is_differentiable(purifier: nn.Module) -> bool:
+    """Whether the purifier has a gradient that is worth following."""
+    return bool(getattr(purifier, "differentiable", True))
+
+
+def is_random(purifier: nn.Module) -> bool:
+    """Whether the purifier draws at random."""
+    return bool(getattr(purifier, "random", False))

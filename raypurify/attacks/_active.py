@@ -1,0 +1,58 @@
+"""What attacks share that finish with each image in its own time: a done image leaves the batch and costs no more."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from raypurify.attacks import Attacked
+
+
+class Effort:
+    """Steps and queries of each image, as :class:`Attacked` reports them."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self.queries = torch.zeros_like(self.steps)
+
+    def look(self, images: Tensor | slice = slice(None)) -> None:
+        """Count a forward pass of these images (numbers)."""
+        self.queries[images] += 1
+
+    def step(self, images: Tensor, *, backward: int = 1) -> None:
+        """Count a gradient step of these images (numbers): one forward pass, and ``backward`` passes back."""
+        self.steps[images] += 1
+        self.queries[images] += 1 + backward
+
+    def attacked(self, x_adv: Tensor) -> Attacked:
+        """The result, with what it took."""
+        return Attacked(x_adv=x_adv, steps=self.steps, queries=self.queries)
+
+
+def logits_of(victim: nn.Module, x: Tensor) -> Tensor:
+    """The victim's logits without a graph: (N, K) float32."""
+    with torch.no_grad():
+        return victim(x).float()
+
+
+def fools(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """Which images are where the attack wants them: (N,) bool; ties go to the first class, as in every prediction."""
+    predictions = logits.argmax(dim=1)
+    return predictions != y if target is None else predictions == target
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logit of ``labels`` (N,) less the largest of the others: (N,)."""
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return logits.gather(1, labels[:, None])[:, 0] - others
+
+
+def rivals(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The ``count`` (or all) highest classes besides ``labels``: (N, count) int64."""
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
+
+
+def spread(value: Tensor, like: Tensor) -> Tensor:
+    """(N,) as (N, 1, 1, 1), to be multiplied with images."""
+    return value.view(-1, *[1] * (like.ndim - 1))

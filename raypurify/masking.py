@@ -1,0 +1,107 @@
+"""Does a defense only hide its gradient? Five attacks that tell (Athalye et al. 2018; Carlini et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raypurify.attacks._active import fools, logits_of
+from raypurify.attacks._gradients import input_gradient
+from raypurify.attacks.fgsm import FGSM
+from raypurify.attacks.pgd import PGD
+from raypurify.seeds import derive, normal
+
+DIFFERENCE = 0.01
+"""Share of the images by which one attack has to beat another before a finding is reported."""
+ZERO = 0.05
+"""Share of the images whose gradient may vanish, and accuracy that may be left at epsilon 1."""
+
+FINDINGS: Mapping[str, str] = {
+    "zero_gradient": "the gradient vanishes on many images",
+    "single_step": "one step of the gradient is stronger than many",
+    "random_search": "random search is stronger than the gradient",
+    "unbounded": "images survive an attack that may change every pixel at will",
+    "straight_through": "the attack gains from a gradient through the purifier's last clip",
+}
+"""What the check can find, by the name that ``summary.parquet`` gives it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingCheck:
+    """Attacks in an L-infinity ball that tell a robust victim from one whose gradient misleads the attacker."""
+
+    epsilon: float = 0.3
+    """Radius of the ball."""
+    steps: int = 20
+    """Of the attacks with several steps."""
+    draws: int = 50
+    """Corners of the ball that the random search tries."""
+
+    def __call__(
+        self, victim: nn.Module, straight_through: nn.Module | None, x: Tensor, y: Tensor, *, seeds: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """Attack a batch in every way.
+
+        Args:
+            victim: what the adaptive attacker attacks.
+            straight_through: the same, its last clip without effect on gradients; None where there is no clip.
+            x: (N, C, H, W) float32 in [0, 1].
+            y: (N,) int64 labels.
+            seeds: one for each image.
+
+        Returns:
+            ``zero_gradient`` (N,) bool; ``pred_multi_step``, ``pred_single_step``, ``pred_random_search``,
+            ``pred_unbounded`` and, where it was given, ``pred_straight_through`` (N,) int64: the victim's predictions.
+        """
+        ball = PGD(epsilon=self.epsilon, steps=self.steps)
+        whole = PGD(epsilon=1.0, steps=self.steps)
+        result = {
+            "zero_gradient": input_gradient(victim, x, y).flatten(1).abs().amax(dim=1) == 0,
+            "pred_single_step": _prediction(victim, FGSM(epsilon=self.epsilon)(victim, x, y, seeds=seeds).x_adv),
+            "pred_multi_step": _prediction(victim, ball(victim, x, y, seeds=seeds).x_adv),
+            "pred_unbounded": _prediction(victim, whole(victim, x, y, seeds=seeds).x_adv),
+            "pred_random_search": self._random_search(victim, x, y, seeds),
+        }
+        if straight_through is not None:
+            x_adv = ball(straight_through, x, y, seeds=seeds).x_adv
+            result["pred_straight_through"] = _prediction(victim, x_adv)
+        return result
+
+    def _random_search(self, victim: nn.Module, x: Tensor, y: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Predictions at the first corner of the ball that fools the victim, or at the last one tried."""
+        predictions = _prediction(victim, x)
+        active = torch.nonzero(predictions == y).flatten()
+        for draw in range(self.draws):
+            if not len(active):
+                break
+            chosen = derive([seeds[index] for index in active.tolist()], "random search", draw)
+            corner = (x[active] + self.epsilon * normal(chosen, x[active]).sign()).clamp(0, 1)
+            logits = logits_of(victim, corner)
+            predictions[active] = logits.argmax(dim=1)
+            active = active[~fools(logits, y[active], None)]
+        return predictions
+
+
+def _prediction(victim: nn.Module, x: Tensor) -> Tensor:
+    return logits_of(victim, x).argmax(dim=1)
+
+
+def findings(figures: Mapping[str, float | None]) -> list[str]:
+    """Which of :data:`FINDINGS` a cell's figures show.
+
+    Args:
+        figures: ``zero_gradient_share``, and the accuracies ``accuracy_multi_step``, ``accuracy_single_step``,
+            ``accuracy_random_search``, ``accuracy_unbounded``, ``accuracy_straight_through``; None: not known.
+    """
+
+    def beats_gradient(name: str) -> bool:
+        accuracy, reference = figures[f"accuracy_{name}"], figures["accuracy_multi_step"]
+        return accuracy is not None and reference is not None and accuracy < reference - DIFFERENCE
+
+    found = {name: beats_gradient(name) for name in ("single_step", "random_search", "straight_through")}
+    found["zero_gradient"] = (figures["zero_gradient_share"] or 0) > ZERO
+    found["unbounded"] = (figures["accuracy_unbounded"] or 0) > ZERO
+    return [name for name in FINDINGS if found[name]]

@@ -1,0 +1,98 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raypurify.adaptive import Composite
+from raypurify.masking import FINDINGS, MaskingCheck, findings
+from raypurify.purifiers.rounding import Rounding
+
+FINE = {
+    "zero_gradient_share": 0.0,
+    "accuracy_multi_step": 0.2,
+    "accuracy_single_step": 0.4,
+    "accuracy_random_search": 0.9,
+    "accuracy_unbounded": 0.0,
+    "accuracy_straight_through": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def classifier() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 4)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def figures(victim: nn.Module, through: nn.Module | None, x: Tensor, y: Tensor) -> dict[str, float | None]:
+    checked = MaskingCheck(epsilon=0.2)(victim, through, x, y, seeds=range(len(x)))
+    shares: dict[str, float | None] = {"zero_gradient_share": checked["zero_gradient"].float().mean().item()}
+    for name in ("multi_step", "single_step", "random_search", "unbounded", "straight_through"):
+        predictions = checked.get(f"pred_{name}")
+        shares[f"accuracy_{name}"] = None if predictions is None else (predictions == y).float().mean().item()
+    return shares
+
+
+def test_an_honest_gradient_raises_no_finding(classifier: nn.Module, x: Tensor) -> None:
+    y = classifier(x).argmax(dim=1)
+    shares = figures(classifier, None, x, y)
+    assert findings(shares) == []
+    assert shares["accuracy_straight_through"] is None
+    assert shares["accuracy_random_search"] > shares["accuracy_multi_step"]
+
+
+def test_the_plain_gradient_through_rounding_is_found_out_and_bpda_is_not(classifier: nn.Module, x: Tensor) -> None:
+    purifier = Rounding(bits=4)
+    y = classifier(purifier(x)).argmax(dim=1)
+    assert {"zero_gradient", "unbounded"} <= set(findings(figures(Composite(classifier, purifier), None, x, y)))
+    assert findings(figures(Composite(classifier, purifier, surrogate=nn.Identity()), None, x, y)) == []
+
+
+class Saturated(nn.Module):
+    """A clip that holds every pixel in a tenth of its range, and lets no gradient pass elsewhere."""
+
+    def unclipped(self, x: Tensor) -> Tensor:
+        return 8 * (x - 0.5) + 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unclipped(x).clamp(0, 1)
+
+
+def test_a_clip_that_hides_the_gradient_is_found_out(classifier: nn.Module, x: Tensor) -> None:
+    edges = (x > 0.5).float() * 0.9 + 0.05
+    y = classifier(Saturated()(edges)).argmax(dim=1)
+    plain, through = (Composite(classifier, Saturated(), straight_through=passes) for passes in (False, True))
+    check = MaskingCheck(epsilon=0.46, steps=10)(plain, through, edges, y, seeds=range(32))
+    assert check["zero_gradient"].all()
+    straight = (check["pred_straight_through"] == y).float().mean()
+    assert straight < (check["pred_multi_step"] == y).float().mean() - 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "figure", "value"),
+    [
+        ("zero_gradient", "zero_gradient_share", 0.06),
+        ("single_step", "accuracy_single_step", 0.18),
+        ("random_search", "accuracy_random_search", 0.18),
+        ("unbounded", "accuracy_unbounded", 0.06),
+        ("straight_through", "accuracy_straight_through", 0.18),
+    ],
+)
+def test_each_finding_has_its_figure(name: str, figure: str, value: float) -> None:
+    assert findings(FINE) == []
+    assert findings({**FINE, figure: value}) == [name]
+    assert name in FINDINGS
+
+
+def test_figures_that_are_not_known_find_nothing() -> None:
+    assert findings({**FINE, "accuracy_straight_through": None}) == []
+
+
+def test_the_check_repeats_itself_in_any_batch(classifier: nn.Module, x: Tensor) -> None:
+    y = classifier(x).argmax(dim=1)
+    whole = MaskingCheck(epsilon=0.1)(classifier, None, x, y, seeds=range(32))
+    part = MaskingCheck(epsilon=0.1)(classifier, None, x[9:12], y[9:12], seeds=range(9, 12))
+    assert all(torch.equal(value[9:12], part[name]) for name, value in whole.items())
