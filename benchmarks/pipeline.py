@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from raypurify import evaluation, schema, storage
 from raypurify.data import open_source, read_rows
-from raypurify.distributed.evaluate import EvaluationResources, batches_of, evaluate, units_of
+from raypurify.distributed.evaluate import evaluate
+from raypurify.distributed.units import ActorPool, batches_of, units_of
 from raypurify.evaluation import EvaluationConfig, Evaluator
 from raypurify.training import batch_of
 
@@ -25,7 +26,7 @@ BATCH = 250
 def pipeline(config: EvaluationConfig, actors: int) -> float:
     """Images a second of the Ray pipeline, by its own ``run.json``."""
     with tempfile.TemporaryDirectory() as output:
-        evaluate(config, EvaluationResources(actors=actors, cpus_per_actor=1, batch=BATCH), output + "/run")
+        evaluate(config, ActorPool(actors=actors, cpus_per_actor=1, batch=BATCH), output + "/run")
         run = storage.read_json(output + "/run/run.json")
     return float(run["attempts"][0]["counts"]["images_per_second"])
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from raypurify import storage
 from raypurify.cli import run
-from raypurify.distributed.evaluate import EvaluationArguments, EvaluationResources
+from raypurify.distributed.evaluate import EvaluationArguments
 from raypurify.distributed.evaluate import main as evaluate
 from raypurify.distributed.train import TrainingResources, train
 from raypurify.evaluation import EvaluationConfig
@@ -69,7 +69,6 @@ def main(arguments: DemoArguments) -> None:
                 adaptive_attacks=(f"{pgd},steps=20",),
                 adaptive_purifiers=(storage.join(purifier, "model"),),
             ),
-            resources=EvaluationResources(),
             destination=Destination(output=storage.join(arguments.output, "evaluation"), overwrite=arguments.overwrite),
         )
     )

@@ -113,6 +113,23 @@ REJECTS = pa.schema(
 )
 """``rejects/``: one row for each image that could not be used."""
 
+IMAGES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),  # PNG of the attacked image, rounded to 8 bits
+        pa.field("clean", pa.binary(), nullable=False),  # PNG of the image it was made from
+        pa.field("pred_clean", pa.int64(), nullable=False),
+        pa.field("pred_adversarial", pa.int64(), nullable=False),  # of the float32 pixels that the attack made
+        pa.field("pred_rounded", pa.int64(), nullable=False),  # of the pixels in ``image``
+        pa.field("linf", pa.float32(), nullable=False),  # of adversarial - clean, before the rounding
+        pa.field("l2", pa.float32(), nullable=False),
+        pa.field("steps", pa.int64(), nullable=False),
+        pa.field("queries", pa.int64(), nullable=False),
+    ]
+)
+"""``images/`` of an attacked dataset: one row for each image."""
+
 METRICS = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),

@@ -12,11 +12,12 @@ from PIL import Image
 
 from raypurify import results, schema, storage
 from raypurify.data import open_source, read_rows
-from raypurify.distributed.evaluate import EvaluationResources, evaluate, units_of
+from raypurify.distributed.evaluate import evaluate
+from raypurify.distributed.units import ActorPool, units_of
 from raypurify.evaluation import EvaluationConfig, Evaluator, build_grid
 from raypurify.training import batch_of
 
-ONE = EvaluationResources(actors=1, cpus_per_actor=1, batch=64)
+ONE = ActorPool(actors=1, cpus_per_actor=1, batch=64)
 LAYOUTS = {
     "one actor": ONE,
     "two actors": dataclasses.replace(ONE, actors=2, batch=100),

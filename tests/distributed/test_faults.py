@@ -12,11 +12,12 @@ import pytest
 from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import results, schema, storage
-from raypurify.distributed.evaluate import EvaluationResources, evaluate
+from raypurify.distributed.evaluate import evaluate
+from raypurify.distributed.units import ActorPool
 from raypurify.evaluation import EvaluationConfig
 
 pytestmark = pytest.mark.slow
-RESOURCES = EvaluationResources(actors=2, cpus_per_actor=1, batch=50)
+RESOURCES = ActorPool(actors=2, cpus_per_actor=1, batch=50)
 
 
 def config(small_classifier: str, small_purifier: str) -> EvaluationConfig:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from raypurify.distributed.evaluate import EvaluationResources, evaluate
+from raypurify.distributed.evaluate import evaluate
+from raypurify.distributed.units import ActorPool
 from raypurify.evaluation import EvaluationConfig
 
 WEIGHTS = ROOT / "weights" / "mnist"
@@ -22,7 +23,7 @@ def test_weights_keep_what_their_note_says(name: str, local_ray: None, tmp_path:
         purifiers=(str(WEIGHTS / f"cru_net-{name}"),),
         attacks=("fgsm,epsilon=0.3", "pgd,epsilon=0.3,steps=10"),
     )
-    resources = EvaluationResources(actors=2, cpus_per_actor=1)
+    resources = ActorPool(actors=2, cpus_per_actor=1)
     for row in evaluate(config, resources, str(tmp_path / "run")).to_pylist():
         assert row["accuracy_clean"] >= 0.985
         assert row["accuracy_adversarial"] <= 0.2

@@ -1,0 +1,218 @@
+"""Attacks on MNIST's A-net: speed, distance and success beside Foolbox, ART and torchattacks (extra ``bench``).
+
+Speeds are of the first images, in turns; accuracies and distances of the first thousand. The L2 median is over images
+that are right at first, an attack that failed counts as infinite.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import foolbox
+import numpy as np
+import torch
+import torchattacks
+from _harness import arguments, median_rate, report, result, seconds_in_turns
+from torch import Tensor, nn
+
+from raypurify import models, plugins
+from raypurify.attacks.carlini_wagner import CarliniWagner
+from raypurify.attacks.deepfool import DeepFool
+from raypurify.attacks.fgsm import FGSM
+from raypurify.attacks.pgd import PGD
+from raypurify.attacks.stadv import StAdv
+from raypurify.data import open_source, read_rows
+from raypurify.training import batch_of
+
+EPSILON = 0.3
+CW_STEPS = {"full": (5, 200), "quick": (2, 20)}
+PAPER_SPATIAL = 0.0512
+"""Accuracy of A-net under the CRU-Net paper's spatial attack (its Table 2), no defense."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The classifier, and the images that it is attacked on."""
+
+    classifier: nn.Module
+    x: Tensor
+    y: Tensor
+
+    def first(self, n: int) -> Subject:
+        return Subject(classifier=self.classifier, x=self.x[:n], y=self.y[:n])
+
+    def ours(self, attack: Any) -> Tensor:
+        x_adv: Tensor = attack(self.classifier, self.x, self.y, seeds=range(len(self.x))).x_adv
+        return x_adv
+
+    def foolboxs(self, attack: Any, epsilon: float | None = None) -> Tensor:
+        model = foolbox.PyTorchModel(self.classifier, bounds=(0, 1), device="cpu")
+        x_adv: Tensor = attack(model, self.x, self.y, epsilons=epsilon)[1]
+        return x_adv
+
+    def torchattackss(self, attack: Any) -> Tensor:
+        x_adv: Tensor = attack(self.x, self.y)
+        return x_adv
+
+    def accuracy(self, x: Tensor) -> float:
+        with torch.no_grad():
+            return (self.classifier(x).argmax(dim=1) == self.y).float().mean().item()
+
+    def median_l2(self, x_adv: Tensor) -> float:
+        with torch.no_grad():
+            right = self.classifier(self.x).argmax(dim=1) == self.y
+            failed = self.classifier(x_adv).argmax(dim=1) == self.y
+        l2 = (x_adv - self.x).flatten(1).norm(dim=1).masked_fill(failed, torch.inf)
+        return l2[right].median().item()
+
+
+def subject(n: int) -> Subject:
+    """A-net, and the first ``n`` images of MNIST's test set."""
+    rows = read_rows(open_source("mnist", split="test").shards[0], 0, n)
+    batch = batch_of(np.asarray(rows.images), rows.labels, (), "cpu")
+    classifier = models.placed(models.load("classifier", "weights/mnist/a_net").build(), "cpu")
+    return Subject(classifier=classifier, x=batch.x.contiguous(), y=batch.y)
+
+
+def minimal(
+    name: str,
+    whole: Subject,
+    few: Subject,
+    ours: Any,
+    theirs: Any,
+    torchattacks_own: Any,
+    turns: int,
+) -> list[dict[str, Any]]:
+    """Speeds on ``few`` images, distances on ``whole``: an attack that looks for the nearest image."""
+    runs: dict[str, Callable[[], object]] = {
+        "ours": lambda: few.ours(ours),
+        "foolbox": lambda: few.foolboxs(theirs),
+        "torchattacks": lambda: few.torchattackss(torchattacks_own),
+    }
+    seconds = seconds_in_turns(runs, turns)
+    rates = {who: median_rate(len(few.x), spent) for who, spent in seconds.items()}
+    x_adv, x_theirs = whole.ours(ours), whole.foolboxs(theirs)
+    found: dict[str, Any] = {
+        "accuracy": whole.accuracy(x_adv),
+        "accuracy_foolbox": whole.accuracy(x_theirs),
+        "accuracy_torchattacks": few.accuracy(few.torchattackss(torchattacks_own)),
+    }
+    mine, other = whole.median_l2(x_adv), whole.median_l2(x_theirs)
+    n = len(few.x)
+    return [
+        result(f"{name}, speed", "images/s", rates["ours"], rates["foolbox"], "Foolbox", n),
+        result(f"{name}, speed", "images/s", rates["ours"], rates["torchattacks"], "torchattacks", n),
+        result(f"{name}, median L2", "L2", mine, other, "Foolbox", len(whole.x), higher_is_better=False, **found),
+    ]
+
+
+def signs(few: Subject, turns: int) -> list[dict[str, Any]]:
+    """FGSM and PGD from the same start: the largest difference of a pixel, and the speed."""
+    steps = 40
+    rivals: dict[str, tuple[Any, Callable[[], Tensor], Callable[[], Tensor]]] = {
+        "FGSM": (
+            FGSM(epsilon=EPSILON),
+            lambda: few.foolboxs(foolbox.attacks.LinfFastGradientAttack(random_start=False), EPSILON),
+            lambda: few.torchattackss(torchattacks.FGSM(few.classifier, eps=EPSILON)),
+        ),
+        "PGD, 40 steps": (
+            PGD(epsilon=EPSILON, steps=steps, step_size=0.01, random_start=False),
+            lambda: few.foolboxs(foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=steps, random_start=False), EPSILON),
+            lambda: few.torchattackss(
+                torchattacks.PGD(few.classifier, eps=EPSILON, alpha=0.01, steps=steps, random_start=False)
+            ),
+        ),
+    }
+    rows = []
+    for name, (attack, by_foolbox, by_torchattacks) in rivals.items():
+        mine = few.ours(attack)
+        runs: dict[str, Callable[[], object]] = {
+            "ours": lambda attack=attack: few.ours(attack),  # type: ignore[misc]
+            "Foolbox": by_foolbox,
+            "torchattacks": by_torchattacks,
+        }
+        rates = {who: median_rate(len(few.x), spent) for who, spent in seconds_in_turns(runs, turns).items()}
+        for who, theirs in (("Foolbox", by_foolbox()), ("torchattacks", by_torchattacks())):
+            difference: dict[str, Any] = {"largest_difference": (mine - theirs).abs().max().item()}
+            rows.append(result(f"{name}, speed", "images/s", rates["ours"], rates[who], who, len(few.x), **difference))
+    return rows
+
+
+def spatial(whole: Subject) -> dict[str, Any]:
+    """stAdv: accuracy against the paper's, mean flow."""
+    attack = StAdv()
+    started = time.perf_counter()
+    flow, attacked = attack.flow(whole.classifier, whole.x, whole.y, seeds=range(len(whole.x)))
+    rate = len(whole.x) / (time.perf_counter() - started)
+    moved = flow.flatten(1).abs().amax(dim=1) > 0
+    lengths = flow[moved].square().sum(dim=1).sqrt()
+    return result(
+        "stAdv, accuracy",
+        "share right",
+        whole.accuracy(attacked.x_adv),
+        PAPER_SPATIAL,
+        "the paper's spatial attack",
+        len(whole.x),
+        higher_is_better=False,
+        mean_flow_pixels=lengths.mean().item(),
+        largest_flow_pixels=lengths.flatten(1).amax(dim=1).mean().item(),
+        images_per_second=rate,
+    )
+
+
+def auto_attack(few: Subject) -> dict[str, Any]:
+    """AutoAttack by name, judged by re-prediction, against ART's."""
+    from art.attacks.evasion import AutoAttack
+    from art.estimators.classification import PyTorchClassifier
+
+    ours = plugins.build("raypurify.attacks", plugins.Spec.parse(f"torchattacks.AutoAttack,eps={EPSILON}"))
+    mine = few.accuracy(few.ours(ours))
+    estimator = PyTorchClassifier(
+        few.classifier,
+        loss=nn.CrossEntropyLoss(),
+        input_shape=tuple(few.x.shape[1:]),
+        nb_classes=10,
+        clip_values=(0, 1),
+        device_type="cpu",
+    )
+    attack = AutoAttack(estimator=estimator, eps=EPSILON, eps_step=EPSILON / 4, batch_size=len(few.x))
+    theirs = few.accuracy(torch.from_numpy(attack.generate(few.x.numpy(), few.y.numpy())))
+    return result("AutoAttack, fooled", "share wrong", 1 - mine, max(1 - theirs, 1e-9), "ART", len(few.x))
+
+
+def main() -> None:
+    """Measure and print the JSON object."""
+    options = arguments(__doc__).parse_args()
+    images, few_images, turns = (24, 8, 1) if options.quick else (1000, 64, 3)
+    search, steps = CW_STEPS["quick" if options.quick else "full"]
+    whole = subject(images)
+    few = whole.first(few_images)
+    results = signs(few, turns)
+    results += minimal(
+        "DeepFool",
+        whole,
+        few,
+        DeepFool(),
+        foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10),
+        torchattacks.DeepFool(few.classifier, steps=50),
+        turns,
+    )
+    results += minimal(
+        f"Carlini-Wagner L2, {search} x {steps} steps",
+        whole,
+        few,
+        CarliniWagner(search_steps=search, steps=steps),
+        foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=search, steps=steps),
+        torchattacks.CW(few.classifier, c=1, steps=search * steps, lr=0.01),
+        turns,
+    )
+    results.append(spatial(whole))
+    results.append(auto_attack(whole.first(min(images, 32))))
+    report("attacks", results, ("torch", "foolbox", "adversarial-robustness-toolbox", "torchattacks"))
+
+
+if __name__ == "__main__":
+    main()

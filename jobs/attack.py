@@ -1,0 +1,17 @@
+"""Attack a dataset and write the attacked images."""
+
+from raypurify.cli import run
+from raypurify.distributed.attack import AttackArguments, main
+from raypurify.generation import GenerationConfig
+from raypurify.runs import Destination
+
+if __name__ == "__main__":
+    run(
+        main,
+        AttackArguments(
+            generation=GenerationConfig(
+                input="mnist", attack="pgd,epsilon=0.3,steps=40", classifier="weights/mnist/a_net"
+            ),
+            destination=Destination(output="runs/attack"),
+        ),
+    )

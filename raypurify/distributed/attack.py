@@ -1,0 +1,141 @@
+"""Attacked datasets on Ray Data: units of rows stream through read, attack and write."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from raypurify import plugins, runs, schema, storage
+from raypurify.data import Rows, Source, open_source
+from raypurify.distributed import cluster
+from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, stream, units_of
+from raypurify.generation import GenerationConfig, Generator, Networks, rounding_effect
+from raypurify.progress import print_table
+from raypurify.training import batch_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackArguments:
+    """Flags of the attack job."""
+
+    generation: GenerationConfig
+    resources: ActorPool = field(default_factory=ActorPool)
+    destination: runs.Destination
+
+
+def main(arguments: AttackArguments) -> None:
+    """Attack a dataset and write the attacked images beside the clean ones, streamed by Ray Data."""
+    figures = attack(arguments.generation, arguments.resources, **dataclasses.asdict(arguments.destination))
+    print_table(pa.Table.from_pylist([figures]))
+    print(f"images: {storage.join(storage.absolute(arguments.destination.output), 'images')}")
+
+
+def attack(
+    config: GenerationConfig,
+    resources: ActorPool,
+    output: str,
+    *,
+    overwrite: bool = False,
+    shared_filesystem: bool = False,
+) -> dict[str, Any]:
+    """Write an attacked dataset; makes the units that are not there yet.
+
+    The images are written as PNG in Parquet, rounded to 8 bits; a reader of the output's ``images`` folder, such as
+    ``--data``, takes them for a dataset.
+
+    Args:
+        config: what is attacked, and how.
+        resources: who does it.
+        output: URL of the run's folder.
+        overwrite: start afresh.
+        shared_filesystem: a local output is one that every host sees.
+
+    Returns:
+        ``n``, and :func:`raypurify.generation.rounding_effect` over all images; ``run.json`` holds them too.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, or an output that belongs to another run.
+        RuntimeError: images that are neither written nor rejected.
+    """
+    output = storage.absolute(output)
+    source = open_source(config.input, split=config.split, limit=config.limit)
+    if not source.classes:
+        raise ValueError(f"{config.input}: an attack needs labels, and these images have none")
+    networks = Networks.load(config)
+    plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack))
+    run = runs.open_run(output, _identity(config, source, networks), overwrite=overwrite)
+    units = units_of(source)
+    if not run.finished:
+        written = {url.rpartition("/")[2] for url in storage.list_files(storage.join(output, "images"), ".parquet")}
+        missing = [unit for unit in units if f"{unit.name}.parquet" not in written]
+        hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
+        cluster.check_output(output, shared_filesystem=shared_filesystem)
+        with run.attempt(hardware, dataclasses.asdict(resources)):
+            work = Generation(config=config, networks=networks, output=output)
+            run.counts.update(stream(work, missing, resources, "attacking"))
+            run.counts.update(_figures(output, source))
+        run.finish()
+    return _figures(output, source)
+
+
+def _identity(config: GenerationConfig, source: Source, networks: Networks) -> dict[str, Any]:
+    hashes = {"classifier_sha256": networks.classifier.sha256}
+    if networks.purifier is not None:
+        hashes["purifier_sha256"] = networks.purifier.sha256
+    return {**dataclasses.asdict(config), "dataset": source.fingerprint, "unit": UNIT, **hashes}
+
+
+def _figures(output: str, source: Source) -> dict[str, Any]:
+    """What the attack reached, over all that was written.
+
+    Raises:
+        RuntimeError: images are missing.
+    """
+    narrow = pa.schema([column for column in schema.IMAGES if column.name not in ("image", "clean")])
+    table = storage.read_tables(storage.list_files(storage.join(output, "images"), ".parquet"), narrow)
+    rejects = storage.list_files(storage.join(output, "rejects"), ".parquet")
+    rejected = len(storage.read_tables(rejects, schema.REJECTS))
+    if len(table) + rejected != source.rows:
+        raise RuntimeError(f"{output}: {len(table)} images written and {rejected} rejected, of {source.rows}")
+    if not len(table):
+        raise ValueError(f"{output}: every image was rejected; see rejects/")
+    return {"n": len(table), "rejected": rejected, **rounding_effect(table)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What every actor knows: see :class:`raypurify.distributed.units.Work`."""
+
+    config: GenerationConfig
+    networks: Networks
+    output: str
+
+    def start(self, pool: ActorPool) -> Writer:
+        """The networks, on the actor's device."""
+        return Writer(self, pool)
+
+
+class Writer:
+    """Attacks units and writes the images."""
+
+    def __init__(self, work: Generation, pool: ActorPool) -> None:
+        self.work, self.device, self.batch = work, pool.device, pool.batch
+        self.generate = Generator(work.config, work.networks, self.device)
+
+    def __call__(self, unit: Unit, pieces: Sequence[Rows]) -> None:
+        """Write the images of a unit: PNG files first, so that a Parquet file that is there says that they are."""
+        tables = [schema.IMAGES.empty_table()]
+        for ids, images, labels in batches_of(pieces, self.batch):
+            batch = batch_of(images, labels, (), self.device)
+            tables.append(self.generate(batch.x, batch.y, ids))
+        table = pa.concat_tables(tables)
+        if self.work.config.png:
+            for row in table.select(["id", "label", "image"]).to_pylist():
+                name = f"{quote(row['id'], safe='')}.png"
+                storage.write_bytes(storage.join(self.work.output, "png", str(row["label"]), name), row["image"])
+        storage.write_table(storage.join(self.work.output, "images", f"{unit.name}.parquet"), table)

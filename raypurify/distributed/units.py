@@ -1,0 +1,247 @@
+"""Units of rows on Ray Data: planned runs of a dataset stream through actors that write what they make of each.
+
+A unit is a fixed run of rows. What is made of it is written under names that follow from the plan, each file at once: a
+file that is there is whole, a retried unit overwrites itself, and a run that is given again does what is missing. The
+driver sees one small row for each unit, never an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from raypurify import schema, storage
+from raypurify.data import Rows, Source, read_rows
+from raypurify.distributed import streams
+from raypurify.progress import Progress
+
+UNIT = 500
+"""Rows of a unit: what is written together, and done again when it was cut off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorPool:
+    """Who does the work. None of it changes what is computed."""
+
+    actors: int = 2
+    """Actors that compute; the pool starts with so many."""
+    max_actors: int | None = None
+    """The pool grows to so many where the cluster has room, or makes room; ``actors`` if none is given."""
+    cpus_per_actor: int = 1
+    """CPUs, and threads of arithmetic, of an actor."""
+    gpus_per_actor: float = 0
+    """GPUs of an actor; may be a fraction."""
+    read_cpus: float = 0.5
+    """CPUs of a task that reads and decodes, where reads run apart."""
+    reads: Literal["fused", "apart"] = "fused"
+    """fused: an actor reads its own images, best where all share CPUs. apart: tasks on CPUs read and decode ahead, best
+    for actors on GPUs."""
+    batch: int = 250
+    """Images that go through the networks at once."""
+
+    def __post_init__(self) -> None:
+        if self.actors < 1 or self.cpus_per_actor < 1 or self.batch < 1 or self.gpus_per_actor < 0:
+            raise ValueError(
+                f"actors, cpus_per_actor and batch must be at least 1, gpus_per_actor at least 0; got {self}"
+            )
+        if self.max_actors is not None and self.max_actors < self.actors:
+            raise ValueError(f"max_actors must be at least actors={self.actors}; got {self.max_actors!r}")
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of the actors that the pool starts with."""
+        return self.actors * self.cpus_per_actor
+
+    @property
+    def device(self) -> str:
+        """Of an actor's networks."""
+        return "cuda" if self.gpus_per_actor > 0 else "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A fixed run of rows, and what is still to be made of it."""
+
+    name: str
+    pieces: tuple[streams.Run, ...]
+    missing: frozenset[str] = frozenset()
+
+    @property
+    def rows(self) -> int:
+        return sum(piece.rows for piece in self.pieces)
+
+    def read(self) -> list[Rows]:
+        """The unit's images, decoded."""
+        return [read_rows(piece.shard, piece.start, piece.stop) for piece in self.pieces]
+
+
+def units_of(source: Source, rows: int = UNIT) -> list[Unit]:
+    """The dataset cut into units of ``rows`` rows, in order; a unit may span shards."""
+    units: list[Unit] = []
+    pieces: list[streams.Run] = []
+    for piece in streams.runs_of(source, length=rows):
+        while piece.rows:
+            room = rows - sum(run.rows for run in pieces)
+            taken = dataclasses.replace(piece, stop=min(piece.stop, piece.start + room))
+            pieces.append(taken)
+            piece = dataclasses.replace(piece, start=taken.stop)
+            if sum(run.rows for run in pieces) == rows:
+                units.append(Unit(name=f"{len(units):06d}", pieces=tuple(pieces)))
+                pieces = []
+    if pieces:
+        units.append(Unit(name=f"{len(units):06d}", pieces=tuple(pieces)))
+    return units
+
+
+class Work(Protocol):
+    """What every actor knows of a job."""
+
+    @property
+    def output(self) -> str:
+        """URL of the run's folder; rejects are written there."""
+        ...
+
+    def start(self, pool: ActorPool) -> Callable[[Unit, Sequence[Rows]], None]:
+        """Set an actor up; what it returns makes and writes what a unit is missing."""
+        ...
+
+
+def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str) -> dict[str, Any]:
+    """Do ``units``, each on one actor of the pool.
+
+    Args:
+        work: what the actors do.
+        units: those with something missing.
+        pool: the actors.
+        label: of the progress display.
+
+    Returns:
+        Counts of this attempt: ``in`` and ``out`` (rows), ``images_per_second`` without the start.
+    """
+    counts: dict[str, Any] = {"in": 0, "out": 0}
+    if not units:
+        return counts
+    actors = min(pool.actors, len(units))
+    read = read_unit if pool.reads == "apart" else name_unit
+    dataset = streams.read_blocks(
+        [(unit,) for unit in units], read, name="read", read_cpus=pool.read_cpus, ordered=False
+    )
+    done = dataset.map_batches(
+        UnitActor,
+        fn_constructor_args=(ray.put((work, {unit.name: unit for unit in units}, pool)),),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=pool.cpus_per_actor,
+        num_gpus=pool.gpus_per_actor,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=actors,
+            max_size=max(actors, min(pool.max_actors or actors, len(units))),
+            initial_size=actors,
+            max_tasks_in_flight_per_actor=2,
+        ),
+    )
+    first, last = math.inf, 0.0
+    with Progress(label, total=sum(unit.rows for unit in units), unit="images") as progress:
+        for row in done.iter_rows():
+            counts["in"] += row["rows"]
+            counts["out"] += row["rows"] - row["rejected"]
+            first, last = min(first, row["started"]), max(last, row["ended"])
+            progress.advance(row["rows"])
+    return {**counts, "images_per_second": round(counts["in"] / max(last - first, 1e-9), 1)}
+
+
+class UnitActor:
+    """Does the unit that a block holds or names; its work lies in the object store, where all actors share it."""
+
+    def __init__(self, reference: ray.ObjectRef[tuple[Work, Mapping[str, Unit], ActorPool]]) -> None:
+        self.work, self.units, pool = ray.get(reference)
+        set_threads(pool)
+        self.process = self.work.start(pool)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Do one unit.
+
+        Returns:
+            One row: ``rows`` (in), ``rejected``, ``started`` and ``ended`` (seconds of the clock).
+        """
+        started = time.time()
+        unit = self.units[block["unit"][0].as_py()]
+        pieces = [unpack(block)] if "image" in block.column_names else unit.read()
+        rejects = [reject for piece in pieces for reject in piece.rejects]
+        if rejects:
+            url = storage.join(self.work.output, "rejects", f"{unit.name}.parquet")
+            storage.write_table(url, pa.Table.from_pylist(rejects, schema.REJECTS))
+        self.process(unit, pieces)
+        row = {"rows": unit.rows, "rejected": len(rejects), "started": started, "ended": time.time()}
+        return pa.Table.from_pylist([row])
+
+
+def set_threads(pool: ActorPool) -> None:
+    """Let this process compute with as many threads as the pool gives an actor."""
+    if pool.device == "cpu":
+        torch.set_num_threads(pool.cpus_per_actor)
+
+
+def name_unit(unit: Unit) -> pa.Table:
+    """The block of a unit that its actor reads by itself."""
+    return pa.table({"unit": [unit.name]})
+
+
+def read_unit(unit: Unit) -> pa.Table:
+    """The block of a unit that is read ahead: a row an image (id, label, shape, pixels), and a row a reject."""
+    pieces = unit.read()
+    rows = [
+        {"id": name, "label": int(label), "shape": image.shape, "image": image.tobytes()}
+        for piece in pieces
+        for name, label, image in zip(piece.ids, piece.labels, piece.images, strict=True)
+    ]
+    rejects = [reject for piece in pieces for reject in piece.rejects]
+    return pa.Table.from_pylist([{"unit": unit.name, **row} for row in rows + rejects], TRANSPORT)
+
+
+TRANSPORT = pa.schema(
+    [
+        pa.field("unit", pa.string()),
+        pa.field("label", pa.int64()),
+        pa.field("shape", pa.list_(pa.int64())),
+        pa.field("image", pa.binary()),  # null: a reject
+        *schema.REJECTS,
+    ]
+)
+"""Between the tasks that read and the actors that compute."""
+
+
+def unpack(table: pa.Table) -> Rows:
+    """What :func:`read_unit` packed."""
+    images = table.filter(table["image"].is_valid())
+    arrays = [
+        np.frombuffer(data.as_buffer(), np.uint8).reshape(shape)
+        for data, shape in zip(images["image"], images["shape"].to_pylist(), strict=True)
+    ]
+    return Rows(
+        ids=images["id"].to_pylist(),
+        images=arrays,
+        labels=images["label"].to_numpy(),
+        rejects=table.filter(table["image"].is_null()).select(schema.REJECTS.names).to_pylist(),
+    )
+
+
+def batches_of(pieces: Sequence[Rows], size: int) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Batches of at most ``size`` images of one shape: ids, (N, H, W, C) uint8, labels (N,)."""
+    by_shape: dict[tuple[int, ...], list[tuple[str, np.ndarray, int]]] = {}
+    for piece in pieces:
+        for name, image, label in zip(piece.ids, piece.images, piece.labels, strict=True):
+            by_shape.setdefault(image.shape, []).append((name, image, int(label)))
+    for rows in by_shape.values():
+        for start in range(0, len(rows), size):
+            ids, images, labels = zip(*rows[start : start + size], strict=True)
+            yield list(ids), np.stack(images), np.array(labels, dtype=np.int64)

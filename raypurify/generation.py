@@ -1,0 +1,140 @@
+"""Attacked datasets: what is made of one batch of images, as rows with the pixels. Plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor, nn
+
+from raypurify import metrics, models, plugins, schema
+from raypurify.adaptive import Composite, is_differentiable
+from raypurify.attacks import Attack
+from raypurify.images import encode_png, to_uint8_nhwc
+from raypurify.purifiers import purify
+from raypurify.seeds import seed_of
+from raypurify.training import Precision, autocast
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """What is attacked, and how: the identity of an attacked dataset."""
+
+    input: str
+    """digits, mnist, cifar10, or the URL of a dataset with labels."""
+    split: Literal["train", "test"] = "test"
+    limit: int | None = None
+    """The first images only."""
+    attack: str
+    """NAME[,KEY=VALUE...], or torchattacks.NAME[,KEY=VALUE...], or my_package.module:callable."""
+    classifier: str
+    """Checkpoint, or my_package.module:callable."""
+    purifier: str | None = None
+    """Purifier that the attacker knows and attacks through (by BPDA with the identity where it has no gradient)."""
+    precision: Precision = "float32"
+    """Of the networks' arithmetic."""
+    png: bool = False
+    """Also write each attacked image as png/LABEL/ID.png."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The models of an attacked dataset, which can be sent to any worker."""
+
+    classifier: models.Model
+    purifier: models.Model | None
+
+    @classmethod
+    def load(cls, config: GenerationConfig) -> Networks:
+        """Find the models that the config names.
+
+        Raises:
+            ValueError, FileNotFoundError: see :func:`raypurify.models.load`.
+        """
+        purifier = None if config.purifier is None else models.load("purifier", config.purifier)
+        return cls(classifier=models.load("classifier", config.classifier), purifier=purifier)
+
+
+class Generator:
+    """Attacks batches on a device."""
+
+    def __init__(self, config: GenerationConfig, networks: Networks, device: str) -> None:
+        self.config, self.device = config, device
+        self.attack: Attack = plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack))
+        self.classifier = models.placed(networks.classifier.build(), device)
+        self.purifier = models.placed(networks.purifier.build(), device) if networks.purifier else None
+
+    def __call__(self, x: Tensor, y: Tensor, ids: Sequence[str]) -> pa.Table:
+        """Attack a batch.
+
+        Args:
+            x: (N, C, H, W) float32 in [0, 1], on the device.
+            y: (N,) int64, the labels.
+            ids: the images' ids, from which their seeds come.
+
+        Returns:
+            Rows of ``schema.IMAGES``.
+        """
+        with torch.no_grad(), autocast(self.device, self.config.precision):
+            seeds = [seed_of(self.config.seed, self.config.attack, name, 0, 0) for name in ids]
+            attacked = self.attack(self._victim(), x, y, seeds=seeds)
+            pixels = to_uint8_nhwc(attacked.x_adv)
+            rounded = torch.from_numpy(pixels).to(x.device).permute(0, 3, 1, 2).float().div(255)
+            images = {"clean": x, "adversarial": attacked.x_adv, "rounded": rounded}
+            predictions = {f"pred_{kind}": self._predict(values, ids).cpu() for kind, values in images.items()}
+        columns = {
+            "id": list(ids),
+            "label": y.cpu(),
+            "image": [encode_png(image) for image in pixels],
+            "clean": [encode_png(image) for image in to_uint8_nhwc(x)],
+            **predictions,
+            "linf": metrics.linf(attacked.x_adv, x).cpu(),
+            "l2": metrics.l2(attacked.x_adv, x).cpu(),
+            "steps": attacked.steps.cpu(),
+            "queries": attacked.queries.cpu(),
+        }
+        arrays = [columns[field.name] for field in schema.IMAGES]
+        return pa.table(
+            [value.numpy() if isinstance(value, Tensor) else value for value in arrays], names=schema.IMAGES.names
+        ).cast(schema.IMAGES)
+
+    def _victim(self) -> nn.Module:
+        if self.purifier is None:
+            return self.classifier
+        return Composite(
+            self.classifier,
+            self.purifier,
+            surrogate=None if is_differentiable(self.purifier) else nn.Identity(),
+            draws=10,
+            seed=self.config.seed,
+        )
+
+    def _predict(self, x: Tensor, ids: Sequence[str]) -> Tensor:
+        if self.purifier is not None:
+            x = purify(self.purifier, x, [seed_of(self.config.seed, "purify", name) for name in ids])
+        return self.classifier(x).argmax(dim=1)
+
+
+def success(table: pa.Table, kind: str) -> float | None:
+    """Share of the images classified right at first that are wrong when attacked; None where none was right.
+
+    Args:
+        table: rows with ``label``, ``pred_clean`` and ``pred_KIND``.
+        kind: "adversarial", the attack's own float32 pixels, or "rounded", as they are written, in 8 bits.
+    """
+    right = table.filter(pc.equal(table["pred_clean"], table["label"]))
+    share: float | None = pc.mean(pc.not_equal(right[f"pred_{kind}"], right["label"])).as_py()
+    return share
+
+
+def rounding_effect(table: pa.Table) -> dict[str, float | None]:
+    """What an attack reached before and after its images were rounded to 8 bits."""
+    figures: dict[str, float | None] = {f"success_{kind}": success(table, kind) for kind in ("adversarial", "rounded")}
+    l2 = table["l2"].to_numpy()
+    return {**figures, "linf_max": float(table["linf"].to_numpy().max(initial=0)), "l2_median": float(np.median(l2))}

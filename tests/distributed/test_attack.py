@@ -1,0 +1,96 @@
+"""Attacked datasets: made once, readable as datasets, and honest about what rounding to 8 bits does."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raypurify import schema, storage
+from raypurify.data import open_source, read_rows
+from raypurify.distributed.attack import attack
+from raypurify.distributed.units import ActorPool
+from raypurify.generation import GenerationConfig, Generator, Networks
+from raypurify.training import batch_of
+
+ONE = ActorPool(actors=1, batch=100)
+TWO = ActorPool(actors=2, batch=64)
+
+
+@pytest.fixture
+def config(small_classifier: str) -> GenerationConfig:
+    return GenerationConfig(
+        input="digits", split="train", limit=600, attack="pgd,epsilon=0.1,steps=2", classifier=small_classifier
+    )
+
+
+def images_of(output: str) -> pa.Table:
+    return storage.read_tables(storage.list_files(f"{output}/images", ".parquet"), schema.IMAGES).sort_by("id")
+
+
+def test_images_are_those_of_plain_torch_and_a_dataset(
+    local_ray: None, config: GenerationConfig, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "run")
+    figures = attack(dataclasses.replace(config, png=True), TWO, output)
+    table = images_of(output)
+    source = open_source("digits", split="train", limit=600)
+    rows = read_rows(source.shards[0], 0, 600)
+    batch = batch_of(np.asarray(rows.images), rows.labels, (), "cpu")
+    expected = Generator(config, Networks.load(config), "cpu")(batch.x, batch.y, rows.ids).sort_by("id")
+    assert table["id"].equals(expected["id"])
+    same = np.array(table["image"].to_pylist(), object) == np.array(expected["image"].to_pylist(), object)
+    assert same.mean() > 0.98  # a sign that ties to rounding may move a pixel
+    for name in ("pred_clean", "pred_adversarial", "pred_rounded"):
+        assert (table[name].to_numpy() == expected[name].to_numpy()).mean() > 0.99
+    assert figures["n"] == 600
+    assert storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]["success_rounded"] is not None
+
+    for place in ("images", "png"):
+        there = open_source(f"{output}/{place}", split="test")
+        assert there.rows == 600
+    first = read_rows(open_source(f"{output}/images", split="test").shards[0], 0, 500)
+    by_id = dict(zip(first.ids, np.asarray(first.images), strict=True))
+    clean = dict(zip(rows.ids, np.asarray(rows.images), strict=True))
+    change = np.array([np.abs(by_id[name].astype(int) - clean[name]).max() for name in first.ids])
+    assert change.max() == 26, "epsilon 0.1 is 25.5 of 255, rounded"
+
+
+def test_what_was_cut_off_goes_on_and_what_is_done_stays(
+    local_ray: None, config: GenerationConfig, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "run")
+    attack(config, ONE, output)
+    before = images_of(output)
+    kept, lost = (Path(output, "images", name) for name in ("000000.parquet", "000001.parquet"))
+    time = kept.stat().st_mtime_ns
+    lost.unlink()
+    Path(output, "_SUCCESS").unlink()
+    attack(config, TWO, output)
+    assert images_of(output).equals(before)
+    assert kept.stat().st_mtime_ns == time
+    with pytest.raises(ValueError, match="this one has attack = 'fgsm'"):
+        attack(dataclasses.replace(config, attack="fgsm"), ONE, output)
+
+
+def test_an_attack_through_the_purifier(
+    local_ray: None, config: GenerationConfig, small_purifier: str, tmp_path: Path
+) -> None:
+    few = dataclasses.replace(config, limit=60, purifier=small_purifier)
+    attack(few, ONE, str(tmp_path / "through"))
+    attack(dataclasses.replace(few, purifier=None), ONE, str(tmp_path / "plain"))
+    through, plain = images_of(str(tmp_path / "through")), images_of(str(tmp_path / "plain"))
+    assert through["clean"].equals(plain["clean"])
+    assert not through["image"].equals(plain["image"])
+
+
+def test_bad_input_is_refused_before_any_work(local_ray: None, config: GenerationConfig, tmp_path: Path) -> None:
+    for message, changes in (
+        ("unknown name 'fgsmm'", {"attack": "fgsmm"}),
+        ("no checkpoint", {"classifier": "nowhere/a_net"}),
+        ("nowhere", {"input": str(tmp_path / "nowhere")}),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            attack(dataclasses.replace(config, **changes), ONE, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

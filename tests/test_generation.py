@@ -1,0 +1,52 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from raypurify import checkpoints, images, schema
+from raypurify.classifiers import a_net
+from raypurify.generation import GenerationConfig, Generator, Networks, rounding_effect, success
+
+SIZE = 12
+
+
+@pytest.fixture
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Generator:
+    folder = str(tmp_path_factory.mktemp("a_net"))
+    torch.manual_seed(0)
+    network = {"kind": "classifier", "plugin": "a_net", "params": {"image_size": SIZE}}
+    checkpoints.save(folder, network, a_net.build(image_size=SIZE).state_dict())
+    config = GenerationConfig(input="digits", attack="fgsm,epsilon=0.1", classifier=folder)
+    return Generator(config, Networks.load(config), "cpu")
+
+
+def test_a_batch_becomes_rows(generator: Generator) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 1), dtype=np.uint8)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    table = generator(x, torch.arange(5), list("abcde"))
+    assert table.schema == schema.IMAGES
+    for row, clean in zip(table.to_pylist(), pixels, strict=True):
+        np.testing.assert_array_equal(images.decode(row["clean"]), clean)
+        attacked = images.decode(row["image"])
+        assert np.abs(attacked.astype(int) - clean).max() in (25, 26)
+        rounded = torch.from_numpy(attacked).permute(2, 0, 1)[None].float() / 255
+        assert generator.classifier(rounded).argmax().item() == row["pred_rounded"]
+        assert row["linf"] == pytest.approx(0.1, abs=1e-6)
+
+
+def test_the_effect_of_rounding_is_over_images_right_at_first() -> None:
+    table = pa.table(
+        {
+            "label": [0, 0, 0, 0],
+            "pred_clean": [0, 0, 0, 1],
+            "pred_adversarial": [1, 1, 0, 1],
+            "pred_rounded": [1, 0, 0, 1],
+            "linf": pa.array([0.1, 0.2, 0.3, 0.0], pa.float32()),
+            "l2": pa.array([1.0, 2.0, 3.0, 0.0], pa.float32()),
+        }
+    )
+    figures = rounding_effect(table)
+    assert figures["success_adversarial"] == pytest.approx(2 / 3)
+    assert figures["success_rounded"] == pytest.approx(1 / 3)
+    assert (figures["linf_max"], figures["l2_median"]) == (pytest.approx(0.3), 1.5)
+    assert success(table.slice(3), "rounded") is None
