@@ -39,7 +39,7 @@ class GenerationConfig:
     precision: Precision = "float32"
     """Of the networks' arithmetic."""
     png: bool = False
-    """Also write each attacked image as png/LABEL/ID.png."""
+    """Also write each attacked image as png/SPLIT/LABEL/ID.png."""
     seed: int = 0
 
 

@@ -135,7 +135,8 @@ class Writer:
             tables.append(self.generate(batch.x, batch.y, ids))
         table = pa.concat_tables(tables)
         if self.work.config.png:
+            folder = storage.join(self.work.output, "png", self.work.config.split)
             for row in table.select(["id", "label", "image"]).to_pylist():
                 name = f"{quote(row['id'], safe='')}.png"
-                storage.write_bytes(storage.join(self.work.output, "png", str(row["label"]), name), row["image"])
+                storage.write_bytes(storage.join(folder, str(row["label"]), name), row["image"])
         storage.write_table(storage.join(self.work.output, "images", f"{unit.name}.parquet"), table)

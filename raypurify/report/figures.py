@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
+from raypurify.report.formats import epsilon
+
 WIDTH = 4.2  # inches: about a phone's width in CSS pixels, so that letters keep their size there
 
 # matplotlib draws with these stand-ins; the page's variables replace them in the SVG.
@@ -105,6 +107,88 @@ def _draw_bar(axes: Axes, position: int, bar: Bar) -> None:
         colour = _VARIABLES["muted" if share is None else "text"]
         axes.text(1.17, position + offset, text, transform=place, ha="right", va="center", fontsize=8.0, color=colour)
     axes.vlines(bar.clean, position - 0.42, position + 0.42, colors=_VARIABLES["text"], linestyles=(0, (3, 2)), lw=1.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """Shares in [0, 1] at one radius; None where a cell was not run."""
+
+    eps: float
+    adversarial: float | None
+    purified: float | None
+    adaptive: float | None
+
+
+# Kind of line: the word at its end, its dashes, its marker.
+_LINES: dict[str, tuple[str, Any, str]] = {
+    "adversarial": ("no defense", "solid", "o"),
+    "purified": ("purified", "solid", "s"),
+    "adaptive": ("adaptive", (0, (3.5, 2)), "^"),
+}
+
+
+def security_curve(points: Sequence[Point], *, norm: str, name: str) -> str:
+    """Accuracy against the radius of an attack: no defense, purified, and purified under an adaptive attacker.
+
+    Args:
+        points: in the order of their radii. At radius 0 stand the clean figures, drawn hollow.
+        norm: in letters.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
+        axes = figure.add_subplot()
+        ends: dict[str, float] = {}
+        for kind in _LINES:
+            known = [(point.eps, share) for point in points if (share := getattr(point, kind)) is not None]
+            if any(eps > 0 for eps, _ in known):
+                _draw_line(axes, known, kind)
+                ends[kind] = known[-1][1]
+        _name_lines(axes, ends)
+        largest = points[-1].eps
+        axes.set_xlim(-0.02 * largest, 1.02 * largest)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xticks(*_radius_ticks([point.eps for point in points]))
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
+        axes.set_xlabel(f"{norm} ε".strip())
+        axes.set_ylabel("accuracy")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        _bare(axes)
+        return _svg(figure, name=name)
+
+
+def _draw_line(axes: Axes, known: Sequence[tuple[float, float]], kind: str) -> None:
+    colour = _VARIABLES["attacked" if kind == "adversarial" else kind]
+    _, dashes, marker = _LINES[kind]
+    axes.plot(*zip(*known, strict=True), color=colour, linestyle=dashes, lw=1.6, clip_on=False)
+    for eps, share in known:
+        fill = colour if eps > 0 else _VARIABLES["page"]
+        axes.plot(
+            eps, share, marker, markersize=4.5, markerfacecolor=fill, markeredgecolor=colour, clip_on=False, zorder=3
+        )
+
+
+def _name_lines(axes: Axes, ends: dict[str, float]) -> None:
+    """Each line's name where it ends, moved apart where lines end together."""
+    height = 0.085
+    order = sorted(ends, key=ends.__getitem__)
+    for rank, kind in enumerate(order):
+        # Room for the names above it, below the top of the axes; then above those already written.
+        ends[kind] = min(ends[kind], 1.0 - height * (len(order) - 1 - rank))
+        if rank:
+            ends[kind] = max(ends[kind], ends[order[rank - 1]] + height)
+        text, _, _ = _LINES[kind]
+        axes.text(1.04, ends[kind], text, transform=axes.get_yaxis_transform(), va="center", fontsize=8.0)
+
+
+def _radius_ticks(radii: Sequence[float]) -> tuple[list[float], list[str]]:
+    """The radii that have room for their labels, the largest among them."""
+    kept: list[float] = []
+    for radius in sorted(radii, reverse=True):
+        if not kept or kept[-1] - radius >= 0.11 * max(radii):
+            kept.append(radius)
+    return kept, [epsilon(radius) for radius in kept]
 
 
 def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "(hidden)"
@@ -53,6 +53,11 @@ def integer(value: float | None) -> str:
     return NOT_AVAILABLE if value is None else f"{value:,.0f}"
 
 
+def mean_count(value: float) -> str:
+    """A mean of counts: a decimal only where it is not whole."""
+    return f"{value:,.1f}".removesuffix(".0")
+
+
 def epsilon(value: float) -> str:
     """A radius on pixels in [0, 1]: a short decimal as it is, else in 255ths where it is a whole number of them."""
     if math.isclose(value, round(value, 3), rel_tol=1e-9):
@@ -64,11 +69,20 @@ def epsilon(value: float) -> str:
 def ball(norm: str | None, eps: float | None) -> str:
     """The ball an attack stays in, in words."""
     if eps is None:
-        return "minimal distance" if norm is None else f"minimal {_norm(norm)} distance"
-    return f"{_norm(norm)} ε = {epsilon(eps)}".strip().replace(" ", NO_BREAK)
+        return "minimal distance" if norm is None else f"minimal {norm_name(norm)} distance"
+    return f"{norm_name(norm)} ε = {epsilon(eps)}".strip().replace(" ", NO_BREAK)
 
 
-def _norm(norm: str | None) -> str:
+def balls(names: Iterable[str]) -> str:
+    """Several of :func:`ball`'s names in a row, each norm named once."""
+    radii: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        norm, equals, radius = name.rpartition(f"={NO_BREAK}")
+        radii.setdefault(norm + equals or radius, []).append(radius if equals else "")
+    return "; ".join(norm + ", ".join(filter(None, values)) for norm, values in radii.items())
+
+
+def norm_name(norm: str | None) -> str:
     return "" if norm is None else {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}.get(norm, norm)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raypurify.report import formats
-from raypurify.report.tables import Row, featured
+from raypurify.report.cells import Row, at_one_radius, featured, surrogate
 from raypurify.schema import NO_ATTACK
 
 Pixels = NDArray[np.float32]
@@ -66,6 +66,7 @@ class Gallery:
 
     dataset: str
     classifier: str
+    surrogate: str | None
     purifier: str
     setting: str
     grids: tuple[Grid, ...]
@@ -73,28 +74,31 @@ class Gallery:
 
 def galleries(rows: Sequence[Row], samples: pa.Table) -> list[Gallery]:
     """The samples of the featured purifiers' cells: for each of them, random ones and the worst.
+    An attack at several radii is shown at one.
 
     Args:
         rows: of the summary.
         samples: of the schema ``SAMPLES``.
     """
+    rows = at_one_radius(rows)
     by_cell: dict[str, list[Sample]] = {}
     for sample in _samples(samples):
         by_cell.setdefault(sample["cell"], []).append(sample)
     shown = featured(row["purifier"] for row in rows if row["cell"] in by_cell)
-    grouped: dict[tuple[str, ...], list[Row]] = {}
+    grouped: dict[tuple[Any, ...], list[Row]] = {}
     for setting in dict.fromkeys(["white-box", "adaptive", *(row["setting"] for row in rows)]):
         for row in rows:
             if row["setting"] == setting and row["purifier"] in shown and row["attack"] != NO_ATTACK:
-                key = (setting, row["dataset"], row["classifier"], row["purifier"])
+                key = (setting, row["dataset"], row["classifier"], surrogate(row), row["purifier"])
                 grouped.setdefault(key, []).append(row)
     made = []
-    for (setting, dataset, classifier, purifier), cells in grouped.items():
+    for (setting, dataset, classifier, made_on, purifier), cells in grouped.items():
         grids = [_grid(cells, by_cell, kind) for kind in ("random", "worst")]
         made.append(
             Gallery(
                 dataset=dataset,
                 classifier=classifier,
+                surrogate=made_on,
                 purifier=purifier,
                 setting=setting,
                 grids=tuple(grid for grid in grids if grid),

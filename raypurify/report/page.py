@@ -14,9 +14,15 @@ import numpy as np
 import pyarrow as pa
 
 from raypurify import schema, storage
+from raypurify.masking import DIFFERENCE, ZERO
 from raypurify.report import figures, formats
+from raypurify.report.budgets import budgets
+from raypurify.report.cells import Row, featured, is_trivial
+from raypurify.report.headlines import headlines
 from raypurify.report.images import galleries
-from raypurify.report.tables import Row, Table, featured, headlines, is_trivial, read_tables
+from raypurify.report.masking import FIGURES, read_masking
+from raypurify.report.security import security_curves
+from raypurify.report.tables import Group, Table, read_tables
 
 REJECTS_SHOWN = 10
 
@@ -90,6 +96,9 @@ def render(
         overview=_overview(rows),
         headlines=headlines(rows),
         tables=tables,
+        masking=read_masking(rows),
+        budgets=budgets(rows),
+        security=_security(tables),
         charts=_charts(tables),
         galleries=galleries(rows, samples),
         curves=_curves(curves),
@@ -108,9 +117,12 @@ def _template() -> jinja2.Template:
         "decimal": formats.decimal,
         "integer": formats.integer,
         "pairs": formats.pairs,
-        "parameters": formats.parameters,
+        "epsilon": formats.epsilon,
+        "balls": formats.balls,
+        "mean_count": formats.mean_count,
     }
     environment.globals |= {"ball": formats.ball, "columns": schema.SUMMARY.names}
+    environment.globals |= {"masking_figures": FIGURES, "masking_zero": ZERO, "masking_difference": DIFFERENCE}
     return environment.from_string(_packaged("template.html.j2"))
 
 
@@ -145,19 +157,26 @@ def _overview(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _security(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    return [
+        {"curve": curve, "svg": figures.security_curve(curve.points, norm=curve.norm, name=f"security{number}")}
+        for number, curve in enumerate(security_curves(tables))
+    ]
+
+
 def _charts(tables: Sequence[Table]) -> list[dict[str, Any]]:
-    """One chart for each setting, classifier and featured purifier."""
+    """One chart for each setting, classifier, surrogate and featured purifier; each attack at one radius."""
     charts: list[dict[str, Any]] = []
     for table in tables:
-        targets = dict.fromkeys((group.dataset, group.classifier) for group in table.groups)
-        for dataset, classifier in targets:
-            groups = [group for group in table.groups if (group.dataset, group.classifier) == (dataset, classifier)]
+        targets: dict[tuple[Any, ...], list[Group]] = {}
+        for group in table.shown:
+            targets.setdefault((group.dataset, group.classifier, group.surrogate), []).append(group)
+        for (dataset, classifier, surrogate), groups in targets.items():
             for purifier in featured(line.purifier for group in groups for line in group.lines):
+                lines = [(group, line) for group in groups for line in group.lines if line.purifier == purifier]
                 bars = [
                     _bar(group.attack, _detail(group.attack, group.ball), line.static, line.adaptive)
-                    for group in groups
-                    for line in group.lines
-                    if line.purifier == purifier
+                    for group, line in lines
                 ]
                 name = f"bars{len(charts)}"
                 charts.append(
@@ -165,7 +184,9 @@ def _charts(tables: Sequence[Table]) -> list[dict[str, Any]]:
                         "setting": table.setting,
                         "dataset": dataset,
                         "classifier": classifier,
+                        "surrogate": surrogate,
                         "purifier": purifier,
+                        "suspicious": any(line.suspicious for _, line in lines),
                         "bars": bars,
                         "clean": bars[0].clean,
                         "svg": figures.accuracy_bars(bars, name=name),

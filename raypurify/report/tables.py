@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 from raypurify.report import formats
+from raypurify.report.cells import Row, at_one_radius, is_trivial, series, surrogate, threat
 from raypurify.schema import NO_ATTACK
-
-Row = dict[str, Any]
-"""One row of ``summary.parquet``."""
-
-TRIVIAL = frozenset({"none", "identity", "rounding", "threshold", "mean_filter", "median_filter", "jpeg"})
-"""Purifiers that learned nothing: what a learned one must beat."""
-
-
-def is_trivial(purifier: str) -> bool:
-    return purifier.partition(",")[0].strip() in TRIVIAL
-
-
-def featured(purifiers: Iterable[str]) -> list[str]:
-    """The purifiers worth a figure: the learned ones, or all but the identity where none is learned."""
-    names = list(dict.fromkeys(purifiers))
-    learned = [name for name in names if not is_trivial(name)]
-    return learned or [name for name in names if name.partition(",")[0] not in ("none", "identity")]
-
-
-def threat(row: Row) -> tuple[Any, ...]:
-    """The ball that bounds the attack. Figures of two of them are never compared."""
-    return row["dataset"], row["classifier"], row["norm"], row["eps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +30,11 @@ class Line:
         return is_trivial(self.purifier)
 
     @property
+    def suspicious(self) -> bool:
+        """Whether the adaptive figure may be too high, see masking.py."""
+        return bool(self.adaptive and self.adaptive["masking"])
+
+    @property
     def any(self) -> Row:
         row = self.static or self.adaptive
         assert row is not None
@@ -62,11 +47,22 @@ class Group:
 
     dataset: str
     classifier: str
+    surrogate: str | None
+    """The classifier that the images were made on, where it is another one."""
     attack: str
-    ball: str
+    norm: str | None
+    eps: float | None
+    series: tuple[Any, ...]
+    """What the groups of a security curve have in common."""
+    shown: bool
+    """Whether it is at the radius that stands for its curve; so is every attack at one radius."""
     params: dict[str, str]
     n: int
     lines: tuple[Line, ...]
+
+    @property
+    def ball(self) -> str:
+        return "" if self.attack == NO_ATTACK else formats.ball(self.norm, self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +72,14 @@ class Table:
     setting: str
     groups: tuple[Group, ...]
 
+    @property
+    def shown(self) -> list[Group]:
+        return [group for group in self.groups if group.shown]
 
-@dataclass(frozen=True, kw_only=True)
-class Headline:
-    """The key figures of one classifier: its strongest attack, and the learned purifier with the best worst case.
-
-    ``adaptive`` is the lowest adaptive cell of that purifier in the same ball, whatever its attack.
-    """
-
-    dataset: str
-    classifier: str
-    clean: float
-    static: Row | None
-    adaptive: Row | None
+    @property
+    def others(self) -> list[Group]:
+        """The groups at the other radii of security curves."""
+        return [group for group in self.groups if not group.shown]
 
 
 def read_tables(rows: Sequence[Row]) -> list[Table]:
@@ -98,13 +89,14 @@ def read_tables(rows: Sequence[Row]) -> list[Table]:
     static = [row for row in rows if row["setting"] != "adaptive"]
     partners = {_match(row) for row in static}
     orphans = [row for row in adaptive if _match(row) not in partners]
+    shown = {row["cell"] for row in at_one_radius(rows)}
     settings = dict.fromkeys(["white-box", *(row["setting"] for row in static)])
     tables = []
     for setting in settings:
         members = [row for row in static if row["setting"] == setting]
         lone = orphans if setting == "white-box" else []
         if members or lone:
-            tables.append(Table(setting=setting, groups=tuple(_groups(members, lone, adaptive))))
+            tables.append(Table(setting=setting, groups=tuple(_groups(members, lone, adaptive, shown))))
     return tables
 
 
@@ -112,14 +104,16 @@ def _match(row: Row) -> tuple[Any, ...]:
     return *threat(row), row["attack"], row["purifier"]
 
 
-def _groups(static: Sequence[Row], orphans: Sequence[Row], adaptive: Sequence[Row]) -> list[Group]:
+def _groups(
+    static: Sequence[Row], orphans: Sequence[Row], adaptive: Sequence[Row], shown: AbstractSet[str]
+) -> list[Group]:
     grouped: dict[tuple[Any, ...], list[Row]] = {}
     for row in [*static, *orphans]:
-        grouped.setdefault((*threat(row), row["attack"], row["params"]), []).append(row)
-    return [_group(members, adaptive) for members in grouped.values()]
+        grouped.setdefault((*threat(row), surrogate(row), row["attack"], row["params"]), []).append(row)
+    return [_group(members, adaptive, shown) for members in grouped.values()]
 
 
-def _group(members: Sequence[Row], adaptive: Sequence[Row]) -> Group:
+def _group(members: Sequence[Row], adaptive: Sequence[Row], shown: AbstractSet[str]) -> Group:
     first = members[0]
     lines = []
     for row in members:
@@ -132,8 +126,12 @@ def _group(members: Sequence[Row], adaptive: Sequence[Row]) -> Group:
     return Group(
         dataset=first["dataset"],
         classifier=first["classifier"],
+        surrogate=surrogate(first),
         attack=first["attack"],
-        ball="" if first["attack"] == NO_ATTACK else formats.ball(first["norm"], first["eps"]),
+        norm=first["norm"],
+        eps=first["eps"],
+        series=series(first)[1:],
+        shown=any(row["cell"] in shown for row in members),
         params=formats.parameters(first["params"]),
         n=max(row["n"] for row in members),
         lines=tuple(_with_best(lines)),
@@ -164,47 +162,3 @@ def _with_best(lines: Sequence[Line]) -> list[Line]:
         )
         for line in lines
     ]
-
-
-def headlines(rows: Sequence[Row]) -> list[Headline]:
-    """The key figures of each classifier of a summary, in the order of their first rows."""
-    classifiers = dict.fromkeys((row["dataset"], row["classifier"]) for row in rows)
-    return [
-        _headline([row for row in rows if (row["dataset"], row["classifier"]) == classifier])
-        for classifier in classifiers
-    ]
-
-
-def _headline(rows: Sequence[Row]) -> Headline:
-    adaptive = [row for row in rows if row["setting"] == "adaptive"]
-    attacked = [row for row in rows if row["setting"] != "adaptive" and row["attack"] != NO_ATTACK]
-    attacked = [row for row in attacked if row["setting"] == "white-box"] or attacked
-    static, partner = None, min(adaptive, key=lambda row: row["accuracy_purified"], default=None)
-    if attacked:
-        # An attack that minimises the distance always wins in the end: a ball makes strengths comparable.
-        bounded = [row for row in attacked if row["eps"] is not None] or attacked
-        strongest = min(bounded, key=lambda row: row["accuracy_adversarial"])
-        against = [row for row in bounded if _attack(row) == _attack(strongest)]
-        shown = featured(row["purifier"] for row in against) or [strongest["purifier"]]
-        choices = [(row, _lowest_adaptive(row, adaptive)) for row in against if row["purifier"] in shown]
-        static, partner = max(choices, key=lambda choice: _worst_case(*choice))
-    first = rows[0]
-    clean = (static or first)["accuracy_clean"]
-    return Headline(
-        dataset=first["dataset"], classifier=first["classifier"], clean=clean, static=static, adaptive=partner
-    )
-
-
-def _attack(row: Row) -> tuple[Any, ...]:
-    return *threat(row), row["attack"], row["params"]
-
-
-def _lowest_adaptive(row: Row, adaptive: Sequence[Row]) -> Row | None:
-    same = [other for other in adaptive if (threat(other), other["purifier"]) == (threat(row), row["purifier"])]
-    return min(same, key=lambda other: other["accuracy_purified"], default=None)
-
-
-def _worst_case(static: Row, adaptive: Row | None) -> tuple[bool, float, float]:
-    """A purifier whose adaptive figure is known comes before one whose is not."""
-    purified = static["accuracy_purified"]
-    return adaptive is not None, min(purified, adaptive["accuracy_purified"]) if adaptive else purified, purified

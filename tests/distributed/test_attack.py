@@ -48,7 +48,7 @@ def test_images_are_those_of_plain_torch_and_a_dataset(
     assert storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]["success_rounded"] is not None
 
     for place in ("images", "png"):
-        there = open_source(f"{output}/{place}", split="test")
+        there = open_source(f"{output}/{place}", split="train")
         assert there.rows == 600
     first = read_rows(open_source(f"{output}/images", split="test").shards[0], 0, 500)
     by_id = dict(zip(first.ids, np.asarray(first.images), strict=True))

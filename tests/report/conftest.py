@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from report_rows import cell, summary_of
+from report_rows import cell, samples_of, summary_of
 
 from raypurify import schema
 
@@ -27,29 +27,7 @@ def summary() -> pa.Table:
 
 @pytest.fixture
 def samples(summary: pa.Table) -> pa.Table:
-    rng = np.random.default_rng(0)
-    rows = []
-    for key in summary["cell"].to_pylist():
-        for number in range(6):
-            clean = rng.random(16 * 12, dtype=np.float32)
-            change = 0.25 * np.sign(rng.standard_normal(16 * 12, dtype=np.float32))
-            adversarial = np.clip(clean + change, 0, 1).astype(np.float32)
-            rows.append(
-                {
-                    "cell": key,
-                    "id": f"image-{number}",
-                    "kind": "random" if number < 4 else "worst",
-                    "label": number,
-                    "pred_clean": number,
-                    "pred_adversarial": 9,
-                    "pred_purified": number if number < 4 else 8,
-                    "shape": [16, 12, 1],
-                    "clean": clean,
-                    "adversarial": adversarial,
-                    "purified": clean * 0.9,
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=schema.SAMPLES)
+    return samples_of(summary)
 
 
 @pytest.fixture

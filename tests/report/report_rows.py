@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raypurify import schema
@@ -34,7 +35,7 @@ def cell(
         "norm": None if eps is None else "linf",
         "eps": eps,
         "params": text,
-        "victim": f"{purifier}+{classifier}" if setting == "adaptive" else classifier,
+        "victim": {"adaptive": f"{purifier}+{classifier}", "transfer": "b_net"}.get(setting, classifier),
         "classifier": classifier,
         "purifier": purifier,
         "n": 1797,
@@ -54,11 +55,69 @@ def cell(
         "psnr_purified_eq16": 70.47,
         "linf_max": 0.29999,
         "l2_median": 5.4321,
-        "steps_mean": 40.0,
-        "queries_mean": 80.0,
+        "steps_mean": 38.25,
+        "steps_max": 40,
+        "queries_mean": 1076.5,
+        "queries_max": 1080,
+        "masking_n": 0,
+        "zero_gradient_share": None,
+        **dict.fromkeys(f"accuracy_{attack}" for attack in schema.MASKING_ATTACKS),
+        "masking": None,
     }
     return row | more
 
 
+def checked(*found: str, **figures: float | None) -> dict[str, Any]:
+    """The columns of a cell that was checked for masked gradients, for :func:`cell`."""
+    return {
+        "masking_n": 203,
+        "zero_gradient_share": 0.0049,
+        "accuracy_multi_step": 0.4103,
+        "accuracy_single_step": 0.5204,
+        "accuracy_random_search": 0.6305,
+        "accuracy_unbounded": 0.0106,
+        "accuracy_straight_through": None,
+        "masking": list(found),
+        **figures,
+    }
+
+
+def curve(attack: str, shares: dict[float, tuple[float, float, float | None]], **more: Any) -> list[dict[str, Any]]:
+    """An attack's cells at several radii, for each: no defense, purified, adaptive (None: not run)."""
+    rows = []
+    for eps, (adversarial, purified, adaptive) in shares.items():
+        rows.append(cell(attack=attack, eps=eps, adversarial=adversarial, purified=purified, **more))
+        if adaptive is not None:
+            rows.append(cell(attack=attack, eps=eps, setting="adaptive", purified=adaptive, **more))
+    return rows
+
+
 def summary_of(*cells: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(list(cells), schema=schema.SUMMARY)
+
+
+def samples_of(summary: pa.Table) -> pa.Table:
+    """Six images of each cell: four at random, two of the worst."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for key in summary["cell"].to_pylist():
+        for number in range(6):
+            clean = rng.random(16 * 12, dtype=np.float32)
+            change = 0.25 * np.sign(rng.standard_normal(16 * 12, dtype=np.float32))
+            adversarial = np.clip(clean + change, 0, 1).astype(np.float32)
+            rows.append(
+                {
+                    "cell": key,
+                    "id": f"image-{number}",
+                    "kind": "random" if number < 4 else "worst",
+                    "label": number,
+                    "pred_clean": number,
+                    "pred_adversarial": 9,
+                    "pred_purified": number if number < 4 else 8,
+                    "shape": [16, 12, 1],
+                    "clean": clean,
+                    "adversarial": adversarial,
+                    "purified": clean * 0.9,
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=schema.SAMPLES)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from report_rows import cell, checked, curve, summary_of
 
 from raypurify import storage
 from raypurify.report import write_report
@@ -165,6 +166,28 @@ def test_page_loads_whole_and_quietly(tab: Tab, page: str, width: int, dark: boo
     assert tab.evaluate("document.querySelectorAll('figure svg').length") == 3
     assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page itself scrolls sideways"
     assert [url for url in tab.requested if not url.startswith("data:")] == [page]
+    assert tab.complaints == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_curves_and_warnings_fit(tab: Tab, tmp_path: Path, width: int) -> None:
+    found = checked("zero_gradient", "single_step", zero_gradient_share=0.4, accuracy_single_step=0.2)
+    rows = [
+        *curve("pgd", {0.1: (0.6, 0.97, 0.5), 0.2: (0.2, 0.95, 0.21), 0.3: (0.01, 0.9, 0.04)}),
+        *(cell(setting="transfer", eps=eps) for eps in (0.1, 0.3)),
+        cell(attack="fgsm", setting="adaptive", **found),
+    ]
+    storage.write_table(storage.join(str(tmp_path), "summary.parquet"), summary_of(*rows))
+    tab.complaints.clear()
+    tab.open(Path(write_report(str(tmp_path))).as_uri(), width=width)
+
+    assert tab.evaluate("document.querySelectorAll('#security svg').length") == 2
+    assert tab.evaluate("[...document.querySelectorAll('#security svg')].every(svg => svg.getBBox().width > 100)")
+    assert tab.evaluate("document.querySelectorAll('.warning').length") == 2
+    assert tab.evaluate("[...document.querySelectorAll('details')].every(folded => !folded.open)")
+    for _ in range(2):  # folded and unfolded
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page itself scrolls sideways"
+        tab.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
     assert tab.complaints == []
 
 

@@ -2,87 +2,19 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from report_pages import Parsed, parse
 from report_rows import cell, summary_of
 
 from raypurify import schema, storage
 from raypurify.report import render, write_report
 
-VOID = {"meta", "link", "img", "br", "hr", "input", "path", "use", "rect"}
 HOSTILE = "<script>alert(1)</script>\"'>&{{ 7*7 }}"
-
-
-class Parsed(HTMLParser):
-    """The parts of a page that tests ask for; a tag that is left open or closed twice is an error."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tables: list[dict[str, Any]] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.key_figures: list[str] = []
-        self._in_key_figure = False
-        self._open: list[str] = []
-        self._cell: list[str] | None = None
-        self.feed(page)
-        self.close()
-        assert self._open == [], f"never closed: {self._open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "table":
-            self.tables.append({"attributes": dict(attrs), "rows": []})
-        elif tag == "tr":
-            self.tables[-1]["rows"].append([])
-        elif tag in ("td", "th"):
-            self._cell = []
-        self._in_key_figure = (tag == "dd" and "figure" in (dict(attrs).get("class") or "").split()) or (
-            self._in_key_figure and tag == "span"
-        )
-        if tag == "dd" and self._in_key_figure:
-            self.key_figures.append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open[-1:] == [tag], f"</{tag}> closes nothing"
-        self._open.pop()
-        if tag in ("td", "th"):
-            assert self._cell is not None
-            self.tables[-1]["rows"][-1].append(" ".join(" ".join(self._cell).split()))
-            self._cell = None
-        elif tag == "dd":
-            self._in_key_figure = False
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._in_key_figure:
-            self.key_figures[-1] += data
-        if self._cell is not None:
-            self._cell.append(data)
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def figures(self, setting: str) -> list[list[str]]:
-        """The rows of a setting's table, below its two header rows."""
-        (table,) = [table for table in self.tables if table["attributes"].get("data-setting") == setting]
-        return list(table["rows"][2:])
-
-
-def parse(summary: pa.Table, **parts: Any) -> Parsed:
-    """A page of ``summary`` alone, but for the ``parts`` given."""
-    given = {"samples": None, "run": {}, "curves": {}} | parts
-    return Parsed(render(summary, given.pop("samples"), given.pop("run"), given.pop("curves"), **given))
 
 
 def test_cells_hold_the_figures_of_the_summary(summary: pa.Table) -> None:
@@ -153,9 +85,10 @@ def test_adaptive_figure_is_the_lowest_and_says_how_it_differs() -> None:
         cell(setting="adaptive", purified=0.1, params={"epsilon": 0.3, "steps": 100}),
         cell(setting="adaptive", purified=0.05, eps=0.4),
     ]
-    white = parse(summary_of(*rows)).figures("white-box")
-    assert white[1][4] == "10.00 9.29–10.69 steps = 100; lowest of 2"
-    assert white[3][3:5] == ["not run", "5.00 4.29–5.69"], "an adaptive cell without a partner has a line of its own"
+    page = parse(summary_of(*rows))
+    assert page.figures("white-box")[1][4] == "10.00 9.29–10.69 steps = 100; lowest of 2"
+    other = page.figures("white-box, other radii")
+    assert other[1][3:5] == ["not run", "5.00 4.29–5.69"], "an adaptive cell without a partner has a line of its own"
 
 
 def test_ties_are_all_best() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +27,19 @@ from raypurify.report import figures, formats, images
 )
 def test_epsilon(value: float, text: str) -> None:
     assert formats.epsilon(float(value)) == text
+
+
+def test_balls_name_each_norm_once() -> None:
+    names = [formats.ball(*given) for given in [("linf", 0.1), (None, None), ("linf", 0.3), ("l2", 2.0), ("linf", 0.1)]]
+    assert formats.balls(names).replace("\u00a0", " ") == "L∞ ε = 0.1, 0.3; minimal distance; L2 ε = 2"
+
+
+def test_names_of_lines_that_end_together_are_apart() -> None:
+    points = [figures.Point(eps=eps, adversarial=1.0, purified=1.0, adaptive=0.99) for eps in (0.0, 0.1)]
+    svg = figures.security_curve(points, norm="L∞", name="x")
+    places = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>(?:no defense|purified|adaptive)</text>', svg)]
+    assert len(places) == 3
+    assert min(abs(a - b) for a, b in itertools.combinations(places, 2)) > 9, "pixels"
 
 
 def test_numbers_without_a_value_are_not_invented() -> None:

@@ -1,0 +1,97 @@
+"""Rows of a summary: which of them may be compared, and which stand for a security curve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from raypurify.schema import NO_ATTACK
+
+Row = dict[str, Any]
+"""One row of ``summary.parquet``."""
+
+TRIVIAL = frozenset(
+    {"none", "identity", "rounding", "threshold", "mean_filter", "median_filter", "jpeg", "gaussian_noise"}
+)
+"""Purifiers that learned nothing: what a learned one must beat."""
+
+
+def is_trivial(purifier: str) -> bool:
+    return purifier.partition(",")[0].strip() in TRIVIAL
+
+
+def featured(purifiers: Iterable[str]) -> list[str]:
+    """The purifiers worth a figure: the learned ones, or all but the identity where none is learned."""
+    names = list(dict.fromkeys(purifiers))
+    learned = [name for name in names if not is_trivial(name)]
+    return learned or [name for name in names if name.partition(",")[0] not in ("none", "identity")]
+
+
+def threat(row: Row) -> tuple[Any, ...]:
+    """The ball that bounds the attack. Figures of two of them are never compared."""
+    return row["dataset"], row["classifier"], row["norm"], row["eps"]
+
+
+def surrogate(row: Row) -> str | None:
+    """The classifier that a transferred image was made on; None in the other settings."""
+    return str(row["victim"]) if row["setting"] == "transfer" else None
+
+
+def series(row: Row) -> tuple[Any, ...]:
+    """What the cells of a security curve have in common: all of an attack but its radius, and whom it attacks."""
+    return (
+        row["setting"],
+        row["dataset"],
+        row["classifier"],
+        surrogate(row),
+        row["attack"],
+        row["norm"],
+        _without_radius(row["params"]),
+    )
+
+
+def _without_radius(params: str) -> str:
+    try:
+        values = json.loads(params)
+    except json.JSONDecodeError:
+        return params
+    if not isinstance(values, dict):
+        return params
+    return json.dumps({key: value for key, value in values.items() if key not in ("eps", "epsilon")}, sort_keys=True)
+
+
+def reference_radius(rows: Sequence[Row]) -> float | None:
+    """The radius whose figures stand for a whole curve: the largest at which a purifier met both an attacker who does
+    not know it and one who does (adaptive); else the largest of the former, else of the latter.
+
+    Args:
+        rows: of one dataset, classifier and norm.
+    """
+    shown = featured(row["purifier"] for row in rows)
+    bounded = [row for row in rows if row["eps"] is not None and row["attack"] != NO_ATTACK]
+    static, adaptive = (
+        {(row["purifier"], row["eps"]) for row in bounded if (row["setting"] == "adaptive") == known}
+        for known in (False, True)
+    )
+    common = {pair for pair in static & adaptive if pair[0] in shown}
+    return max((eps for _, eps in common or static or adaptive), default=None)
+
+
+def at_one_radius(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those of a curve that are not at its reference radius, or at its largest where it lacks that."""
+    spaces: dict[tuple[Any, ...], list[Row]] = {}
+    radii: dict[tuple[Any, ...], set[float]] = {}
+    for row in rows:
+        spaces.setdefault(threat(row)[:3], []).append(row)
+        if row["eps"] is not None:
+            radii.setdefault(series(row), set()).add(row["eps"])
+    references = {space: reference_radius(members) for space, members in spaces.items()}
+
+    def chosen(row: Row) -> bool:
+        if row["eps"] is None:
+            return True
+        reference, own = references[threat(row)[:3]], radii[series(row)]
+        return bool(row["eps"] == (reference if reference in own else max(own)))
+
+    return [row for row in rows if chosen(row)]
