@@ -124,13 +124,14 @@ class Grid:
         return tuple(cell for group in self.groups for cell in group.cells)
 
 
-def build_grid(config: EvaluationConfig, dataset: str, rows: int) -> Grid:
+def build_grid(config: EvaluationConfig, dataset: str, rows: int, batch: int | None = None) -> Grid:
     """Resolve the names and lay out the cells.
 
     Args:
         config: what is evaluated.
         dataset: the dataset's name.
         rows: how many images it has.
+        batch: images that are attacked at once: a parameter of the attacks whose results depend on it.
 
     Raises:
         ValueError, FileNotFoundError: unknown names, missing weights, or settings that leave no cell.
@@ -150,6 +151,7 @@ def build_grid(config: EvaluationConfig, dataset: str, rows: int) -> Grid:
         attackable=frozenset(model.sha256 for model in surrogates or classifiers),
         purifiers=purifiers,
         stand_in=None if config.bpda == "none" else models.load("purifier", config.bpda),
+        batch=batch,
     )
     groups = layout.groups()
     if not groups:
@@ -191,6 +193,7 @@ class _Layout:
     """Hashes of the classifiers that the transfer setting attacks."""
     purifiers: tuple[models.Model, ...]
     stand_in: models.Model | None
+    batch: int | None
 
     def groups(self) -> tuple[Group, ...]:
         """The grid, victim by victim: what is attacked without the purifier, then what is attacked through it."""
@@ -259,6 +262,8 @@ class _Layout:
     ) -> Group:
         attack, attacked = _attack(spec), self.classifiers[victim]
         params = dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else dict(spec.params)
+        if getattr(attack, "couples_batch", False):
+            params["batch"] = self.batch
         models_seen = [attacked.sha256]
         name = attacked.name
         if through is not None:

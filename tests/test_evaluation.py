@@ -98,6 +98,15 @@ def test_a_cells_hash_follows_what_it_computes(networks: dict[str, str], tmp_pat
     assert before != hashes()
 
 
+def test_only_attacks_that_couple_a_batch_depend_on_its_size(networks: dict[str, str]) -> None:
+    def hashes(batch: int, attack: str) -> set[str]:
+        changes = {"attacks": (attack,), "settings": ("white-box",)}
+        return {cell.hash for cell in build_grid(grid_of(networks, **changes), "digits", ROWS, batch).cells}
+
+    assert hashes(10, "fgsm") == hashes(20, "fgsm")
+    assert not hashes(10, "torchattacks.FGSM") & hashes(20, "torchattacks.FGSM")
+
+
 def test_bad_grids_are_refused(networks: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="no cell"):
         build_grid(grid_of(networks, purifiers=("identity",), settings=("black-box",)), "digits", ROWS)

@@ -27,7 +27,10 @@ class Attacked:
 
 
 class Attack(Protocol):
-    """norm is "linf", "l2", or None for an attack that minimises the distance; epsilon is its ball's radius or None."""
+    """norm is "linf", "l2", or None for an attack that minimises the distance; epsilon is its ball's radius or None.
+
+    One whose result depends on the batch that an image came in says so with ``couples_batch = True``.
+    """
 
     @property
     def norm(self) -> str | None: ...

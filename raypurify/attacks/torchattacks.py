@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -86,6 +86,8 @@ def build_named(name: str) -> Callable[..., TorchAttack]:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TorchAttack:
     """An attack of torchattacks; the fields of the subclass that stands for it are its parameters."""
+
+    couples_batch: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -67,8 +67,10 @@ def attack(
     if not source.classes:
         raise ValueError(f"{config.input}: an attack needs labels, and these images have none")
     networks = Networks.load(config)
-    plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack))
-    run = runs.open_run(output, _identity(config, source, networks), overwrite=overwrite)
+    identity = _identity(config, source, networks)
+    if getattr(plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack)), "couples_batch", False):
+        identity["batch"] = resources.batch
+    run = runs.open_run(output, identity, overwrite=overwrite)
     units = units_of(source)
     if not run.finished:
         written = {url.rpartition("/")[2] for url in storage.list_files(storage.join(output, "images"), ".parquet")}

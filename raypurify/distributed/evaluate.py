@@ -82,7 +82,7 @@ def evaluate(
     source = open_source(config.data, split=config.split, limit=config.limit)
     if not source.classes:
         raise ValueError(f"{config.data}: an evaluation needs labels, and these images have none")
-    grid = evaluation.build_grid(config, source.name, source.rows)
+    grid = evaluation.build_grid(config, source.name, source.rows, resources.batch)
     _check_shapes(grid, source)
     run = runs.open_run(output, _identity(config, source), overwrite=overwrite)
     cells = _with_earlier_cells(output, grid)

@@ -175,7 +175,7 @@ def test_curves_and_warnings_fit(tab: Tab, tmp_path: Path, width: int) -> None:
     rows = [
         *curve("pgd", {0.1: (0.6, 0.97, 0.5), 0.2: (0.2, 0.95, 0.21), 0.3: (0.01, 0.9, 0.04)}),
         *(cell(setting="transfer", eps=eps) for eps in (0.1, 0.3)),
-        cell(attack="fgsm", setting="adaptive", **found),
+        cell(attack="fgsm", setting="adaptive", purified=0.03, **found),
     ]
     storage.write_table(storage.join(str(tmp_path), "summary.parquet"), summary_of(*rows))
     tab.complaints.clear()

@@ -34,8 +34,9 @@ def test_balls_name_each_norm_once() -> None:
     assert formats.balls(names).replace("\u00a0", " ") == "L∞ ε = 0.1, 0.3; minimal distance; L2 ε = 2"
 
 
-def test_names_of_lines_that_end_together_are_apart() -> None:
-    points = [figures.Point(eps=eps, adversarial=1.0, purified=1.0, adaptive=0.99) for eps in (0.0, 0.1)]
+@pytest.mark.parametrize("end", [0.0, 0.5, 1.0])
+def test_names_of_lines_that_end_together_are_apart(end: float) -> None:
+    points = [figures.Point(eps=eps, adversarial=end, purified=end, adaptive=end) for eps in (0.0, 0.1)]
     svg = figures.security_curve(points, norm="L∞", name="x")
     places = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>(?:no defense|purified|adaptive)</text>', svg)]
     assert len(places) == 3
