@@ -14,7 +14,7 @@ WEIGHTS = ROOT / "weights" / "mnist"
 
 
 @pytest.mark.skipif("RAYPURIFY_DATA" not in os.environ, reason="RAYPURIFY_DATA is unset: there is no real MNIST here")
-@pytest.mark.parametrize("name", ["a_net"])
+@pytest.mark.parametrize("name", ["a_net", "b_net"])
 def test_weights_keep_what_their_note_says(name: str, local_ray: None, tmp_path: Path) -> None:
     config = EvaluationConfig(
         data="mnist",
