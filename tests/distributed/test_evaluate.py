@@ -173,8 +173,9 @@ def test_an_evaluation_on_s3(local_ray: None, s3: str, small_classifier: str, tm
     same = [
         name
         for name in schema.SUMMARY.names
-        if name.startswith(("n", "accuracy", "psnr", "ssim", "l")) and name != "norm"
+        if name.startswith(("n", "accuracy", "psnr", "ssim", "l")) and not here[name].null_count
     ]
+    assert "accuracy_adversarial" in same
     for a, b in zip(there.select(same).to_pylist(), here.select(same).to_pylist(), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     assert storage.is_success(f"{s3}/evaluation")
