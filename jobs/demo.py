@@ -7,6 +7,7 @@ from raypurify.cli import run
 from raypurify.distributed.evaluate import EvaluationArguments
 from raypurify.distributed.evaluate import main as evaluate
 from raypurify.distributed.train import TrainingResources, train
+from raypurify.distributed.units import ActorPool
 from raypurify.evaluation import EvaluationConfig
 from raypurify.runs import Destination
 from raypurify.training import TrainingConfig
@@ -68,7 +69,9 @@ def main(arguments: DemoArguments) -> None:
                 attacks=("none", fgsm, r_fgsm, f"{pgd},steps=40"),
                 adaptive_attacks=(f"{pgd},steps=20",),
                 adaptive_purifiers=(storage.join(purifier, "model"),),
+                masking_images=100,
             ),
+            resources=ActorPool(actors=1, cpus_per_actor=2),
             destination=Destination(output=storage.join(arguments.output, "evaluation"), overwrite=arguments.overwrite),
         )
     )

@@ -42,7 +42,8 @@ def connect(cpus: float, *, use_gpu: bool = False) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Keep Ray Data's messages of routine from the terminal; its warnings still reach it."""
+    """Keep messages of routine of Ray Data and Ray Train from the terminal; their warnings still reach it."""
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train reports each epoch under the name of one of its files
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)

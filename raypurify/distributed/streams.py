@@ -209,7 +209,7 @@ def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) 
     Iterated in batches of ``order.batch / order.workers`` rows, batch k of the stream is step k.
     """
     tasks = [(lanes, order.part, order.seed, epoch) for epoch in epochs for lanes in order.windows(epoch)]
-    return read_blocks(tasks, training_block, name="read training images", read_cpus=read_cpus, ordered=True)
+    return read_blocks(tasks, training_block, name="Images", read_cpus=read_cpus, ordered=True)
 
 
 def read_blocks(tasks, read, *, name: str, read_cpus: float, ordered: bool) -> Dataset:  # type: ignore[no-untyped-def]

@@ -258,6 +258,7 @@ class Worker:
     """One data-parallel worker: its model, its part of the stream, its part of the validation."""
 
     def __init__(self, job: Job, rank: int, workers: int) -> None:
+        cluster.quiet()
         self.job, self.rank, self.workers = job, rank, workers
         self.config = job.config
         self.device = str(ray.train.torch.get_device())

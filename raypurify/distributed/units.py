@@ -133,7 +133,7 @@ def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str) -> di
     actors = min(pool.actors, len(units))
     read = read_unit if pool.reads == "apart" else name_unit
     dataset = streams.read_blocks(
-        [(unit,) for unit in units], read, name="read", read_cpus=pool.read_cpus, ordered=False
+        [(unit,) for unit in units], read, name="Units", read_cpus=pool.read_cpus, ordered=False
     )
     done = dataset.map_batches(
         UnitActor,
