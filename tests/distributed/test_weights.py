@@ -14,8 +14,8 @@ WEIGHTS = ROOT / "weights" / "mnist"
 
 
 @pytest.mark.skipif("RAYPURIFY_DATA" not in os.environ, reason="RAYPURIFY_DATA is unset: there is no real MNIST here")
-@pytest.mark.parametrize("name", ["a_net", "b_net"])
-def test_weights_keep_what_their_note_says(name: str, local_ray: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "attacked"), [("a_net", 0.2), ("b_net", 0.45)])
+def test_weights_keep_what_their_note_says(name: str, attacked: float, local_ray: None, tmp_path: Path) -> None:
     config = EvaluationConfig(
         data="mnist",
         limit=500,
@@ -26,7 +26,7 @@ def test_weights_keep_what_their_note_says(name: str, local_ray: None, tmp_path:
     resources = ActorPool(actors=2, cpus_per_actor=1)
     for row in evaluate(config, resources, str(tmp_path / "run")).to_pylist():
         assert row["accuracy_clean"] >= 0.985
-        assert row["accuracy_adversarial"] <= 0.2
+        assert row["accuracy_adversarial"] <= attacked
         assert row["accuracy_purified"] >= 0.93
         assert row["accuracy_clean_purified"] >= 0.97
         assert row["linf_max"] <= 0.3 + 1e-6
