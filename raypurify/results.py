@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,7 @@ import pyarrow.compute as pc
 
 from raypurify import metrics, schema, storage
 from raypurify.masking import findings
+from raypurify.seeds import seed_of
 
 SAMPLES_AT_RANDOM = 2
 """Images of each cell that the report shows, picked by the seed."""
@@ -32,7 +35,7 @@ def read_scores(output: str, cell: str, columns: Sequence[str]) -> pa.Table:
 
 
 def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of ``schema.SUMMARY``.
+    """One row of ``schema.SUMMARY``, from a few files at a time.
 
     Args:
         output: the run's folder.
@@ -41,68 +44,104 @@ def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the cell has no rows, or an id twice.
     """
-    scores = read_scores(output, cell["cell"], [name for name in schema.SCORES.names if name != "detected"])
-    _check_rows(scores["id"], cell)
-    checks = {"zero_gradient", *(f"pred_{attack}" for attack in schema.MASKING_ATTACKS)}
-    values = {name: scores[name].to_numpy() for name in scores.column_names if name != "id" and name not in checks}
-    n, label = len(scores), values["label"]
-    right = {kind: values[f"pred_{kind}"] == label for kind in ("clean", *schema.COMPARISONS)}
-    accuracy = {kind: float(hits.mean()) for kind, hits in right.items()}
-    low, high = metrics.wilson_interval(int(right["purified"].sum()), n)
-    psnr = {f"psnr_{kind}": float(values[f"psnr_{kind}"].astype(float).mean()) for kind in schema.COMPARISONS}
-    ssim = {f"ssim_{kind}": _mean_of_known(values[f"ssim_{kind}"].astype(float)) for kind in schema.COMPARISONS}
-    return {
-        **cell,
-        "n": n,
-        **{f"accuracy_{kind}": value for kind, value in accuracy.items()},
-        "accuracy_purified_low": low,
-        "accuracy_purified_high": high,
-        "success_rate_eq14": accuracy["purified"] / accuracy["clean"] if accuracy["clean"] else None,
-        **psnr,
-        **ssim,
-        "psnr_purified_eq16": psnr["psnr_purified"] + metrics.PSNR_EQ16_OFFSET,
-        "linf_max": float(values["linf"].max()),
-        "l2_median": _median_l2(values["l2"], right["clean"], right["adversarial"]),
-        "steps_mean": float(values["steps"].mean()),
-        "steps_max": int(values["steps"].max()),
-        "queries_mean": float(values["queries"].mean()),
-        "queries_max": int(values["queries"].max()),
-        **_masking(scores.filter(scores["zero_gradient"].is_valid())),
-    }
+    totals = _Totals()
+    for scores in _score_tables(output, cell["cell"], [name for name in schema.SCORES.names if name != "detected"]):
+        totals.add(scores)
+    _check_rows(totals.ids, cell)
+    return {**cell, **totals.figures()}
 
 
-def _masking(checked: pa.Table) -> dict[str, Any]:
-    """The figures of the check for masked gradients, over the images that were checked."""
-    figures: dict[str, float | None] = {"zero_gradient_share": _share(checked["zero_gradient"])}
-    for attack in schema.MASKING_ATTACKS:
-        figures[f"accuracy_{attack}"] = _share(pc.equal(checked[f"pred_{attack}"], checked["label"]))
-    return {"masking_n": len(checked), **figures, "masking": findings(figures) if len(checked) else None}
+def _score_tables(output: str, cell: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some columns of a cell, a few units at a time."""
+    urls = storage.list_files(scores_folder(output, cell), ".parquet")
+    wanted = pa.schema([schema.SCORES.field(name) for name in columns])
+    for start in range(0, len(urls), storage.READS_AT_ONCE):
+        yield storage.read_tables(urls[start : start + storage.READS_AT_ONCE], wanted)
 
 
-def _share(flags: pa.ChunkedArray) -> float | None:
-    share: float | None = pc.mean(flags).as_py()
-    return share
+class _Totals:
+    """What is kept of a cell's scores: sums, the ids (they have to be unique) and the distances (for their median)."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.sums: Counter[str] = Counter()
+        self.most: dict[str, float] = {"linf": 0.0, "steps": 0, "queries": 0}
+        self.ids: list[pa.ChunkedArray] = []
+        self.distances: list[np.ndarray] = []
+
+    def add(self, scores: pa.Table) -> None:
+        """Count some rows of ``schema.SCORES``."""
+        label = scores["label"].to_numpy()
+        right = {kind: scores[f"pred_{kind}"].to_numpy() == label for kind in ("clean", *schema.COMPARISONS)}
+        for kind, hits in right.items():
+            self.sums[f"right_{kind}"] += int(hits.sum())
+        for name in ("steps", "queries", *(f"psnr_{kind}" for kind in schema.COMPARISONS)):
+            self.sums[name] += scores[name].to_numpy().sum(dtype=np.float64)
+        for name in (f"ssim_{kind}" for kind in schema.COMPARISONS):
+            known = scores[name].drop_null().to_numpy()
+            self.sums[name] += known.sum(dtype=np.float64)
+            self.sums[f"{name}_known"] += len(known)
+        for name, value in self.most.items():
+            self.most[name] = max(value, scores[name].to_numpy().max(initial=0))
+        still_right = right["adversarial"]
+        self.distances.append(np.where(still_right, np.inf, scores["l2"].to_numpy())[right["clean"]])
+        self._add_masking(scores.filter(scores["zero_gradient"].is_valid()))
+        self.ids.append(scores["id"])
+        self.n += len(scores)
+
+    def _add_masking(self, checked: pa.Table) -> None:
+        self.sums["masking_n"] += len(checked)
+        self.sums["zero_gradient"] += pc.sum(checked["zero_gradient"]).as_py() or 0
+        for attack in schema.MASKING_ATTACKS:
+            hits = pc.equal(checked[f"pred_{attack}"], checked["label"])
+            self.sums[f"masking_{attack}"] += pc.sum(hits).as_py() or 0
+            self.sums[f"masking_{attack}_known"] += len(hits) - hits.null_count
+
+    def figures(self) -> dict[str, Any]:
+        """The columns of ``schema.SUMMARY`` beyond those of ``schema.CELL``."""
+        accuracy = {kind: self.sums[f"right_{kind}"] / self.n for kind in ("clean", *schema.COMPARISONS)}
+        low, high = metrics.wilson_interval(int(self.sums["right_purified"]), self.n)
+        psnr = {f"psnr_{kind}": self.sums[f"psnr_{kind}"] / self.n for kind in schema.COMPARISONS}
+        distances = np.concatenate(self.distances)
+        return {
+            "n": self.n,
+            **{f"accuracy_{kind}": value for kind, value in accuracy.items()},
+            "accuracy_purified_low": low,
+            "accuracy_purified_high": high,
+            "success_rate_eq14": accuracy["purified"] / accuracy["clean"] if accuracy["clean"] else None,
+            **psnr,
+            **{f"ssim_{kind}": self._share(f"ssim_{kind}", f"ssim_{kind}_known") for kind in schema.COMPARISONS},
+            "psnr_purified_eq16": psnr["psnr_purified"] + metrics.PSNR_EQ16_OFFSET,
+            "linf_max": float(self.most["linf"]),
+            # Over the images that were right at first; an attack that failed counts as infinite.
+            "l2_median": float(np.median(distances)) if distances.size else float("inf"),
+            "steps_mean": self.sums["steps"] / self.n,
+            "steps_max": int(self.most["steps"]),
+            "queries_mean": self.sums["queries"] / self.n,
+            "queries_max": int(self.most["queries"]),
+            **self._masking(),
+        }
+
+    def _masking(self) -> dict[str, Any]:
+        """The figures of the check for masked gradients, over the images that were checked."""
+        figures = {"zero_gradient_share": self._share("zero_gradient", "masking_n")}
+        for attack in schema.MASKING_ATTACKS:
+            figures[f"accuracy_{attack}"] = self._share(f"masking_{attack}", f"masking_{attack}_known")
+        checked = int(self.sums["masking_n"])
+        return {"masking_n": checked, **figures, "masking": findings(figures) if checked else None}
+
+    def _share(self, name: str, count: str) -> float | None:
+        return float(self.sums[name] / self.sums[count]) if self.sums[count] else None
 
 
-def _check_rows(ids: pa.ChunkedArray, cell: Mapping[str, Any]) -> None:
+def _check_rows(parts: Sequence[pa.ChunkedArray], cell: Mapping[str, Any]) -> None:
+    ids = pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
     if not len(ids):
         raise ValueError(f"cell {cell['cell']} has no scores: every image was rejected; see rejects/")
     if len(ids.unique()) != len(ids):
         counts = ids.value_counts().to_pylist()
         twice = next(entry["values"] for entry in counts if entry["counts"] > 1)
         raise ValueError(f"the id {twice!r} stands for more than one image; ids must be unique in a dataset")
-
-
-def _mean_of_known(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else None
-
-
-def _median_l2(l2: np.ndarray, clean_right: np.ndarray, still_right: np.ndarray) -> float:
-    """Over the images that the classifier got right at first; an attack that failed counts as infinite."""
-    if not clean_right.any():
-        return float("inf")
-    return float(np.median(np.where(still_right, np.inf, l2)[clean_right]))
 
 
 def write_summary(output: str, cells: Sequence[Mapping[str, Any]], required: AbstractSet[str], rows: int) -> pa.Table:
@@ -141,16 +180,18 @@ class Sample:
 
 
 def choose_samples(output: str, cell: str, seed: int) -> list[Sample]:
-    """A few images of a cell: those with the lowest PSNR once purified, and some at random."""
-    urls = storage.list_files(scores_folder(output, cell), ".parquet")
+    """A few images of a cell: those with the lowest PSNR once purified, and some drawn by the seed and their ids."""
     columns = pa.schema([schema.SCORES.field(name) for name in ("id", "psnr_purified")])
-    units = {url.rpartition("/")[2].removesuffix(".parquet"): storage.read_tables([url], columns) for url in urls}
-    rows = sorted(
-        (name, psnr, unit)
-        for unit, table in units.items()
-        for name, psnr in zip(table["id"].to_pylist(), table["psnr_purified"].to_pylist(), strict=True)
-    )
-    worst = sorted(rows, key=lambda row: row[1])[:SAMPLES_WORST]
-    picked = [rows[index] for index in np.random.default_rng(seed).permutation(len(rows))[:SAMPLES_AT_RANDOM]]
-    kinds = {**dict.fromkeys(worst, "worst"), **dict.fromkeys(picked, "random")}
-    return [Sample(id=name, unit=unit, kind=kind) for (name, _, unit), kind in kinds.items()]
+    worst: list[tuple[float, str, str]] = []
+    drawn: list[tuple[int, str, str]] = []
+    for url in storage.list_files(scores_folder(output, cell), ".parquet"):
+        unit = url.rpartition("/")[2].removesuffix(".parquet")
+        table = storage.read_tables([url], columns)
+        rows = zip(table["id"].to_pylist(), table["psnr_purified"].to_pylist(), strict=True)
+        named = [(psnr, name, unit) for name, psnr in rows]
+        worst = heapq.nsmallest(SAMPLES_WORST, [*worst, *named])
+        drawn = heapq.nsmallest(
+            SAMPLES_AT_RANDOM, [*drawn, *((seed_of(seed, "sample", name), name, unit) for _, name, _ in named)]
+        )
+    kinds = {(name, unit): "worst" for _, name, unit in worst} | {(name, unit): "random" for _, name, unit in drawn}
+    return [Sample(id=name, unit=unit, kind=kind) for (name, unit), kind in kinds.items()]
