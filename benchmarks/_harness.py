@@ -92,7 +92,8 @@ def versions(*packages: str) -> dict[str, str]:
 def report(benchmark: str, results: Sequence[Mapping[str, Any]], packages: Sequence[str] = ("torch",)) -> None:
     """Print a line for each result, and last the JSON object."""
     for row in results:
-        measured = f"{row['ours']:,.1f} against {row['baseline']:,.1f} {row['unit']} of {row['baseline_name']}"
+        ours, baseline = (f"{row[side]:,.{1 if row[side] >= 100 else 3}f}" for side in ("ours", "baseline"))
+        measured = f"{ours} against {baseline} {row['unit']} of {row['baseline_name']}"
         print(f"{row['name']}: {measured}, ratio {row['ratio']:.2f}")
     whole = {"benchmark": benchmark, "machine": machine(), "versions": versions(*packages), "results": list(results)}
     print(json.dumps(whole), flush=True)

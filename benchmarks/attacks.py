@@ -28,6 +28,8 @@ from raypurify.data import open_source, read_rows
 from raypurify.training import batch_of
 
 EPSILON = 0.3
+AUTO_EPSILON = 0.1
+"""Where some images of A-net withstand AutoAttack."""
 CW_STEPS = {"full": (5, 200), "quick": (2, 20)}
 PAPER_SPATIAL = 0.0512
 """Accuracy of A-net under the CRU-Net paper's spatial attack (its Table 2), no defense."""
@@ -87,10 +89,18 @@ def minimal(
     turns: int,
 ) -> list[dict[str, Any]]:
     """Speeds on ``few`` images, distances on ``whole``: an attack that looks for the nearest image."""
-    runs: dict[str, Callable[[], object]] = {
-        "ours": lambda: few.ours(ours),
-        "foolbox": lambda: few.foolboxs(theirs),
-        "torchattacks": lambda: few.torchattackss(torchattacks_own),
+    made: dict[str, Tensor] = {}
+
+    def kept(who: str, attack: Callable[[], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            made[who] = attack()
+
+        return run
+
+    runs = {
+        "ours": kept("ours", lambda: few.ours(ours)),
+        "foolbox": kept("foolbox", lambda: few.foolboxs(theirs)),
+        "torchattacks": kept("torchattacks", lambda: few.torchattackss(torchattacks_own)),
     }
     seconds = seconds_in_turns(runs, turns)
     rates = {who: median_rate(len(few.x), spent) for who, spent in seconds.items()}
@@ -98,7 +108,7 @@ def minimal(
     found: dict[str, Any] = {
         "accuracy": whole.accuracy(x_adv),
         "accuracy_foolbox": whole.accuracy(x_theirs),
-        "accuracy_torchattacks": few.accuracy(few.torchattackss(torchattacks_own)),
+        "accuracy_torchattacks": few.accuracy(made["torchattacks"]),
     }
     mine, other = whole.median_l2(x_adv), whole.median_l2(x_theirs)
     n = len(few.x)
@@ -150,25 +160,48 @@ def spatial(whole: Subject) -> dict[str, Any]:
     moved = flow.flatten(1).abs().amax(dim=1) > 0
     lengths = flow[moved].square().sum(dim=1).sqrt()
     return result(
-        "stAdv, accuracy",
-        "share right",
-        whole.accuracy(attacked.x_adv),
-        PAPER_SPATIAL,
+        "stAdv, fooled",
+        "share wrong",
+        1 - whole.accuracy(attacked.x_adv),
+        1 - PAPER_SPATIAL,
         "the paper's spatial attack",
         len(whole.x),
-        higher_is_better=False,
         mean_flow_pixels=lengths.mean().item(),
         largest_flow_pixels=lengths.flatten(1).amax(dim=1).mean().item(),
         images_per_second=rate,
     )
 
 
-def auto_attack(few: Subject) -> dict[str, Any]:
-    """AutoAttack by name, judged by re-prediction, against ART's."""
-    from art.attacks.evasion import AutoAttack
+def picture(few: Subject, path: str) -> None:
+    """Draw stAdv's images: clean above attacked, with the classifier's labels, and the flow in pixels."""
+    from matplotlib.figure import Figure
+
+    flow, attacked = StAdv().flow(few.classifier, few.x, few.y, seeds=range(len(few.x)))
+    with torch.no_grad():
+        labels = few.classifier(few.x).argmax(dim=1), few.classifier(attacked.x_adv).argmax(dim=1)
+    figure = Figure(figsize=(len(few.x), 3.3), layout="constrained")
+    for column in range(len(few.x)):
+        for row, pixels in enumerate((few.x[column, 0], attacked.x_adv[column, 0])):
+            axes = figure.add_subplot(3, len(few.x), row * len(few.x) + column + 1)
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
+            axes.set_title(f"{labels[row][column]}", fontsize=9)
+            axes.axis("off")
+        axes = figure.add_subplot(3, len(few.x), 2 * len(few.x) + column + 1)
+        right, down = flow[column]
+        axes.quiver(right[::2, ::2], down[::2, ::2], angles="xy", scale_units="xy", scale=0.25)
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        axes.set_title(f"max {flow[column].square().sum(dim=0).sqrt().max():.1f} px", fontsize=8)
+        axes.axis("off")
+    figure.savefig(path, dpi=110)
+
+
+def auto_attack(few: Subject, queries: int) -> dict[str, Any]:
+    """AutoAttack by name, judged by re-prediction, against ART's with one start and as many queries of Square."""
+    from art.attacks.evasion import AutoAttack, AutoProjectedGradientDescent, DeepFool, SquareAttack
     from art.estimators.classification import PyTorchClassifier
 
-    ours = plugins.build("raypurify.attacks", plugins.Spec.parse(f"torchattacks.AutoAttack,eps={EPSILON}"))
+    ours = plugins.build("raypurify.attacks", plugins.Spec.parse(f"torchattacks.AutoAttack,eps={AUTO_EPSILON}"))
     mine = few.accuracy(few.ours(ours))
     estimator = PyTorchClassifier(
         few.classifier,
@@ -178,14 +211,29 @@ def auto_attack(few: Subject) -> dict[str, Any]:
         clip_values=(0, 1),
         device_type="cpu",
     )
-    attack = AutoAttack(estimator=estimator, eps=EPSILON, eps_step=EPSILON / 4, batch_size=len(few.x))
+    common = {"eps": AUTO_EPSILON, "norm": np.inf, "batch_size": len(few.x), "verbose": False}
+    descent = {**common, "eps_step": AUTO_EPSILON / 4, "max_iter": 100, "nb_random_init": 1}
+    members = [
+        AutoProjectedGradientDescent(estimator, loss_type="cross_entropy", **descent),
+        AutoProjectedGradientDescent(estimator, loss_type="difference_logits_ratio", **descent),
+        DeepFool(estimator, max_iter=100, epsilon=1e-3, nb_grads=10, batch_size=len(few.x), verbose=False),
+        SquareAttack(estimator, max_iter=queries, p_init=0.8, nb_restarts=1, **common),
+    ]
+    attack = AutoAttack(
+        estimator=estimator, attacks=members, eps=AUTO_EPSILON, eps_step=AUTO_EPSILON / 4, batch_size=len(few.x)
+    )
     theirs = few.accuracy(torch.from_numpy(attack.generate(few.x.numpy(), few.y.numpy())))
     return result("AutoAttack, fooled", "share wrong", 1 - mine, max(1 - theirs, 1e-9), "ART", len(few.x))
 
 
 def main() -> None:
     """Measure and print the JSON object."""
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--picture", help="only draw twelve images of stAdv into this PNG file")
+    options = parser.parse_args()
+    if options.picture:
+        picture(subject(12), options.picture)
+        return
     images, few_images, turns = (24, 8, 1) if options.quick else (1000, 64, 3)
     search, steps = CW_STEPS["quick" if options.quick else "full"]
     whole = subject(images)
@@ -210,7 +258,7 @@ def main() -> None:
         turns,
     )
     results.append(spatial(whole))
-    results.append(auto_attack(whole.first(min(images, 32))))
+    results.append(auto_attack(whole.first(min(images, 32)), 100 if options.quick else 5000))
     report("attacks", results, ("torch", "foolbox", "adversarial-robustness-toolbox", "torchattacks"))
 
 

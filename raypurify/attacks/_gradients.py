@@ -31,9 +31,14 @@ def towards(victim: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, labe
     return (predicted(victim, x) if labels == "predicted" else y), 1
 
 
+def ball(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The least and the largest pixels of the images in the L-infinity ball around ``x`` and in [0, 1]."""
+    return (x - epsilon).clamp_min_(0), (x + epsilon).clamp_max_(1)
+
+
 def project(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
     """The nearest image in the L-infinity ball around ``x`` and in [0, 1]."""
-    return torch.minimum(torch.maximum(x_adv, x - epsilon), x + epsilon).clamp_(0, 1)
+    return x_adv.clamp(*ball(x, epsilon))
 
 
 def check_epsilon(epsilon: float) -> None:

@@ -32,11 +32,11 @@ class CarliniWagner:
     """At most so many steps of Adam for each c."""
     initial_c: float = 1.0
     """The first c: ten times as much after each failure until one succeeds, then bisection."""
-    rate: float = 0.05
+    rate: float = 0.1
     """Adam's step, in tanh space."""
     edge: float = 1e-3
     """How far the pixels are drawn off the edges of [0, 1]."""
-    tolerance: float = 1e-3
+    tolerance: float = 0.02
     """An image leaves a descent when a tenth of its steps lowered its loss by less than this share."""
 
     norm = None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked, counted
-from raypurify.attacks._gradients import check_epsilon, check_labels, input_gradient, project, towards
+from raypurify.attacks._gradients import ball, check_epsilon, check_labels, input_gradient, towards
 from raypurify.seeds import uniform
 
 
@@ -49,9 +50,10 @@ class PGD:
         x_adv = x
         if self.random_start:
             x_adv = (x + uniform(seeds, x, -self.epsilon, self.epsilon)).clamp(0, 1)
+        low, high = ball(x, self.epsilon)
         for _ in range(self.steps):
             gradient = input_gradient(victim, x_adv, labels)
-            x_adv = project(x_adv + sign * step_size * gradient.sign(), x, self.epsilon)
+            x_adv = torch.add(x_adv, gradient.sign_(), alpha=sign * step_size).clamp_(low, high)
         return counted(x_adv, steps=self.steps, queries=2 * self.steps + (self.labels == "predicted"))
 
 
