@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+import re
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +32,74 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_478_485
 """Height times width beyond which an image is refused: Pillow's own limit, a quarter of a gigabyte in RGB."""
 
+MAX_PROFILE = 1 << 22
+"""Bytes of an ICC profile beyond which it is left out; those of cameras and screens are far below."""
+
+EXTENSIONS = ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "tif", "tiff")
+"""What names of files end in that :func:`read_picture` reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format that pictures are written in, and what it can hold beside the colours."""
+
+    pillow: str
+    extension: str
+    content_type: str
+    grey: bool = True
+    alpha: bool
+    icc: bool
+    exif: bool
+    longest_side: int = 2**31 - 1
+    """Pixels."""
+
+
+FORMATS: Mapping[str, Format] = {
+    "png": Format(pillow="PNG", extension="png", content_type="image/png", alpha=True, icc=True, exif=True),
+    "jpeg": Format(
+        pillow="JPEG",
+        extension="jpg",
+        content_type="image/jpeg",
+        alpha=False,
+        icc=True,
+        exif=True,
+        longest_side=65_500,
+    ),
+    "webp": Format(
+        pillow="WEBP",
+        extension="webp",
+        content_type="image/webp",
+        grey=False,
+        alpha=True,
+        icc=True,
+        exif=True,
+        longest_side=16_383,
+    ),
+    "bmp": Format(pillow="BMP", extension="bmp", content_type="image/bmp", alpha=False, icc=False, exif=False),
+    "tiff": Format(pillow="TIFF", extension="tiff", content_type="image/tiff", alpha=True, icc=True, exif=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """An image as it was read, with what is written again beside its colours."""
+
+    pixels: NDArray[np.uint8]
+    """(H, W, C), C 1 or 3; not composited with the alpha channel."""
+    alpha: NDArray[np.uint8] | None = None
+    """(H, W), 0 where transparent; None: opaque."""
+    notes: tuple[str, ...] = ()
+    """What was converted or left out on the way, in words."""
+    icc: bytes | None = None
+    """ICC profile, of the colour space of ``pixels``."""
+    exif: bytes | None = None
+    """Camera, dates, author, place, as an EXIF block with its header: without orientation, thumbnail, maker's notes."""
+
+
 _LINEAR_16_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+# Of 16-bit values, rounded: (v + 128) // 257.
+_IN_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
@@ -33,11 +117,10 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels are more than the {MAX_PIXELS} allowed")
+            _check_size(image.size, MAX_PIXELS)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_array(image)
+            return _composited(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"more than the {MAX_PIXELS} pixels allowed: {error}") from error
     except ValueError:
@@ -47,12 +130,9 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         raise ValueError(f"cannot be decoded: {type(error).__name__}: {error}") from error
 
 
-def _to_array(image: Image.Image) -> NDArray[np.uint8]:
+def _composited(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode in _LINEAR_16_BIT:
-        values = np.asarray(image).astype(np.int64)
-        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            raise ValueError(f"pixels of mode {image.mode} reach beyond 16 bits; convert the image to 8 or 16 bits")
-        return ((values + 128) // 257).astype(np.uint8)[:, :, None]
+        return _in_8_bits(image)[:, :, None]
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; convert the image to 8 or 16 bits")
     if image.has_transparency_data:
@@ -66,16 +146,444 @@ def _to_array(image: Image.Image) -> NDArray[np.uint8]:
     return array[:, :, None] if array.ndim == 2 else array
 
 
+def _in_8_bits(image: Image.Image) -> NDArray[np.uint8]:
+    values = np.asarray(image)
+    if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise PictureError(f"pixels of mode {image.mode} reach beyond 16 bits; convert the image to 8 or 16 bits")
+    return _IN_8_BITS[values]
+
+
+class PictureError(ValueError):
+    """An image that is not read, and why: written for people, where Pillow's own errors are not."""
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise PictureError(f"{width}x{height} pixels are more than the {max_pixels} allowed")
+
+
+_ACCEPTED = "expected PNG, JPEG, WebP, BMP or TIFF"
+
+_BEGINNINGS = {
+    name: re.compile(beginning, re.DOTALL | re.IGNORECASE)
+    for name, beginning in {
+        "PNG": rb"\x89PNG\r\n\x1a\n",
+        "JPEG": rb"\xff\xd8\xff",
+        "WebP": rb"RIFF....WEBP",
+        "BMP": rb"BM",
+        "TIFF": rb"II[*+]\0|MM\0[*+]",
+        "a GIF": rb"GIF8",
+        "a HEIC or AVIF": rb"....ftyp(heic|heix|hevc|mif1|msf1|avif|avis)",
+        "a JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+        "a JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+        "a PSD": rb"8BPS",
+        "an ICO": rb"\0\0[\x01\x02]\0",
+        "an SVG": rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg",
+        "an HTML page": rb"\s*(<!doctype html|<html|<head)",
+        "an XML file": rb"\s*<\?xml",
+        "a PDF": rb"%PDF",
+        "a ZIP archive": rb"PK\x03\x04",
+        "a GZIP file": rb"\x1f\x8b",
+        "a Parquet file": rb"PAR1",
+    }.items()
+}
+
+_OPENERS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+
+
+def has_known_extension(name: str) -> bool:
+    """Whether a file of this name says that it is of a format which :func:`read_picture` reads."""
+    return name.lower().rpartition(".")[2] in EXTENSIONS and "." in name
+
+
+def pixels_of(data: bytes) -> int:
+    """Height times width, by the header; 0 where it can't be read. No pixel is decoded."""
+    try:
+        kind = _kind(data)
+        with _reasons(kind):
+            if kind == "WebP":
+                width, height = _webp_size(data)
+            else:
+                with _OPENERS[kind](io.BytesIO(data)) as image:
+                    width, height = image.size
+    except ValueError:
+        return 0
+    return width * height
+
+
+def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read an image for cleaning: PNG, JPEG, WebP, BMP or TIFF, by its content, whatever the file is called.
+
+    Grey of 1 to 16 bits becomes (H, W, 1); RGB, palettes, CMYK and YCbCr become (H, W, 3) of 8 bits. An alpha channel,
+    or a colour that stands for transparency, is kept apart. The EXIF orientation is applied; of several frames the
+    first is taken. What is converted or left out is noted.
+
+    Args:
+        data: the whole file.
+        max_pixels: height times width beyond which the image is refused, before it is decoded; up to ``MAX_PIXELS``.
+
+    Raises:
+        ValueError: empty, not an image, of another format, truncated, damaged, too large, or of pixels whose range is
+            unknown (floating point, signed, 12 and 32 bits).
+    """
+    kind, allowed = _kind(data), min(max_pixels, MAX_PIXELS)
+    with _reasons(kind):
+        if kind == "WebP":
+            # Pillow's reader makes room for the pixels as it opens the file.
+            _check_size(_webp_size(data), allowed)
+        with _OPENERS[kind](io.BytesIO(data)) as opened:
+            _check_size(opened.size, allowed)
+            if kind == "PNG":
+                _check_png(memoryview(data))
+            notes = _frames(opened)
+            raw_mode = _raw_mode(opened)
+            image, exif = _upright(opened, notes)
+            pixels, alpha = _channels(image, raw_mode, notes)
+            icc = _profile(opened.info.get("icc_profile"), pixels.shape[2], notes)
+    return Picture(pixels=pixels, alpha=alpha, notes=tuple(notes), icc=icc, exif=exif)
+
+
+def _kind(data: bytes) -> str:
+    if not data:
+        raise PictureError(f"is empty; {_ACCEPTED}")
+    for kind, beginning in _BEGINNINGS.items():
+        if beginning.match(data[:1024]):
+            if kind in _OPENERS:
+                return kind
+            raise PictureError(f"is {kind}; {_ACCEPTED}")
+    raise PictureError(f"is not an image: {_ACCEPTED}; it begins with {data[:8]!r}")
+
+
+@contextmanager
+def _reasons(kind: str) -> Iterator[None]:
+    """Gives whatever Pillow raises on a damaged file as a ValueError that says so, and keeps its warnings quiet."""
+    try:
+        with _quiet():
+            yield
+    except PictureError:
+        raise
+    except Exception as error:
+        # Pillow's plugins raise whatever a damaged file leads them to: SyntaxError, struct.error, IndexError, ...
+        text = str(error) or type(error).__name__
+        if "Decompressed data too large" in text or "Too much memory used in text chunks" in text:
+            raise ValueError(f"is refused: a text or colour profile in it is a decompression bomb ({text})") from error
+        cut = isinstance(error, struct.error | EOFError | IndexError) or re.search("(?i)truncated|missing dim", text)
+        raise ValueError(f"is a {kind} that is {'truncated or ' if cut else ''}damaged: {text}") from error
+
+
+_quiet_lock = threading.Lock()
+_quiet_threads = 0
+_quiet_filters = warnings.catch_warnings()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow's warnings (of doubtful EXIF and the like) are not shown while any thread is inside.
+
+    The filters belong to the process: threads that each saved and restored them would restore each other's.
+    """
+    global _quiet_threads, _quiet_filters
+    with _quiet_lock:
+        if _quiet_threads == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _quiet_threads += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_threads -= 1
+            if _quiet_threads == 0:
+                _quiet_filters.__exit__(None, None, None)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """RFC 9649, sections 2.5 to 2.7."""
+    length, chunk = struct.unpack_from("<I", data, 4)[0], data[12:16]
+    if 8 + length > len(data):
+        raise PictureError(f"is a WebP that is truncated: {8 + length} bytes by its header, {len(data)} in the file")
+    if chunk == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if chunk == b"VP8L":
+        bits = struct.unpack_from("<I", data, 21)[0]
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        width, height = struct.unpack_from("<HH", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise PictureError(f"is a WebP that is damaged: its first chunk is {chunk!r}")
+
+
+def _check_png(data: memoryview) -> None:
+    """The checksums of the chunks that hold the image, which Pillow does not look at where they hold pixels."""
+    position = 8
+    while position + 12 <= len(data):
+        length, name = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            break
+        critical = not name[0] & 32
+        if critical and zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise PictureError(f"is a PNG that is damaged: the chunk {name!r} does not match its checksum")
+        if name == b"IEND":
+            return
+        position = end
+    raise PictureError("is a PNG that is truncated: it ends before its last chunk")
+
+
+def _frames(image: ImageFile.ImageFile) -> list[str]:
+    """A note of further frames."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) or "mp" in image.info:
+        # Their number is known only from all their headers, and one that is damaged would spoil the first frame too.
+        more = getattr(image, "is_animated", False) or "mp" in image.info
+        return ["first of several frames"] if more else []
+    frames = getattr(image, "n_frames", 1)
+    return [f"first of {frames} frames"] if frames > 1 else []
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """How Pillow calls the samples in the file.
+
+    Raises:
+        PictureError: a TIFF that Pillow would read wrong: signed or 12-bit samples, and some layouts of 16 bits.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+        kinds = set(image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,)))
+        if kinds != {1} or bits not in (1, 2, 4, 8, 16):
+            names = {1: "unsigned", 2: "signed", 3: "floating-point"}
+            kind = ", ".join(names.get(kind, "unknown") for kind in sorted(kinds))
+            raise PictureError(f"its samples are {kind} of {bits} bits; convert the image to unsigned 8 or 16 bits")
+        inverted = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
+        planar = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2
+        if bits == 16 and (inverted or planar):
+            layout = "in separate planes" if planar else "with white as zero"
+            raise PictureError(f"its samples are 16 bits {layout}; convert the image to 8 bits")
+    arguments: Any = image.tile[0][3] if image.tile else image.mode
+    return str(arguments if isinstance(arguments, str) else arguments[0])
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+
+
+def _upright(image: ImageFile.ImageFile, notes: list[str]) -> tuple[Image.Image, bytes | None]:
+    """The decoded image with its orientation applied, and the EXIF to keep."""
+    turns_itself = isinstance(image, TiffImagePlugin.TiffImageFile)
+    if not turns_itself:
+        image.load()
+    orientation, exif = _exif(image, notes)
+    image.load()
+    if orientation not in _TURNS:
+        return image, exif
+    notes.append("orientation applied")
+    return image if turns_itself else image.transpose(_TURNS[orientation]), exif
+
+
+# Description, make, model, resolution, software, date, author, host, copyright. A TIFF's other tags say how its pixels
+# lie in the file, and would be wrong, or worse, in another.
+_KEPT_TAGS = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x013C, 0x8298)
+_KEPT_GROUPS = (0x8769, 0x8825)  # the picture's taking, its place
+_DROPPED = (0x927C, 0xA005)  # maker's notes and interoperability hold offsets into the file that they were in
+
+
+def _exif(image: Image.Image, notes: list[str]) -> tuple[int, bytes | None]:
+    """The orientation, 1 where there is none, and what is kept of the rest."""
+    orientation = 1
+    try:
+        found = image.getexif()
+        orientation = found.get(_ORIENTATION, 1)
+        kept = Image.Exif()
+        for tag in _KEPT_TAGS:
+            if tag in found:
+                kept[tag] = found[tag]
+        for group in _KEPT_GROUPS:
+            if group in found:
+                kept[group] = {tag: value for tag, value in found.get_ifd(group).items() if tag not in _DROPPED}
+        return orientation, kept.tobytes() if len(kept) else None
+    except Exception:
+        # A doubtful block beside the image is no reason to lose the image; parsing it raises anything at all.
+        notes.append("unreadable EXIF left out")
+        return orientation, None
+
+
+def _channels(
+    image: Image.Image, raw_mode: str, notes: list[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """(H, W, C) and alpha (H, W)."""
+    if image.mode in ("L", "1", *_LINEAR_16_BIT):
+        return _grey(image, raw_mode, notes)
+    if image.mode in ("P", "PA", "CMYK", "YCbCr"):
+        notes.append(f"{'palette' if image.mode in ('P', 'PA') else image.mode} converted to RGB")
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    elif image.mode == "La":
+        image = image.convert("LA")
+    if image.mode not in ("LA", "RGB", "RGBA"):
+        raise PictureError(f"its pixels are of the kind {image.mode}; convert the image to grey, RGB or CMYK of 8 bits")
+    samples = np.array(image)
+    deep = ";16" in raw_mode and raw_mode != "BGR;16"  # the latter has 5 or 6 bits a channel
+    if deep:
+        notes.append("16 bits cut to 8 bits")
+    if samples.shape[2] != 3:
+        colours = 1 if samples.shape[2] == 2 or raw_mode.startswith("LA;16") else 3
+        return np.ascontiguousarray(samples[:, :, :colours]), np.ascontiguousarray(samples[:, :, -1])
+    key = image.info.get("transparency")
+    if key is not None and deep:
+        notes.append("transparent colour of 16 bits left out")
+    elif key is not None:
+        return samples, np.where((samples == np.asarray(key)).all(axis=2), 0, 255).astype(np.uint8)
+    return samples, None
+
+
+def _grey(image: Image.Image, raw_mode: str, notes: list[str]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    key = image.info.get("transparency")
+    if image.mode in _LINEAR_16_BIT:
+        notes.append("16-bit grey scaled to 8 bits")
+        pixels, keyed = _in_8_bits(image), np.asarray(image) == key
+    else:
+        bits = 1 if image.mode == "1" else int(raw_mode[2]) if raw_mode[:3] in ("L;2", "L;4") else 8
+        if bits < 8:
+            notes.append(f"{bits}-bit grey expanded to 8 bits")
+        pixels = np.array(image.convert("L"))
+        # The file's value of the transparent shade is in its own bits; Pillow gives that of 1 bit in 8.
+        keyed = pixels == (key * (255 // (2**bits - 1)) if key is not None and 1 < bits < 8 else key)
+    return pixels[:, :, None], None if key is None else np.where(keyed, 0, 255).astype(np.uint8)
+
+
+def _profile(icc: bytes | None, channels: int, notes: list[str]) -> bytes | None:
+    """The ICC profile, if it is of the colour space that the pixels are in: one of another would shift all colours."""
+    if not icc:
+        return None
+    space = bytes(icc[16:20]) if len(icc) >= 128 and icc[36:40] == b"acsp" else b""
+    if space == (b"GRAY" if channels == 1 else b"RGB ") and len(icc) <= MAX_PROFILE:
+        return bytes(icc)
+    if len(icc) > MAX_PROFILE:
+        notes.append(f"colour profile of {len(icc)} bytes left out")
+    elif not space:
+        notes.append("unreadable colour profile left out")
+    else:
+        name = space.decode("ascii", "replace").strip()
+        notes.append(f"colour profile for {name} left out: the pixels are {'grey' if channels == 1 else 'RGB'}")
+    return None
+
+
+def encode(
+    picture: Picture, format: str, *, quality: int = 90, keep_exif: bool = False
+) -> tuple[bytes, tuple[str, ...]]:
+    """Encode a picture; the same picture gives the same bytes.
+
+    The ICC profile is kept where the format can hold it, EXIF if asked for; a format without transparency shows the
+    picture on white.
+
+    Args:
+        picture: what :func:`read_picture` gave, perhaps with other pixels.
+        format: a key of ``FORMATS``.
+        quality: 1 to 100, of JPEG, which from 90 on keeps colours in full resolution, and of WebP, which at 100 is
+            lossless; the other formats always are.
+        keep_exif: write ``picture.exif`` too.
+
+    Returns:
+        The file, and notes of what was converted or left out.
+
+    Raises:
+        ValueError: an unknown format, a quality out of range, pixels of another shape or dtype, or sides longer than
+            the format allows.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}: known are {', '.join(FORMATS)}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be in [1, 100]; got {quality!r}")
+    kind, notes = FORMATS[format], []
+    image = _image_of(picture.pixels)
+    if max(image.size) > kind.longest_side:
+        raise ValueError(
+            f"{format} holds at most {kind.longest_side} pixels a side; got {image.width}x{image.height}: "
+            "write png instead"
+        )
+    icc = picture.icc if kind.icc else None
+    if image.mode == "L" and not kind.grey:
+        notes.append(f"grey written as RGB for {format}")
+        image, icc = image.convert("RGB"), None
+    if picture.icc and not icc:
+        notes.append(f"colour profile left out for {format}")
+    if picture.alpha is not None:
+        alpha = Image.fromarray(np.ascontiguousarray(picture.alpha))
+        if kind.alpha:
+            image.putalpha(alpha)
+        else:
+            notes.append(f"alpha composited on white for {format}")
+            image = Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
+    exif = _exif_for(picture.exif, format, notes) if keep_exif else None
+    return _saved(image, kind.pillow, **_options(format, quality, exif), **_present(icc_profile=icc, exif=exif)), tuple(
+        notes
+    )
+
+
+_LONGEST_JPEG_EXIF = 65_533
+
+
+def _exif_for(exif: bytes | None, format: str, notes: list[str]) -> bytes | None:
+    if exif and FORMATS[format].exif and not (format == "jpeg" and len(exif) > _LONGEST_JPEG_EXIF):
+        return exif
+    if exif:
+        notes.append(f"EXIF of {len(exif)} bytes left out for {format}")
+    return None
+
+
+def _options(format: str, quality: int, exif: bytes | None) -> dict[str, Any]:
+    if format == "jpeg":
+        return {"quality": quality, "subsampling": "4:4:4" if quality >= 90 else "4:2:0"}
+    if format == "webp":
+        # "exact" keeps the colours under transparent pixels, as the other formats do.
+        return {"quality": quality, "lossless": quality == 100, "exact": True}
+    # Pillow's own TIFF writer knows groups of EXIF, but does not compress; libtiff's is the other way round.
+    return {"compression": "tiff_adobe_deflate"} if format == "tiff" and not exif else {}
+
+
+def _present(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
+    """(H, W, C) uint8, C 1 or 3, as a PNG of at most ``side`` pixels a side."""
+    image = _image_of(pixels)
+    image.thumbnail((side, side))
+    return _saved(image, "PNG")
+
+
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """Encode (H, W, C) uint8, C 1 or 3, as PNG, without loss.
 
     Raises:
         ValueError: another shape or dtype.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-        raise ValueError(f"expected (H, W, 1 or 3) uint8, got {image.shape} {image.dtype}")
+    return _saved(_image_of(image), "PNG")
+
+
+def _image_of(pixels: NDArray[np.uint8]) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise ValueError(f"expected (H, W, 1 or 3) uint8, got {pixels.shape} {pixels.dtype}")
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(out, format="PNG")
+    image.save(out, format=format, **options)
     return out.getvalue()
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 from typing import Any
 
-from raypurify import __version__, storage
+from raypurify import __version__, lease, storage
 
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "torchattacks", "scikit-image")
 
@@ -81,10 +81,11 @@ def open_run(output: str, identity: Mapping[str, Any], *, overwrite: bool = Fals
         ValueError: the output holds a run of another identity (the message names what differs), or other files.
     """
     path = storage.join(output, "run.json")
-    if not storage.exists(path) and storage.list_files(output):
+    others = [url for url in storage.list_files(output) if url != storage.join(output, lease.NAME)]
+    if not storage.exists(path) and others:
         raise ValueError(f"{output} holds files, but no run.json, so they are something else's: give another --output")
     if overwrite:
-        storage.remove(output)
+        storage.clear(output, keep=lease.NAME)
     if not storage.exists(path):
         return Run(output=output, identity=identity, attempts=[], finished=False)
     run = storage.read_json(path)

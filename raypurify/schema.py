@@ -140,3 +140,49 @@ METRICS = pa.schema(
     ]
 )
 """``metrics.parquet`` of a training: one row for each step."""
+
+PLAN = pa.schema(
+    [
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),  # relative to the input's root
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # "image", "parquet" or "tar"
+        pa.field("size", pa.int64(), nullable=False),  # bytes of the file
+        pa.field("version", pa.string(), nullable=False),  # entity tag or time of change, as it was listed
+        pa.field("first", pa.int64(), nullable=False),  # first row of a Parquet file's run
+        pa.field("rows", pa.int64()),  # images; null for a tar
+        pa.field("output", pa.string(), nullable=False),  # relative to the output's images/
+    ]
+)
+"""``plan/`` of a cleaning: the listing of its input, frozen; the rows of a unit follow one another."""
+
+MANIFEST = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),  # URL of the file it was read from
+        pa.field("output", pa.string(), nullable=False),  # URL of the image, or of the shard that holds it
+        pa.field("row", pa.int64()),  # in that shard; null for an image of its own
+        pa.field("width", pa.int64(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("channels", pa.int64(), nullable=False),  # that were purified: 1 or 3
+        pa.field("notes", pa.list_(pa.string()), nullable=False),  # conversions: "16-bit scaled to 8", ...
+        pa.field("linf", pa.float32(), nullable=False),  # of cleaned - input, as written in 8 bits
+        pa.field("l2", pa.float32(), nullable=False),
+        pa.field("psnr", pa.float32(), nullable=False),  # dB, capped at 100
+        pa.field("ssim", pa.float32()),  # null where a side is under 11 pixels
+        pa.field("pred_input", pa.int64()),  # null without a classifier
+        pa.field("pred_cleaned", pa.int64()),
+        pa.field("purifier_sha256", pa.string(), nullable=False),
+    ]
+)
+"""``manifest/`` of a cleaning: one row for each cleaned image."""
+
+CHANGES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("psnr", pa.float32(), nullable=False),  # dB, of cleaned to input
+        pa.field("input", pa.binary(), nullable=False),  # PNG, at most THUMBNAIL pixels a side
+        pa.field("cleaned", pa.binary(), nullable=False),
+    ]
+)
+"""``samples/`` of a cleaning: the most changed images of each unit, small, for the report."""

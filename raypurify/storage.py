@@ -1,44 +1,137 @@
 """Files behind any fsspec URL: atomic writes, tables, JSON and the marks of finished work.
 
 A local write goes to a hidden neighbour that is renamed, an object store's put is atomic by itself: a reader never sees
-half a file. Credentials come from the environment or the store's own configuration, never from a URL or a flag.
+half a file. Credentials come from the environment or the store's own configuration, never from a URL or a flag;
+:mod:`raypurify.s3` lists the settings of S3. What a store fails at for a moment is tried again
+(:mod:`raypurify.retries`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import json
 import os
+import re
+import shutil
+import threading
 import uuid
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
+from raypurify import retries
+from raypurify.retries import NoBucketError, RefusedError, UnavailableError, redacted
+
+T = TypeVar("T")
+
 SUCCESS = "_SUCCESS"
 READS_AT_ONCE = 16
+
+CONNECT_TIMEOUT = 5
+READ_TIMEOUT = 20
+"""Seconds to reach an HTTP server, and to wait for its next bytes. :mod:`raypurify.s3` has those of S3."""
+
+S3_ENVIRONMENT = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE",
+    "AWS_DEFAULT_PROFILE",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_SHARED_CREDENTIALS_FILE",
+)
 
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system that ``url`` names, and the path in it.
 
+    That of S3 tries again what fails for a moment, also in ``open``, ``find`` and all else. Others do not by
+    themselves: use the functions here, or :func:`on_store`.
+
     Raises:
         ValueError: an unknown scheme, or one whose package is not installed.
     """
+    scheme = url.partition("://")[0]
     try:
-        return cast(tuple[AbstractFileSystem, str], fsspec.core.url_to_fs(url))
+        if scheme in ("s3", "s3a"):
+            return _s3(url)
+        options = _http_options() if scheme in ("http", "https") else {}
+        if "::" in url and scheme in (url, "file", "http", "https"):
+            # A name, and not one of fsspec's chains of file systems.
+            fs = fsspec.filesystem("file" if scheme == url else scheme, **options)
+            return fs, fs._strip_protocol(url)
+        return cast(tuple[AbstractFileSystem, str], fsspec.core.url_to_fs(url, **options))
     except (ValueError, ImportError) as error:
-        raise ValueError(f"cannot open {url!r}: {error}") from error
+        raise ValueError(f"cannot open {redacted(url)!r}: {redacted(str(error))}") from None
+
+
+def _s3(url: str) -> tuple[AbstractFileSystem, str]:
+    from raypurify.s3 import S3
+
+    # A client is dear and holds its connections: one a process, until the settings change.
+    settings = [os.environ.get(name) for name in S3_ENVIRONMENT]
+    identity = (os.getpid(), *settings, repr(fsspec.config.conf.get("s3")), *S3._get_kwargs_from_urls(url).items())
+    with _making:
+        fs = _made(S3, identity, **S3._get_kwargs_from_urls(url))
+    return fs, fs._strip_protocol(url)
+
+
+_DRAFT = re.compile(r"\..*\.[0-9a-f]{32}", re.DOTALL)
+_making = threading.Lock()
+
+
+@functools.lru_cache(maxsize=8)
+def _made(kind: type[AbstractFileSystem], identity: tuple[object, ...], **options: Any) -> AbstractFileSystem:
+    return kind(**options, skip_instance_cache=True)
+
+
+def _http_options() -> dict[str, Any]:
+    import aiohttp
+
+    if "client_kwargs" in fsspec.config.conf.get("http", {}):
+        return {}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=READ_TIMEOUT)
+    return {"client_kwargs": {"timeout": timeout}}
+
+
+def on_store(url: str, operation: Callable[[AbstractFileSystem, str], T]) -> T:
+    """``operation(filesystem, path)`` on the place ``url``, again after failures that pass.
+
+    For S3 each request is retried, for Google Cloud Storage and Azure their own packages do it, for other remote stores
+    the whole operation is: it must do no harm when done twice.
+
+    Raises:
+        RefusedError: access is denied, there is no such bucket, or the credentials are missing or expired; says which.
+        UnavailableError: the store did not answer well within the budget.
+        OSError: other failures, such as a FileNotFoundError, as they came.
+    """
+    fs, path = filesystem(url)
+    if protocols(fs) & {"file", "local", "s3", "gs", "gcs", "abfs", "az", "adl"}:
+        return operation(fs, path)
+    return retries.call(lambda: operation(fs, path), url)
+
+
+def protocols(fs: AbstractFileSystem) -> set[str]:
+    """The schemes of a file system: ``{"s3", "s3a"}``."""
+    return set(fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,))
 
 
 def is_local(url: str) -> bool:
     """Whether ``url`` names a path on this machine's own disk."""
-    fs, _ = filesystem(url)
-    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+    return "file" in protocols(filesystem(url)[0])
 
 
 def absolute(url: str) -> str:
@@ -53,38 +146,130 @@ def join(url: str, *parts: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Whether a file, or a folder with something in it, is at ``url``."""
-    fs, path = filesystem(url)
-    return bool(fs.exists(path))
+    """Whether a file, or a folder with something in it, is at ``url``.
+
+    Raises:
+        RefusedError: the store does not say, or has no such bucket.
+    """
+    try:
+        on_store(url, lambda fs, path: fs.info(path))
+    except NoBucketError:
+        raise
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def list_files(url: str, suffix: str = "") -> list[str]:
     """URLs of the files below ``url`` whose name ends in ``suffix``, sorted; none where there is no such folder."""
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
-    names = sorted(name for name in fs.find(path) if name.endswith(suffix))
-    return names if is_local(url) else [fs.unstrip_protocol(name) for name in names]
+
+    def found(fs: AbstractFileSystem, path: str) -> list[str]:
+        fs.invalidate_cache()
+        names = sorted(name for name in fs.find(path) if name.endswith(suffix))
+        return names if is_local(url) else [fs.unstrip_protocol(name) for name in names]
+
+    return on_store(url, found)
 
 
 def remove(url: str) -> None:
     """Remove the file or folder at ``url``, if it is there."""
-    fs, path = filesystem(url)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    if exists(url):
+        with contextlib.suppress(FileNotFoundError):
+            on_store(url, lambda fs, path: fs.rm(path, recursive=True))
 
 
-def write_bytes(url: str, data: bytes) -> None:
-    """Write a file at once: a reader sees the old file or the new one, never a part."""
-    fs, path = filesystem(url)
-    if not is_local(url):
-        fs.pipe_file(path, data)
+def clear(url: str, *, keep: str) -> None:
+    """Remove all that is in the folder ``url``, but for the file of the name ``keep``."""
+    if not exists(url):
         return
+
+    def children(fs: AbstractFileSystem, path: str) -> list[str]:
+        fs.invalidate_cache()
+        return [name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)]
+
+    for name in on_store(url, children):
+        if name != keep:
+            remove(join(url, name))
+
+
+def remove_drafts(url: str) -> None:
+    """Remove what writers that were killed have left below a local folder; object stores keep no such thing.
+
+    Nobody else may be writing there.
+    """
+    if is_local(url):
+        for folder, _, names in os.walk(filesystem(url)[1]):
+            for name in names:
+                if _DRAFT.fullmatch(name):
+                    os.remove(os.path.join(folder, name))
+
+
+def write_bytes(url: str, data: bytes, content_type: str | None = None) -> None:
+    """Write a file at once: a reader sees the old file or the new one, never a part.
+
+    Args:
+        content_type: media type that S3 and Google Cloud Storage keep with the object, such as ``image/png``.
+    """
+    if is_local(url):
+        _, path = filesystem(url)
+        with draft_beside(path) as (draft, file):
+            file.write(data)
+            file.close()
+            os.replace(draft, path)
+    else:
+        on_store(url, lambda fs, path: fs.pipe_file(path, data, **_typed(fs, content_type)))
+
+
+def write_file(url: str, file: IO[bytes], content_type: str | None = None) -> None:
+    """Write what a seekable local file holds from its start, of any size, as :func:`write_bytes` does.
+
+    Only local file systems and object stores keep a half-written file from its readers.
+    """
+    if is_local(url):
+        _, path = filesystem(url)
+        with draft_beside(path) as (draft, target):
+            file.seek(0)
+            shutil.copyfileobj(file, target, length=2**20)
+            target.close()
+            os.replace(draft, path)
+        return
+
+    def put(fs: AbstractFileSystem, path: str) -> None:
+        file.seek(0)
+        target = fs.open(path, "wb", **_typed(fs, content_type))
+        try:
+            shutil.copyfileobj(file, target, length=2**20)
+            target.close()
+        except BaseException:
+            # Closing it, as the collector would, makes an object of what there is.
+            target.closed = True
+            with contextlib.suppress(Exception):
+                target.discard()
+            raise
+
+    on_store(url, put)
+
+
+def _typed(fs: AbstractFileSystem, content_type: str | None) -> dict[str, str]:
+    kinds = protocols(fs)
+    if content_type is None or not kinds & {"s3", "gs"}:
+        return {}
+    return {"ContentType" if "s3" in kinds else "content_type": content_type}
+
+
+@contextlib.contextmanager
+def draft_beside(path: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """A hidden neighbour of a local file, and its name, to be renamed. The file's folder is made."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)
+    # Not the whole name: with the rest it could be longer than names may be.
+    draft = os.path.join(folder, f".{name[:32]}.{uuid.uuid4().hex}")
+    try:
+        with open(draft, "wb") as file:
+            yield draft, file
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(draft)
 
 
 def read_bytes(url: str) -> bytes:
@@ -92,12 +277,54 @@ def read_bytes(url: str) -> bytes:
 
     Raises:
         FileNotFoundError: nothing is there; the message names the URL.
+        RefusedError, UnavailableError: see :func:`on_store`.
     """
-    fs, path = filesystem(url)
     try:
-        return cast(bytes, fs.cat_file(path))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no file {url}") from error
+        return on_store(url, lambda fs, path: cast(bytes, fs.cat_file(path)))
+    except NoBucketError:
+        raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {redacted(url)}") from None
+
+
+def read_many(urls: Iterable[str], *, at_once: int = 32) -> Iterator[tuple[int, bytes | Exception]]:
+    """The content of many files, in their order, read ``at_once`` at a time.
+
+    At most ``at_once`` files are held before they are taken, and ``urls`` is drawn as far ahead as that.
+
+    Yields:
+        The number of the URL, and its bytes, or the error that tells that this one file cannot be had.
+
+    Raises:
+        RefusedError: access is denied, or the bucket or the credentials are wrong: the others would fail too.
+        UnavailableError: the store did not answer well within the budget, which says nothing of the file.
+    """
+    if at_once < 1:
+        raise ValueError(f"at_once = {at_once}: expected at least 1")
+    pool = ThreadPoolExecutor(at_once)
+    waiting: deque[tuple[int, Future[bytes | Exception]]] = deque()
+    try:
+        for number, url in enumerate(urls):
+            if len(waiting) == at_once:
+                first, future = waiting.popleft()
+                yield first, future.result()
+            waiting.append((number, pool.submit(_content, url)))
+        for last, future in waiting:
+            yield last, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _content(url: str) -> bytes | Exception:
+    try:
+        return read_bytes(url)
+    except (RefusedError, UnavailableError) as error:
+        # Of the web's hosts one says nothing of another.
+        if url.startswith(("http://", "https://")):
+            return error
+        raise
+    except Exception as error:
+        return error
 
 
 def write_json(url: str, value: Any) -> None:

@@ -43,7 +43,7 @@ def test_overwrite_starts_afresh(tmp_path: Path) -> None:
     attempt(output, {"seed": 1})
     run = runs.open_run(output, {"seed": 2}, overwrite=True)
     assert run.attempts == []
-    assert not storage.exists(output)
+    assert not storage.list_files(output)
 
 
 def test_files_of_something_else_are_left_alone(tmp_path: Path) -> None:

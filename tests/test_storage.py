@@ -1,7 +1,16 @@
+import gc
+import io
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fault_proxy import Faults
+from servers import faulty
 
 from raypurify import storage
 
@@ -63,3 +72,191 @@ def test_listing_and_removing(tmp_path: Path) -> None:
     storage.remove(root)
     storage.remove(root)
     assert not storage.exists(root)
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    url = str(tmp_path / ("é" * 127))
+    storage.write_bytes(url, b"x")
+    assert storage.read_bytes(url) == b"x"
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder of each kind of store."""
+    if request.param == "local":
+        return str(tmp_path / "folder")
+    root = request.getfixturevalue("s3") if request.param == "s3" else "memory://runs"
+    return f"{root}/{uuid.uuid4().hex}"
+
+
+def test_every_operation_on_every_store(place: str) -> None:
+    folder, url = place.rpartition("/")[2], storage.join(place, "deep/a.bin")
+    assert not storage.exists(url)
+    assert storage.list_files(place) == []
+    storage.write_bytes(url, b"some", content_type="image/png")
+    storage.write_file(storage.join(place, "b.bin"), io.BytesIO(b"more"), content_type="application/x-tar")
+    assert storage.exists(url)
+    assert storage.read_bytes(url) == b"some"
+    assert [name.partition(folder)[2] for name in storage.list_files(place)] == ["/b.bin", "/deep/a.bin"]
+    storage.remove(place)
+    assert storage.list_files(place) == []
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*a\.bin"):
+        storage.read_bytes(url)
+
+
+def test_the_content_type_is_kept_on_s3(s3: str) -> None:
+    for url, write in ((f"{s3}/typed/a", storage.write_bytes), (f"{s3}/typed/b", _write_as_file)):
+        write(url, b"data", content_type="image/png")
+        fs, path = storage.filesystem(url)
+        assert fs.info(path)["ContentType"] == "image/png"
+
+
+def _write_as_file(url: str, data: bytes, content_type: str) -> None:
+    storage.write_file(url, io.BytesIO(data), content_type)
+
+
+class Broken(io.BytesIO):
+    """A file that cannot be read to its end."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() > 0:
+            raise OSError("the disk failed")
+        return super().read(10)
+
+
+@pytest.mark.parametrize("place", ["local", "s3"], indirect=True)
+def test_a_file_that_cannot_be_read_to_its_end_is_not_written(place: str) -> None:
+    url = storage.join(place, "a.tar")
+    with pytest.raises(OSError, match="the disk failed"):
+        storage.write_file(url, Broken(b"x" * 100))
+    gc.collect()
+    assert storage.list_files(place) == []
+
+
+def test_many_files_come_in_order_and_missing_ones_as_errors(place: str) -> None:
+    urls = [storage.join(place, f"{number}.bin") for number in range(20)]
+    for number, url in enumerate(urls):
+        if number != 7:
+            storage.write_bytes(url, str(number).encode())
+    drawn = 0
+
+    def names() -> Iterator[str]:
+        nonlocal drawn
+        for url in urls:
+            drawn += 1
+            yield url
+
+    found = storage.read_many(names(), at_once=4)
+    assert next(found) == (0, b"0")
+    assert drawn <= 5
+    rest = list(found)
+    assert [number for number, _ in rest] == list(range(1, 20))
+    assert isinstance(rest[6][1], FileNotFoundError)
+    assert "7.bin" in str(rest[6][1])
+    assert all(data == str(number).encode() for number, data in rest if number != 7)
+    with pytest.raises(ValueError, match="at_once = 0"):
+        next(storage.read_many(urls, at_once=0))
+
+
+def test_many_small_files_take_one_request_each_at_once(s3: str) -> None:
+    urls = [f"{s3}/many/{number}" for number in range(24)]
+    for url in urls:
+        storage.write_bytes(url, b"x")
+    with faulty(Faults(trickle=1.0, trickle_seconds=0.3)) as proxy:
+        assert [data for _, data in storage.read_many(urls, at_once=8)] == [b"x"] * 24
+    assert proxy.counts["requests"] == 24
+    assert 4 < proxy.counts["most_at_once"] <= 8
+
+
+def test_a_large_object_is_read_in_ranges(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raypurify.s3.BUFFERED", 2**16)
+    data = bytes(range(256)) * 1024
+    storage.write_bytes(f"{s3}/large", data)
+    fs, path = storage.filesystem(f"{s3}/large")
+    assert fs.cat_file(path, chunksize=50_000) == data
+
+
+def test_a_changed_environment_is_another_client(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    same, _ = storage.filesystem(f"{s3}/a")
+    assert storage.filesystem("s3://other/b")[0] is same
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    assert storage.filesystem(f"{s3}/a")[0] is not same
+
+
+SETTINGS = """
+import io, sys
+from raypurify import storage, conditional
+url = sys.argv[1]
+storage.write_bytes(url + "/bytes", b"x")
+storage.write_file(url + "/file", io.BytesIO(b"x"))
+conditional.create(url + "/new", b"x")
+assert storage.read_bytes(url + "/bytes") == b"x"
+assert len(storage.list_files(url)) == 3
+"""
+
+
+def run_with(settings: dict[str, str], s3: str, *, check: bool = True) -> list[dict[str, str]]:
+    """Headers of the requests of a fresh process with these environment variables."""
+    with faulty(Faults()) as proxy:
+        environment = {name: value for name, value in {**os.environ, **settings}.items() if value}
+        command = [sys.executable, "-c", SETTINGS, f"{s3}/{uuid.uuid4().hex}"]
+        subprocess.run(command, env=environment, check=check, stderr=None if check else subprocess.DEVNULL)
+        return proxy.headers
+
+
+def test_encryption_and_requester_pays_come_from_the_environment(s3: str) -> None:
+    options = '{"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "some-key"}'
+    headers = run_with({"FSSPEC_S3_S3_ADDITIONAL_KWARGS": options, "FSSPEC_S3_REQUESTER_PAYS": "true"}, s3)
+    written = [sent for sent in headers if sent[":path"].startswith("PUT")]
+    assert len(written) == 3
+    for sent in written:
+        assert sent["x-amz-server-side-encryption"] == "aws:kms"
+        assert sent["x-amz-server-side-encryption-aws-kms-key-id"] == "some-key"
+    assert all(sent["x-amz-request-payer"] == "requester" for sent in headers)
+
+
+def test_anonymous_access_signs_nothing(s3: str) -> None:
+    signed = run_with({}, s3)
+    assert all("Credential=tests/" in sent["authorization"] for sent in signed)
+    # It may write to the server of the tests, but not read.
+    unsigned = run_with({"FSSPEC_S3_ANON": "true"}, s3, check=False)
+    assert len(unsigned) == 4
+    assert not any("authorization" in sent for sent in unsigned)
+
+
+def test_profile_region_and_endpoint_come_from_the_usual_files(s3: str, tmp_path: Path) -> None:
+    (tmp_path / "credentials").write_text(
+        "[night]\naws_access_key_id = NIGHTKEY\naws_secret_access_key = secret\naws_session_token = token\n"
+    )
+    (tmp_path / "config").write_text("[profile night]\nregion = eu-north-1\n")
+    headers = run_with(
+        {
+            "AWS_PROFILE": "night",
+            "AWS_CONFIG_FILE": str(tmp_path / "config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"),
+            "AWS_ACCESS_KEY_ID": "",
+            "AWS_SECRET_ACCESS_KEY": "",
+            "AWS_DEFAULT_REGION": "",
+        },
+        s3,
+    )
+    assert headers
+    for sent in headers:
+        assert "Credential=NIGHTKEY/" in sent["authorization"]
+        assert "/eu-north-1/s3/" in sent["authorization"]
+        assert sent["x-amz-security-token"] == "token"
+
+
+@pytest.mark.parametrize("style", ["path", "virtual"])
+def test_the_style_of_addresses_comes_from_the_environment(s3: str, style: str) -> None:
+    settings = {
+        "FSSPEC_S3_CONFIG_KWARGS": f'{{"s3": {{"addressing_style": "{style}"}}}}',
+        "AWS_ENDPOINT_URL": "http://store.test",
+        "RAYPURIFY_RETRY_ATTEMPTS": "1",
+    }
+    with faulty(Faults(error=1.0)) as proxy:
+        code = "import sys; from raypurify import storage; storage.exists(sys.argv[1])"
+        environment = {**os.environ, **settings, "HTTP_PROXY": proxy.endpoint}
+        process = subprocess.run([sys.executable, "-c", code, f"{s3}/a"], env=environment, stderr=subprocess.PIPE)
+    assert b"UnavailableError: s3://runs/a: no success in 1 attempts" in process.stderr
+    assert [sent["host"] for sent in proxy.headers] == ["store.test" if style == "path" else "runs.store.test"]

@@ -1,6 +1,7 @@
 """Files of a dataset at any fsspec URL: stat, list, read a range, and unpack once a node into the cache folder.
 
-Credentials come from the environment, as each fsspec filesystem reads them.
+Credentials come from the environment, as each fsspec filesystem reads them. What a store fails at for a moment is tried
+again (:mod:`raypurify.retries`), but for reads from an open file of a store other than S3 (:func:`open_file`).
 """
 
 from __future__ import annotations
@@ -19,16 +20,21 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from filelock import FileLock
-from fsspec.core import url_to_fs
+from fsspec import AbstractFileSystem
 
 from raypurify import storage
 from raypurify.data.base import DataError
+from raypurify.retries import NoBucketError, RefusedError, UnavailableError, redacted
 
 HASHED_WHOLE = 64 * 2**20
 """Bytes: a local file up to this size is identified by a hash of all its content."""
 
 SAMPLED = 64 * 2**10
 """Bytes at the start and at the end of any other file that identify it, with its size and entity tag."""
+
+
+class StoreError(DataError):
+    """The store refuses, or does not answer. It tells nothing of the data, which may be well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +80,23 @@ def stat(url: str) -> File | None:
         DataError: the place cannot be reached, or refuses.
     """
     with naming(url):
-        fs, path = url_to_fs(url)
         try:
-            info = fs.info(path)
+            info = storage.on_store(url, lambda fs, path: cast(dict[str, Any], fs.info(path)))
+        except NoBucketError:
+            raise
         except FileNotFoundError:
             return None
         if info["type"] != "file":
             return None
         if info.get("size") is None:
-            info["size"] = len(fs.cat_file(path))
+            info["size"] = len(storage.read_bytes(url))
         return described(url, info)
 
 
 def exists(url: str) -> bool:
     """Whether a file or a folder is at ``url``."""
     with naming(url):
-        fs, path = url_to_fs(url)
-        return bool(fs.exists(path))
+        return storage.exists(url)
 
 
 def list_folder(url: str) -> tuple[list[File], list[str]]:
@@ -99,10 +105,13 @@ def list_folder(url: str) -> tuple[list[File], list[str]]:
     Raises:
         DataError: the folder does not exist, or cannot be listed.
     """
-    with naming(url):
-        fs, path = url_to_fs(url)
+
+    def listed(fs: AbstractFileSystem, path: str) -> tuple[list[dict[str, Any]], str]:
         fs.invalidate_cache()
-        entries = fs.ls(path, detail=True)
+        return fs.ls(path, detail=True), path
+
+    with naming(url):
+        entries, path = storage.on_store(url, listed)
     files, folders = [], []
     for entry in entries:
         name = entry["name"].rstrip("/").rpartition("/")[2]
@@ -121,20 +130,34 @@ def list_folder(url: str) -> tuple[list[File], list[str]]:
 
 @contextmanager
 def naming(url: str) -> Iterator[None]:
-    """Raise what a filesystem raises as a DataError that names the URL."""
+    """Raise what a filesystem raises as a DataError that names the URL, without its query, which may be signed.
+
+    Raises:
+        StoreError: the store refuses or does not answer.
+        DataError: any other failure.
+    """
+    url = redacted(url)
     try:
         yield
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{url}: there is no such file or folder") from error
-    except PermissionError as error:
-        raise DataError(f"{url}: access is denied ({error}); check the credentials in the environment") from error
-    except ImportError as error:
-        raise DataError(f"{url}: {error}") from error
+    except (RefusedError, UnavailableError) as error:
+        raise StoreError(str(error)) from error
     except Exception as error:
         # Filesystems raise the errors of the libraries below them: botocore's, aiohttp's, ...
-        raise DataError(f"{url}: cannot be read: {type(error).__name__}: {error}") from error
+        hides = redacted(str(error)) != str(error)
+        raise DataError(_told(url, error)) from (None if hides else error)
+
+
+def _told(url: str, error: Exception) -> str:
+    reason = redacted(str(error))
+    if isinstance(error, FileNotFoundError):
+        return f"{url}: there is no such file or folder"
+    if isinstance(error, PermissionError):
+        return f"{url}: access is denied ({reason}); check the credentials in the environment"
+    if isinstance(error, ImportError):
+        return f"{url}: {reason}"
+    return f"{url}: cannot be read: {type(error).__name__}: {reason}"
 
 
 def read_range(url: str, start: int, stop: int) -> bytes:
@@ -149,8 +172,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
                 file.seek(start)
                 data = file.read(stop - start)
         else:
-            fs, path = url_to_fs(url)
-            data = fs.cat_file(path, start=start, end=stop)
+            data = storage.on_store(url, lambda fs, path: cast(bytes, fs.cat_file(path, start=start, end=stop)))
             if len(data) > stop - start:
                 # An HTTP server that does not know ranges sends the whole file.
                 data = data[start:stop]
@@ -162,11 +184,14 @@ def read_range(url: str, start: int, stop: int) -> bytes:
 
 
 def open_file(url: str) -> IO[bytes]:
-    """A seekable file for reading."""
+    """A seekable file for reading.
+
+    Reads from it are tried again on S3. Other remote stores' are not, but for what their own packages do.
+    """
     with naming(url):
-        fs, path = url_to_fs(url)
+        fs, path = storage.filesystem(url)
         if url.startswith("http"):
-            head = fs.cat_file(path, start=0, end=1)
+            head = storage.on_store(url, lambda fs, path: cast(bytes, fs.cat_file(path, start=0, end=1)))
             if len(head) > 1:
                 # A server that does not know ranges has sent the whole file already.
                 return io.BytesIO(head)

@@ -126,7 +126,7 @@ def _row_groups(key: str, file: File, metadata: pq.FileMetaData) -> list[Shard]:
     return shards
 
 
-def _image_column(schema: pa.Schema) -> str | None:
+def image_column(schema: pa.Schema) -> str | None:
     return next((name for name in IMAGE_COLUMNS if name in schema.names), None)
 
 
@@ -160,7 +160,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _check_image_column(url: str, schema: pa.Schema) -> None:
-    name = _image_column(schema)
+    name = image_column(schema)
     if name is None:
         raise DataError(f"{url}: expected a column 'image' or 'img', got the columns {schema.names}")
     kind = schema.field(name).type
@@ -178,7 +178,7 @@ def _check_image_column(url: str, schema: pa.Schema) -> None:
 
 
 def _tensor_shape(schema: pa.Schema) -> tuple[int, int, int] | None:
-    kind = schema.field(_image_column(schema)).type
+    kind = schema.field(image_column(schema)).type
     return (*kind.shape, 1)[:3] if isinstance(kind, pa.FixedShapeTensorType) else None
 
 
@@ -226,7 +226,7 @@ def _read_table(shard: Shard, start: int, stop: int) -> pa.Table:
 
 
 def _columns(schema: pa.Schema) -> list[str]:
-    image = _image_column(schema) or ""
+    image = image_column(schema) or ""
     columns = [f"{image}.bytes" if pa.types.is_struct(schema.field(image).type) else image]
     if _is_bytes_list(schema.field(image).type):
         columns.append("shape")
@@ -239,31 +239,56 @@ def _images(
     table: pa.Table, ids: list[str], shard: Shard
 ) -> tuple[list[NDArray[np.uint8] | None], list[dict[str, str]]]:
     """Each row's image, None where it cannot be decoded, and the rejects that say why."""
-    column = table[_image_column(table.schema)]
-    kind = column.type
-    shapes = None
-    if isinstance(kind, pa.FixedShapeTensorType):
-        shapes = [list(kind.shape)] * len(table)
-        column = pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type)
-    elif "shape" in table.column_names and _is_bytes_list(kind):
-        shapes = table["shape"].to_pylist()
-    elif pa.types.is_struct(kind):
-        column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+    column, shapes = _values(table)
     decoded: list[NDArray[np.uint8] | None] = []
     rejects = []
     for row, value in enumerate(column):
         try:
-            decoded.append(_pixels(value, shapes[row]) if shapes else _decode(value))
+            decoded.append(_pixels(value, shapes[row]) if shapes else images.decode(_bytes(value)))
         except ValueError as error:
             decoded.append(None)
             rejects.append({"id": ids[row], "url": shard.url, "stage": "decode", "reason": str(error)})
     return decoded, rejects
 
 
-def _decode(value: Any) -> NDArray[np.uint8]:
+def encoded_images(table: pa.Table) -> Iterator[bytes | NDArray[np.uint8] | ValueError]:
+    """Each row's image: encoded, or its pixels (H, W, C) where it came without an encoding, or why it has none.
+
+    Raises:
+        DataError: there is no image column, or none of a known kind.
+    """
+    _check_image_column("the table", table.schema)
+    column, shapes = _values(table)
+
+    def image(row: int, value: Any) -> bytes | NDArray[np.uint8] | ValueError:
+        try:
+            return _pixels(value, shapes[row]) if shapes else _bytes(value)
+        except ValueError as error:
+            return error
+
+    return (image(row, value) for row, value in enumerate(column))
+
+
+def _values(table: pa.Table) -> tuple[pa.ChunkedArray, list[Any] | None]:
+    """The column of images, and the shapes of those that are raw pixels."""
+    column = table[image_column(table.schema)]
+    kind = column.type
+    if isinstance(kind, pa.FixedShapeTensorType):
+        storages = [chunk.storage for chunk in column.chunks]
+        return pa.chunked_array(storages, kind.storage_type), [list(kind.shape)] * len(table)
+    if "shape" in table.column_names and _is_bytes_list(kind):
+        return column, table["shape"].to_pylist()
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], kind.field(index).type), None
+    return column, None
+
+
+def _bytes(value: Any) -> bytes:
     if not value.is_valid:
         raise ValueError("the image is null")
-    return images.decode(value.as_py())
+    data: bytes = value.as_py()
+    return data
 
 
 def _pixels(value: Any, shape: Sequence[int] | None) -> NDArray[np.uint8]:

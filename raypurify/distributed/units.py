@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from ray.data import Dataset
 
 from raypurify import schema, storage
 from raypurify.data import Rows, Source, read_rows
@@ -127,36 +128,48 @@ def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str) -> di
     Returns:
         Counts of this attempt: ``in`` and ``out`` (rows), ``images_per_second`` without the start.
     """
-    counts: dict[str, Any] = {"in": 0, "out": 0}
-    if not units:
-        return counts
-    actors = min(pool.actors, len(units))
     read = read_unit if pool.reads == "apart" else name_unit
-    dataset = streams.read_blocks(
+    blocks = streams.read_blocks(
         [(unit,) for unit in units], read, name="Units", read_cpus=pool.read_cpus, ordered=False
     )
-    done = dataset.map_batches(
-        UnitActor,
-        fn_constructor_args=(ray.put((work, {unit.name: unit for unit in units}, pool)),),
+    knowledge = (work, {unit.name: unit for unit in units}, pool)
+    counts: dict[str, Any] = {"in": 0, "out": 0}
+    first, last = math.inf, 0.0
+    with Progress(label, total=sum(unit.rows for unit in units), unit="images") as progress:
+        for row in through(UnitActor, knowledge, blocks, len(units), pool):
+            counts["in"] += row["rows"]
+            counts["out"] += row["rows"] - row["rejected"]
+            first, last = min(first, row["started"]), max(last, row["ended"])
+            progress.advance(row["rows"])
+    return {**counts, "images_per_second": round(counts["in"] / max(last - first, 1e-9), 1)} if units else counts
+
+
+def through(
+    actor: type[Callable[[pa.Table], pa.Table]], knowledge: object, blocks: Dataset, count: int, pool: ActorPool
+) -> Iterator[dict[str, Any]]:
+    """Send ``count`` blocks through a pool of actors; the rows that these give back, as they come.
+
+    Args:
+        actor: a class that is made with a reference to ``knowledge``, which all actors of a node share.
+    """
+    if not count:
+        return
+    actors = min(pool.actors, count)
+    done = blocks.map_batches(
+        actor,
+        fn_constructor_args=(ray.put(knowledge),),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor,
         compute=ray.data.ActorPoolStrategy(
             min_size=actors,
-            max_size=max(actors, min(pool.max_actors or actors, len(units))),
+            max_size=max(actors, min(pool.max_actors or actors, count)),
             initial_size=actors,
             max_tasks_in_flight_per_actor=2,
         ),
     )
-    first, last = math.inf, 0.0
-    with Progress(label, total=sum(unit.rows for unit in units), unit="images") as progress:
-        for row in done.iter_rows():
-            counts["in"] += row["rows"]
-            counts["out"] += row["rows"] - row["rejected"]
-            first, last = min(first, row["started"]), max(last, row["ended"])
-            progress.advance(row["rows"])
-    return {**counts, "images_per_second": round(counts["in"] / max(last - first, 1e-9), 1)}
+    yield from done.iter_rows()
 
 
 class UnitActor:

@@ -7,6 +7,12 @@ training shapes the network to its data. What an adaptive attacker has to know, 
 - ``differentiable = False``: its gradient is zero or absent; the attack goes around it.
 - ``random = True``: it draws at random; ``forward(x, seeds)`` takes one seed for each image.
 - ``unclipped(x)``: its output before a last clip to [0, 1], which lets no gradient pass outside.
+
+And, for images that are purified in tiles:
+
+- ``multiple``: the sides of what it takes are multiples of it; absent: 1.
+- ``grid``: a tile may begin at multiples of it; absent: of ``multiple``.
+- ``reach``: pixels. Nothing further away changes a pixel of its output; absent: unknown.
 """
 
 from __future__ import annotations

@@ -94,11 +94,23 @@ class CRUNet(nn.Module):
         for parameter in self.output.parameters():
             nn.init.zeros_(parameter)
 
+    @property
+    def multiple(self) -> int:
+        """Pixels of the image in one of the lowest level, each way."""
+        return int(2 ** (self.config.levels - 1))
+
+    @property
+    def reach(self) -> int:
+        """Pixels: the radius of the receptive field. Each 3x3 convolution adds a pixel of its level."""
+        blocks = 4 * self.config.blocks
+        level = 2 * blocks + 2  # blocks and a step down, a smoothing and blocks up
+        ways = sum(level * 2**depth for depth in range(self.config.levels - 1))
+        return 2 + ways + blocks * self.multiple + (self.multiple - 1)  # the last: places inside a pixel of the lowest
+
     def residual(self, x: Tensor) -> Tensor:
         """F(I'; theta): (N, C, H, W) -> (N, C, H, W) of either sign. Any H and W: edges are repeated, then cropped."""
         height, width = x.shape[-2:]
-        multiple = 2 ** (self.config.levels - 1)
-        bottom, right = -height % multiple, -width % multiple
+        bottom, right = -height % self.multiple, -width % self.multiple
         h = self.stem(F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x)
         skips = []
         for blocks, down in zip(self.encoder, self.down, strict=True):

@@ -21,6 +21,7 @@ class GaussianNoise(nn.Module):
     """
 
     random: ClassVar[bool] = True
+    reach: ClassVar[int] = 0
 
     def __init__(self, *, sigma: float = 0.1) -> None:
         super().__init__()

@@ -25,6 +25,9 @@ class Jpeg(nn.Module):
     """
 
     differentiable: ClassVar[bool] = False
+    # Chroma is kept for each second pixel in blocks of 8, and smoothed into the next block as it is spread again.
+    grid: ClassVar[int] = 16
+    reach: ClassVar[int] = 16
 
     def __init__(self, *, quality: int = 75) -> None:
         super().__init__()

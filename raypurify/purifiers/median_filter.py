@@ -23,6 +23,7 @@ class MedianFilter(nn.Module):
     """
 
     differentiable: ClassVar[bool] = True
+    reach: ClassVar[int] = 1
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]

@@ -22,6 +22,7 @@ class Rounding(nn.Module):
     """
 
     differentiable: ClassVar[bool] = False
+    reach: ClassVar[int] = 0
 
     def __init__(self, *, bits: int = 8) -> None:
         super().__init__()

@@ -22,6 +22,7 @@ class Threshold(nn.Module):
     """
 
     differentiable: ClassVar[bool] = False
+    reach: ClassVar[int] = 0
 
     def __init__(self, *, level: float = 0.5) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import matplotlib as mpl
@@ -16,9 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from raypurify.report.formats import epsilon
+from raypurify.report.formats import duration, epsilon, three_digits
+from raypurify.report.throughput import Span
 
 WIDTH = 4.2  # inches: about a phone's width in CSS pixels, so that letters keep their size there
+WIDE = 8.0  # of a chart over time, which a phone scrolls
+NAMED_PAUSES = 10  # more have no room for their lengths
 
 # matplotlib draws with these stand-ins; the page's variables replace them in the SVG.
 _VARIABLES = {
@@ -189,6 +193,88 @@ def _radius_ticks(radii: Sequence[float]) -> tuple[list[float], list[str]]:
         if not kept or kept[-1] - radius >= 0.11 * max(radii):
             kept.append(radius)
     return kept, [epsilon(radius) for radius in kept]
+
+
+_STEPS = (1, 2, 5, 10, 20, 30, *(60 * n for n in (1, 2, 5, 10, 20, 30)), *(3600 * n for n in (1, 2, 4, 8, 12, 24, 72)))
+"""Seconds between ticks of an axis of time."""
+
+
+def throughput(spans: Sequence[Span], *, mean: float | None, name: str) -> str:
+    """Images a second over the clock's time; pauses between attempts are shaded, and shortened where they are long.
+
+    Args:
+        spans: in the order of time.
+        mean: a line across, where it is known.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDE, 2.5), layout="constrained")
+        axes = figure.add_subplot()
+        total = sum(span.seconds for span in spans if span.rates)
+        pauses = sum(not span.rates for span in spans)
+        longest = min(0.05, 0.3 / max(pauses, 1)) * total
+        place, places = 0.0, []
+        for span in spans:
+            width = span.seconds if span.rates else min(max(span.seconds, 0.016 * total), longest)
+            places.append((place, width))
+            _draw_span(axes, span, place, width, named=pauses <= NAMED_PAUSES)
+            place += width
+        if mean is not None:
+            for start, end in ((at, at + width) for span, (at, width) in zip(spans, places, strict=True) if span.rates):
+                axes.hlines(mean, start, end, colors=_VARIABLES["text"], linestyles=(0, (3, 2)), lw=1.0)
+            axes.text(
+                1.012,
+                mean,
+                f"mean\n{three_digits(mean)}",
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=8.0,
+            )
+        axes.set_xlim(0, place)
+        axes.set_ylim(0, 1.08 * max(mean or 0.0, *(rate for span in spans for rate in span.rates)))
+        ticks = _clock_ticks(spans, places, total)
+        axes.set_xticks(list(ticks), labels=list(ticks.values()), linespacing=1.4)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel("time, UTC")
+        axes.set_ylabel("images/s")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, pad=6)
+        _bare(axes)
+        return _svg(figure, name=name)
+
+
+def _draw_span(axes: Axes, span: Span, place: float, width: float, *, named: bool) -> None:
+    if span.rates:
+        edges = np.linspace(place, place + width, len(span.rates) + 1)
+        axes.stairs(span.rates, edges, fill=True, color=_VARIABLES["purified"], alpha=0.22, lw=0)
+        axes.stairs(span.rates, edges, baseline=None, color=_VARIABLES["purified"], lw=1.4)
+        return
+    axes.axvspan(place, place + width, facecolor=_VARIABLES["rule"], alpha=0.55, lw=0)
+    if named:
+        text = duration(span.seconds) + (f", {span.cut_off} cut off" if span.cut_off else "")
+        whole = axes.get_xaxis_transform()
+        axes.text(place + width / 2, 0.5, text, transform=whole, rotation=90, ha="center", va="center", fontsize=7.5)
+
+
+def _clock_ticks(spans: Sequence[Span], places: Sequence[tuple[float, float]], total: float) -> dict[float, str]:
+    """Round times of the clock, and the starts of attempts that have none and room for it; each new day is named."""
+    step = next((step for step in _STEPS if total / step <= 8), _STEPS[-1])
+    room = 0.07 * sum(width for _, width in places)
+    times: dict[float, datetime] = {}
+    for only_starts in (False, True):
+        for span, (place, _) in zip(spans, places, strict=True):
+            offsets = [0.0] if only_starts else np.arange(-span.started.timestamp() % step, span.seconds, step)
+            for offset in offsets if span.rates else ():
+                if all(abs(place + offset - tick) >= room for tick in times):
+                    times[float(place + offset)] = span.started + timedelta(seconds=float(offset))
+    labels: dict[float, str] = {}
+    day: date | None = None
+    for place, time in sorted(times.items()):
+        labels[place] = f"{time:%H:%M:%S}" if step < 60 else f"{time:%H:%M}"
+        if time.date() != day:
+            labels[place] += f"\n{time:%Y-%m-%d}" if day is None else f"\n{time:%m-%d}"
+        day = time.date()
+    return labels
 
 
 def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str) -> str:

@@ -48,6 +48,14 @@ def percent(share: float | None) -> str:
     return decimal(None if share is None else 100 * share)
 
 
+def share(count: float, whole: float) -> str:
+    """A part as percent, with its sign; never 0 of something, nor all where some is missing."""
+    text = "" if whole == 0 else f"{percent(count / whole)}%"
+    if text == "0.00%" and count > 0:
+        return "< 0.01%"
+    return "> 99.99%" if text == "100.00%" and count < whole else text
+
+
 def integer(value: float | None) -> str:
     """A count, its thousands separated."""
     return NOT_AVAILABLE if value is None else f"{value:,.0f}"
@@ -56,6 +64,11 @@ def integer(value: float | None) -> str:
 def mean_count(value: float) -> str:
     """A mean of counts: a decimal only where it is not whole."""
     return f"{value:,.1f}".removesuffix(".0")
+
+
+def three_digits(value: float) -> str:
+    """A positive measure to three digits, its whole ones separated and never cut."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def epsilon(value: float) -> str:
@@ -107,3 +120,26 @@ def duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours} h {minute} min" if hours else f"{minute} min {second} s" if minute else f"{second} s"
+
+
+def size(count: float | None) -> str:
+    """A count of bytes, to three digits."""
+    if count is None:
+        return NOT_AVAILABLE
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g}{NO_BREAK}{unit}"
+        count /= 1000
+    return f"{count:,.4g}{NO_BREAK}TB"
+
+
+def visible(value: Any) -> Any:
+    """``value`` (nested dicts, lists and strings) with control characters, also those that turn text around, and what
+    cannot be encoded written as escapes: a hostile name can't disguise itself."""
+    if isinstance(value, Mapping):
+        return {visible(key): visible(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [visible(item) for item in value]
+    if isinstance(value, str) and not value.isprintable():
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
+    return value

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 
 from raypurify import schema, storage
 from raypurify.masking import DIFFERENCE, ZERO
-from raypurify.report import figures, formats
+from raypurify.report import attempts, figures, formats, templates
 from raypurify.report.budgets import budgets
 from raypurify.report.cells import Row, featured, is_trivial
 from raypurify.report.headlines import headlines
@@ -25,6 +20,7 @@ from raypurify.report.security import security_curves
 from raypurify.report.tables import Group, Table, read_tables
 
 REJECTS_SHOWN = 10
+COUNTED = {"in": "Images in", "out": "Out", "rejected": "Rejected", "retried": "Retried"}
 
 
 def write_report(output: str, *, curves: Mapping[str, pa.Table] | None = None) -> str:
@@ -89,8 +85,8 @@ def render(
     tables = read_tables(rows)
     samples = schema.SAMPLES.empty_table() if samples is None else _checked(samples, schema.SAMPLES, "samples")
     rejects = schema.REJECTS.empty_table() if rejects is None else _checked(rejects, schema.REJECTS, "rejects")
-    return _template().render(
-        style=_packaged("style.css"),
+    return templates.render(
+        "page.html.j2",
         title=_title(rows),
         rows=rows,
         overview=_overview(rows),
@@ -102,32 +98,15 @@ def render(
         charts=_charts(tables),
         galleries=galleries(rows, samples),
         curves=_curves(curves),
-        run=_run(run),
+        run=attempts.shown(run, COUNTED),
         rejected=rejects.num_rows,
         rejects=formats.redact(rejects.slice(0, REJECTS_SHOWN).to_pylist()),
+        ball=formats.ball,
+        columns=schema.SUMMARY.names,
+        masking_figures=FIGURES,
+        masking_zero=ZERO,
+        masking_difference=DIFFERENCE,
     )
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": formats.percent,
-        "decimal": formats.decimal,
-        "integer": formats.integer,
-        "pairs": formats.pairs,
-        "epsilon": formats.epsilon,
-        "balls": formats.balls,
-        "mean_count": formats.mean_count,
-    }
-    environment.globals |= {"ball": formats.ball, "columns": schema.SUMMARY.names}
-    environment.globals |= {"masking_figures": FIGURES, "masking_zero": ZERO, "masking_difference": DIFFERENCE}
-    return environment.from_string(_packaged("template.html.j2"))
-
-
-def _packaged(name: str) -> str:
-    return resources.files("raypurify.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _checked(table: pa.Table, expected: pa.Schema, name: str) -> pa.Table:
@@ -235,58 +214,3 @@ def _curves(curves: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
             }
         )
     return shown
-
-
-def _run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What is shown of ``run.json``."""
-    safe = formats.redact(run)
-    attempts = [attempt for attempt in safe.get("attempts") or [] if isinstance(attempt, dict)]
-    return {
-        "identity": _json(safe.get("identity")),
-        "config": _json(attempts[-1].get("config") if attempts else None),
-        "attempts": [
-            {
-                "id": attempt.get("id", ""),
-                "started": attempt.get("started") or "",
-                "ended": attempt.get("ended") or "",
-                "took": _took(attempt.get("started"), attempt.get("ended")),
-                "counts": [_count(attempt.get("counts"), name) for name in ("in", "out", "rejected", "retried")],
-            }
-            for attempt in attempts
-        ],
-        "versions": _flat((attempts[-1].get("versions") if attempts else None) or {}),
-        "hardware": _flat((attempts[-1].get("hardware") if attempts else None) or {}),
-    }
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) if value else ""
-
-
-def _count(counts: Any, name: str) -> str:
-    count = counts.get(name) if isinstance(counts, dict) else None
-    return formats.integer(count) if isinstance(count, int) else formats.NOT_AVAILABLE
-
-
-def _took(started: Any, ended: Any) -> str:
-    try:
-        seconds = (_time(ended) - _time(started)).total_seconds()
-    except (ValueError, TypeError, OverflowError, OSError):
-        return ""
-    return formats.duration(seconds) if math.isfinite(seconds) and seconds >= 0 else ""
-
-
-def _time(value: Any) -> datetime:
-    # Python 3.10 does not read the Z that stands for UTC.
-    return datetime.fromisoformat(value.removesuffix("Z")) if isinstance(value, str) else datetime.fromtimestamp(value)
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested dicts as one, their keys joined by dots."""
-    if isinstance(value, dict):
-        return {
-            k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}" if prefix else key).items()
-        }
-    if isinstance(value, list):
-        return {prefix: ", ".join(str(item) for item in value)}
-    return {prefix: str(value)}

@@ -3,20 +3,18 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import psutil
 import pytest
 import ray
 import torch
+from servers import free_port as free_port
+from servers import wait_for as wait_for
 
-from raypurify import checkpoints, models, storage
+from raypurify import checkpoints, models
 from raypurify.classifiers import a_net
 from raypurify.purifiers import cru_net
 
@@ -53,31 +51,6 @@ def small_purifier(small_classifier: str, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answers(port: int) -> bool:
-    """Whether a server listens on this port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(condition, seconds: float, what: str) -> None:  # type: ignore[no-untyped-def]
-    """Wait until ``condition()`` is true.
-
-    Raises:
-        TimeoutError: it did not become true; names ``what``.
-    """
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"no {what} within {seconds} s")
-        time.sleep(0.1)
-
-
 def ray_processes(name: str) -> list[psutil.Process]:
     """Processes of this test's own Ray whose title starts with ``ray::NAME``."""
     found = []
@@ -92,28 +65,3 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and all that it started, as a lost machine would."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """A bucket on a real S3 server over HTTP; its endpoint and keys are in the environment, as users have them."""
-    port = free_port()
-    moto = Path(sys.executable).parent / "moto_server"
-    server = subprocess.Popen(
-        [moto, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "tests",
-        "AWS_SECRET_ACCESS_KEY": "tests",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        wait_for(lambda: answers(port), 30, "S3 server")
-        fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another test's server
-        storage.filesystem("s3://runs")[0].mkdir("runs")
-        yield "s3://runs"
-    server.terminate()
-    server.wait()

@@ -1,0 +1,197 @@
+"""What became of each input: written unit by unit, and added up at the end."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypurify import schema, storage
+from raypurify.cleaning import plan
+from raypurify.cleaning.cleaner import CHANGES, Cleaned
+from raypurify.cleaning.schedule import Planned, live_keys, schedule
+from raypurify.seeds import seed_of
+
+MOST_CHANGED = 12
+"""Images that the report shows."""
+READS_AT_ONCE = 16
+
+
+@dataclass(kw_only=True)
+class Totals:
+    """All that a cleaning made of its input."""
+
+    cleaned: int = 0
+    rejected: int = 0
+    psnr: float | None = None
+    """Mean over the cleaned images, dB; likewise ``ssim``, ``linf``."""
+    ssim: float | None = None
+    linf: float | None = None
+    unchanged: int = 0
+    """Images that came out as they went in, by every 8-bit pixel."""
+    relabelled: int | None = None
+    """Images that the classifier took for something else afterwards; None without a classifier."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Rejects by reason, numbers in it left out."""
+    most_changed: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of ``schema.MANIFEST`` and their ``unit``, the lowest PSNR first, a few of a unit at most."""
+
+    @property
+    def n(self) -> int:
+        return self.cleaned + self.rejected
+
+    def shown(self) -> dict[str, Any]:
+        """What the job prints."""
+        figures = {"psnr": self.psnr, "ssim": self.ssim, "linf": self.linf, "relabelled": self.relabelled}
+        counts = {"inputs": self.n, "cleaned": self.cleaned, "rejected": self.rejected, "unchanged": self.unchanged}
+        return {**counts, **{name: value for name, value in figures.items() if value is not None}}
+
+
+def publish(output: str, unit: str, cleaned: Cleaned) -> None:
+    """Write a unit's accounts: rejects first, for the manifest's file says that the unit is done."""
+    rejects = storage.join(output, "rejects", f"{unit}.parquet")
+    if cleaned.rejects:
+        storage.write_table(rejects, pa.Table.from_pylist(cleaned.rejects, schema.REJECTS))
+    else:
+        storage.remove(rejects)  # of an attempt that was cut off, and could not read what now it could
+    changes = pa.Table.from_pylist(cleaned.changes, schema.CHANGES)
+    storage.write_table(storage.join(output, "samples", f"{unit}.parquet"), changes)
+    manifest = pa.Table.from_pylist(cleaned.rows, schema.MANIFEST)
+    storage.write_table(storage.join(output, "manifest", f"{unit}.parquet"), manifest)
+
+
+def finished_units(output: str) -> set[str]:
+    """Names of the units that are accounted for."""
+    files = storage.list_files(storage.join(output, "manifest"), ".parquet")
+    return {url.rpartition("/")[2].removesuffix(".parquet") for url in files}
+
+
+def add_up(output: str) -> Totals:
+    """Add the accounts of all units up, and hold them against the plan; a few units are in memory at a time.
+
+    Raises:
+        RuntimeError: an input is in neither manifest nor rejects, or is there twice; names the unit.
+    """
+    totals, sums, digests = Totals(), _Sums(), [np.empty(0, np.uint64)]
+    for unit, manifest, rejects in _accounts(output):
+        if unit.images is not None and len(manifest) + len(rejects) != unit.images:
+            found = f"{len(manifest)} cleaned and {len(rejects)} rejected"
+            raise RuntimeError(f"{output}, unit {unit.name}: {found}, of {unit.images} images")
+        digests.append(_digests(manifest["id"].to_pylist() + rejects["id"].to_pylist()))
+        sums.add(manifest)
+        totals.cleaned += len(manifest)
+        totals.rejected += len(rejects)
+        for reason in rejects["reason"].to_pylist():
+            kind = re.sub(r"\d+", "N", reason)[:120]
+            totals.reasons[kind] = totals.reasons.get(kind, 0) + 1
+        totals.most_changed = heapq.nsmallest(
+            MOST_CHANGED,
+            totals.most_changed + _first(manifest, unit.name),
+            key=lambda row: (row["psnr"], row["id"]),
+        )
+    ids = np.concatenate(digests)
+    ids.sort()
+    if (ids[1:] == ids[:-1]).any():
+        raise RuntimeError(f"{output}: an image is accounted for twice; see the ids in manifest/ and rejects/")
+    return sums.into(totals)
+
+
+def _first(manifest: pa.Table, unit: str) -> list[dict[str, Any]]:
+    """The images of a unit that its samples show."""
+    ordered = manifest.sort_by([("psnr", "ascending"), ("id", "ascending")]).slice(0, CHANGES)
+    return [{**row, "unit": unit} for row in ordered.to_pylist()]
+
+
+def pictures(output: str, totals: Totals) -> list[dict[str, Any]]:
+    """Rows of ``schema.CHANGES``: the most changed images of all."""
+    wanted = {row["id"] for row in totals.most_changed}
+    urls = sorted({storage.join(output, "samples", f"{row['unit']}.parquet") for row in totals.most_changed})
+    rows = storage.read_tables(urls, schema.CHANGES).to_pylist()
+    return sorted((row for row in rows if row["id"] in wanted), key=lambda row: (row["psnr"], row["id"]))
+
+
+def _accounts(output: str) -> Iterator[tuple[Planned, pa.Table, pa.Table]]:
+    """Each planned unit, with its manifest and its rejects."""
+
+    def read(unit: Planned) -> tuple[Planned, pa.Table, pa.Table]:
+        manifest, rejects = (_read(output, part, unit.name, columns) for part, columns in PARTS)
+        return unit, manifest, rejects
+
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        units = schedule(output)
+        while batch := list(islice(units, READS_AT_ONCE)):
+            yield from pool.map(read, batch)
+
+
+def retire(output: str) -> None:
+    """Take inputs that a later generation has done anew out of the accounts of the units that did them first.
+
+    Outputs of theirs that nothing writes any more, as when a Parquet file is cut into fewer runs, are removed.
+    """
+    for generation in range(1, plan.generations(output)):
+        for entry, is_stale in plan.superseded(output, generation):
+            if is_stale:
+                storage.remove(storage.join(output, "images", entry.output))
+    for unit in schedule(output):
+        if not unit.is_superseded:
+            continue
+        live = live_keys(output, unit)
+        for part, columns in PARTS:
+            table = _read(output, part, unit.name, columns)
+            keep = [_key(name, live) for name in table["id"].to_pylist()]
+            if not all(keep):
+                kept = table.filter(pa.array(keep, pa.bool_()))
+                storage.write_table(storage.join(output, part, f"{unit.name}.parquet"), kept)
+
+
+def _key(name: str, live: set[str]) -> bool:
+    """Whether an id is that of an input with one of these keys."""
+    return name in live or name.rpartition("#")[0] in live
+
+
+PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))
+
+
+def _read(output: str, part: str, unit: str, columns: pa.Schema) -> pa.Table:
+    try:
+        return storage.read_table(storage.join(output, part, f"{unit}.parquet"))
+    except FileNotFoundError:
+        return columns.empty_table()
+
+
+def _digests(ids: list[str]) -> np.ndarray:
+    return np.array([seed_of(name) for name in ids], np.uint64)
+
+
+@dataclass(kw_only=True)
+class _Sums:
+    """Sums over the cleaned images, and over how many."""
+
+    values: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("psnr", "ssim", "linf"), 0.0))
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("psnr", "ssim", "linf"), 0))
+    unchanged: int = 0
+    labelled: int = 0
+    relabelled: int = 0
+
+    def add(self, manifest: pa.Table) -> None:
+        for name in self.values:
+            column = manifest[name].drop_null().to_numpy().astype(np.float64)
+            self.values[name] += float(column.sum())
+            self.counts[name] += len(column)
+        self.unchanged += int((manifest["linf"].to_numpy() == 0).sum())
+        labels = manifest.select(["pred_input", "pred_cleaned"]).drop_null()
+        self.labelled += len(labels)
+        self.relabelled += int((labels["pred_input"].to_numpy() != labels["pred_cleaned"].to_numpy()).sum())
+
+    def into(self, totals: Totals) -> Totals:
+        for name, value in self.values.items():
+            setattr(totals, name, value / self.counts[name] if self.counts[name] else None)
+        totals.unchanged, totals.relabelled = self.unchanged, self.relabelled if self.labelled else None
+        return totals

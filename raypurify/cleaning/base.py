@@ -1,0 +1,43 @@
+"""What the parts of a cleaning share: planned inputs, and the units that they are cleaned in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["image", "parquet", "tar"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One planned piece of input: an image file, a run of rows of a Parquet file, or a whole WebDataset tar."""
+
+    key: str
+    """Name relative to the input's root. The ids of its images: the key, ``key#ROW`` or ``key#MEMBER``."""
+    url: str
+    """Absolute path or fsspec URL of the file."""
+    kind: Kind
+    size: int
+    """Bytes of the file; -1 where that is not known, or nothing was there when it was listed."""
+    version: str
+    """Entity tag or time of change of the file, as it was listed."""
+    first: int = 0
+    """First row of a Parquet file's run; 0 for the others."""
+    rows: int | None = 1
+    """Images: 1 for an image file, None for a tar, whose members are counted when it is read. 1 also for a Parquet file
+    whose footer could not be read, or tells of no images: its reader says why in one reject."""
+    output: str
+    """Name of what it becomes, relative to the output's ``images/``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Entries that are cleaned together, written together, and done again together when cut off."""
+
+    name: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(max(0, entry.size) for entry in self.entries)

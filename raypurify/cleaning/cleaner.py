@@ -1,0 +1,308 @@
+"""Cleans one unit: reads, purifies, measures, writes, and then says so in the manifest. Plain torch.
+
+Images are purified in batches of one shape. Which images share a batch follows from the plan alone, so that a unit that
+is done again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from raypurify import images, models, storage
+from raypurify.cleaning import reader, writer
+from raypurify.cleaning.base import Unit
+from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.reader import Group, Input
+from raypurify.images import Picture
+from raypurify.purifiers import purify
+from raypurify.seeds import seed_of
+from raypurify.tiles import Tiling, compare, purify_pixels
+from raypurify.training import autocast
+
+BATCH_PIXELS = 1 << 22
+"""Pixels that are purified at once, if they come in images small enough to go whole."""
+PENDING = 4
+"""Batches' worth of images of other shapes that may pass before an image that waits for its like is purified alone."""
+CHANGES = 4
+"""Images of a unit that are kept for the report."""
+TRIAL = 32
+"""Pixels, the side of the black images that a purifier is tried on."""
+THUMBNAIL = 256
+"""Pixels, the longest side of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaning:
+    """What every worker knows of a cleaning; can be sent to any of them."""
+
+    config: CleaningConfig
+    output: str
+    purifier: models.Model
+    classifier: models.Model | None
+
+    @classmethod
+    def load(cls, config: CleaningConfig, output: str) -> Cleaning:
+        """Find the models that the config names.
+
+        Raises:
+            ValueError, FileNotFoundError: see :func:`raypurify.models.load`.
+        """
+        classifier = None if config.classifier is None else models.load("classifier", config.classifier)
+        purifier = models.load("purifier", config.purifier)
+        return cls(config=config, output=output, purifier=purifier, classifier=classifier)
+
+    def identity(self) -> dict[str, Any]:
+        """What may not differ between calls on one output."""
+        hashes = {"purifier_sha256": self.purifier.sha256}
+        if self.classifier is not None:
+            hashes["classifier_sha256"] = self.classifier.sha256
+        return {**asdict(self.config), **hashes}
+
+
+@dataclass(kw_only=True)
+class Cleaned:
+    """What became of a unit."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Of ``schema.MANIFEST``."""
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    """Of ``schema.REJECTS``."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Of ``schema.CHANGES``: the most changed images, small."""
+    bytes_out: int = 0
+
+
+@dataclass(kw_only=True)
+class Slot:
+    """An input on its way, in line behind those before it."""
+
+    item: Input
+    pixels: NDArray[np.uint8] | None = None
+    """(H, W, C) uint8, as the purifier takes them; None when they are done, or when there are none."""
+    cleaned: NDArray[np.uint8] | None = None
+    measures: dict[str, Any] = field(default_factory=dict)
+    encoded: Future[tuple[bytes, tuple[str, ...]]] | None = None
+
+
+class Cleaner:
+    """Cleans units on a device."""
+
+    def __init__(self, work: Cleaning, device: str, *, batch: int, threads: int) -> None:
+        self.work, self.device, self.batch, self.threads = work, device, batch, threads
+        self.purifier = models.placed(work.purifier.build(), device)
+        self.classifier = models.placed(work.classifier.build(), device) if work.classifier else None
+        self.channels = channels_of(self.purifier, device)
+        self.tiling = Tiling()
+        self.encoders = ThreadPoolExecutor(threads)
+
+    def __call__(self, unit: Unit, killers: Mapping[str, str] | None = None) -> Cleaned:
+        """Clean a unit and publish its images.
+
+        Args:
+            unit: what to clean.
+            killers: see :class:`raypurify.cleaning.reader.Limits`.
+        """
+        config, done = self.work.config, Cleaned()
+        limits = reader.Limits(max_pixels=config.max_pixels, threads=self.threads, killers=killers or {})
+        shared = writer.shard(storage.join(self.work.output, "images"), unit, config)
+        for group in reader.groups(unit, limits):
+            sink = shared or writer.mirror(storage.join(self.work.output, "images"), group, config)
+            for slot in self._in_line(group.inputs):
+                self._take(slot, group, sink, done)
+            if sink is not shared:
+                sink.close()
+        if shared:
+            shared.close()
+        return done
+
+    def _in_line(self, inputs: Iterable[Input]) -> Iterator[Slot]:
+        """Purify in batches of one shape, and give the inputs back in their order."""
+        line: deque[Slot] = deque()
+        waiting: dict[tuple[int, ...], list[Slot]] = {}
+        behind = 0
+        for item in inputs:
+            slot = self._slot(item)
+            line.append(slot)
+            if slot.pixels is not None:
+                behind += slot.pixels[:, :, 0].size
+                kind = (*slot.pixels.shape, cast(Picture, item.picture).pixels.shape[2])
+                alike = waiting.setdefault(kind, [])
+                alike.append(slot)
+                if len(alike) >= min(self.batch, BATCH_PIXELS // slot.pixels[:, :, 0].size):
+                    self._purify(waiting.pop(kind))
+                if behind > PENDING * BATCH_PIXELS:
+                    behind = self._purify_all(waiting)
+            while line and line[0].pixels is None:
+                yield line.popleft()
+        self._purify_all(waiting)
+        yield from line
+
+    def _slot(self, item: Input) -> Slot:
+        if item.picture is None:
+            return Slot(item=item)
+        pixels = item.picture.pixels
+        if not _fits(pixels, self.channels):
+            reason = f"it has {pixels.shape[2]} channels; the purifier {self.work.purifier.name} takes {self.channels}"
+            return Slot(item=replace(item, picture=None, stage="purify", reason=reason))
+        return Slot(item=item, pixels=np.repeat(pixels, 3, axis=2) if self.channels == 3 > pixels.shape[2] else pixels)
+
+    def _purify_all(self, waiting: dict[tuple[int, ...], list[Slot]]) -> int:
+        for slots in waiting.values():
+            self._purify(slots)
+        waiting.clear()
+        return 0
+
+    def _purify(self, slots: Sequence[Slot]) -> None:
+        """Purify, measure and begin to encode images of one shape."""
+        config = self.work.config
+        seeds = [seed_of(config.seed, "purify", slot.item.id) for slot in slots]
+        purified = purify_pixels(
+            self.purifier,
+            np.stack([cast(NDArray[np.uint8], slot.pixels) for slot in slots]),
+            seeds,
+            tiling=self.tiling,
+            device=self.device,
+            precision=config.precision,
+        )
+        pictures = [cast(Picture, slot.item.picture) for slot in slots]
+        before = np.stack([picture.pixels for picture in pictures])
+        after = purified if purified.shape == before.shape else _grey(purified)
+        measures = compare(after, before)
+        labels = self._labels(before), self._labels(after)
+        for index, (slot, picture) in enumerate(zip(slots, pictures, strict=True)):
+            slot.measures = {name: _number(values[index]) for name, values in measures.items()}
+            slot.measures |= {"pred_input": labels[0][index], "pred_cleaned": labels[1][index]}
+            slot.cleaned = after[index]
+            slot.encoded = self.encoders.submit(
+                images.encode,
+                replace(picture, pixels=after[index]),
+                config.format,
+                quality=config.quality,
+                keep_exif=config.keep_exif,
+            )
+            slot.pixels = None
+
+    def _labels(self, pixels: NDArray[np.uint8]) -> Sequence[int | None]:
+        """The classifier's labels of (N, H, W, C), or None for each where there is no classifier of such images."""
+        model = self.work.classifier
+        if self.classifier is None or model is None or not takes(model, pixels.shape[1:]):
+            return [None] * len(pixels)
+        with torch.no_grad(), autocast(self.device, self.work.config.precision):
+            x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(255)
+            labels: list[int] = self.classifier(x).argmax(dim=1).tolist()
+            return labels
+
+    def _take(self, slot: Slot, group: Group, sink: writer.Sink, done: Cleaned) -> None:
+        """Hand an input that is through to its sink, and note what became of it."""
+        item = slot.item
+        entry = group.entries[item.position if group.entries[0].kind == "image" else 0]
+        if item.other is not None:
+            sink.pass_on(item)
+            return
+        if slot.encoded is None or item.picture is None:
+            done.rejects.append({"id": item.id, "url": entry.url, "stage": item.stage, "reason": item.reason})
+            return
+        data, notes = slot.encoded.result()
+        height, width, channels = item.picture.pixels.shape
+        url, row = sink.put(item, data, (height, width))
+        done.bytes_out += len(data)
+        _keep_most_changed(done.changes, slot, item.picture.pixels)
+        grey = ("grey, purified as RGB",) if channels == 1 and self.channels == 3 else ()
+        done.rows.append(
+            {
+                "id": item.id,
+                "source": entry.url,
+                "output": url,
+                "row": row,
+                "width": width,
+                "height": height,
+                "channels": channels,
+                "notes": [*item.picture.notes, *grey, *notes],
+                **slot.measures,
+                "purifier_sha256": self.work.purifier.sha256,
+            }
+        )
+
+
+def _keep_most_changed(changes: list[dict[str, Any]], slot: Slot, before: NDArray[np.uint8]) -> None:
+    order = (slot.measures["psnr"], slot.item.id)
+    if len(changes) == CHANGES and order > (changes[-1]["psnr"], changes[-1]["id"]):
+        return
+    after = cast(NDArray[np.uint8], slot.cleaned)
+    small = {"input": images.thumbnail(before, THUMBNAIL), "cleaned": images.thumbnail(after, THUMBNAIL)}
+    changes.append({"id": slot.item.id, "psnr": slot.measures["psnr"], **small})
+    changes.sort(key=lambda change: (change["psnr"], change["id"]))
+    del changes[CHANGES:]
+
+
+def channels_of(purifier: nn.Module, device: str) -> int | None:
+    """Channels of the images that a purifier takes, found by trial: 1, 3, or None for both.
+
+    Raises:
+        ValueError: it takes neither.
+    """
+    taken, trouble = [], None
+    for channels in (1, 3):
+        try:
+            with torch.no_grad():
+                purify(purifier, torch.zeros(1, channels, TRIAL, TRIAL, device=device), [0])
+            taken.append(channels)
+        except RuntimeError as error:
+            trouble = error
+    if not taken:
+        raise ValueError(f"the purifier takes neither grey nor colour images of {TRIAL}x{TRIAL} pixels: {trouble}")
+    return taken[0] if len(taken) == 1 else None
+
+
+def _fits(pixels: NDArray[np.uint8], channels: int | None) -> bool:
+    """Whether a purifier of so many channels can take an image; a grey one goes through in colour."""
+    return channels in (None, 3, pixels.shape[2])
+
+
+def first_look(work: Cleaning, unit: Unit) -> list[str]:
+    """What a person should know before such images are given to this purifier; they are decoded, and no more.
+
+    Raises:
+        ValueError: the purifier takes none of them.
+    """
+    purifier, channels = work.purifier, channels_of(work.purifier.build(), "cpu")
+    limits = reader.Limits(max_pixels=work.config.max_pixels)
+    pixels = [item.picture.pixels for group in reader.groups(unit, limits) for item in group.inputs if item.picture]
+    if pixels and not any(_fits(image, channels) for image in pixels):
+        raise ValueError(
+            f"{purifier.name} takes images of {channels} channel(s), but the first images have {pixels[0].shape[2]}: "
+            "give a purifier that was trained for such images"
+        )
+    trained = tuple(purifier.config.get("image_shape", ()))[:2]
+    sizes = sorted({image.shape[:2] for image in pixels})
+    if not trained or set(sizes) <= {trained}:
+        return []
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
+    return [
+        f"{purifier.name} was trained on images of {trained[0]}x{trained[1]} pixels "
+        f"({purifier.config.get('data', 'of unknown data')}); these are of {shown}: look at some before you use them"
+    ]
+
+
+def takes(classifier: models.Model, shape: tuple[int, ...]) -> bool:
+    """Whether a classifier, by its checkpoint, takes images of (H, W, C); one that does not say takes all."""
+    known = classifier.config.get("image_shape")
+    return known is None or tuple(known) == tuple(shape)
+
+
+def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(N, H, W, 3) as (N, H, W, 1): the mean of the channels, rounded."""
+    return np.rint(pixels.mean(axis=3, keepdims=True)).astype(np.uint8)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,91 @@
+"""Runs of rows that a Parquet file is cut into, from its footer alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypurify.data import files, parquet
+from raypurify.data.base import DataError
+
+TAIL = 1 << 16
+"""Bytes that are read first of a file's end: most footers are shorter."""
+
+SHORTEST = 12
+"""Bytes of the shortest Parquet file: two marks and the length of its footer."""
+
+UNREADABLE = [(0, 1)]
+"""The run of a file that is no Parquet of images, or is gone: its reader says why, in one reject."""
+
+
+def runs(url: str, size: int, *, rows: int, most: int) -> list[tuple[int, int]]:
+    """First row and number of rows of each run, in order; one of no rows for a file without any.
+
+    A run ends where a row group does, unless the group is longer than a run: such a group is cut evenly.
+
+    Args:
+        url: a Parquet file.
+        size: its bytes; -1 where that is not known.
+        rows: of a run, at most.
+        most: bytes of a run, at most, as the footer tells them, but at least one row.
+
+    Raises:
+        StoreError: the store refuses, or does not answer.
+        DataError: the file's end can't be read, though the file is there.
+    """
+    try:
+        metadata = footer(url, size)
+    except files.StoreError:
+        raise
+    except DataError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError):
+            return UNREADABLE
+        raise
+    if metadata is None or parquet.image_column(metadata.schema.to_arrow_schema()) is None:
+        return UNREADABLE
+    return _cut(metadata, rows, most) or [(0, 0)]
+
+
+def footer(url: str, size: int) -> pq.FileMetaData | None:
+    """The footer of a file, or None where none can be made out.
+
+    What is read and what is parsed are apart, so that a network's failure is not taken for a damaged file.
+
+    Raises:
+        DataError: the file is not there, is shorter than ``size``, or can't be read.
+    """
+    if size < 0:
+        found = files.stat(url)
+        size = found.size if found else 0
+    if size < SHORTEST:
+        return None
+    tail = files.read_range(url, max(0, size - TAIL), size)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if len(tail) < length <= size:
+        tail = files.read_range(url, size - length, size)
+    try:
+        return pq.read_metadata(pa.BufferReader(tail))
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _cut(metadata: pq.FileMetaData, rows: int, most: int) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    first = open_rows = open_bytes = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if open_rows + group.num_rows > rows or open_bytes + group.total_byte_size > most:
+            found += _evenly(first, open_rows, open_bytes, rows, most)
+            first, open_rows, open_bytes = first + open_rows, 0, 0
+        open_rows += group.num_rows
+        open_bytes += group.total_byte_size
+    return found + _evenly(first, open_rows, open_bytes, rows, most)
+
+
+def _evenly(first: int, count: int, total: int, rows: int, most: int) -> list[tuple[int, int]]:
+    """``count`` rows of ``total`` bytes in runs as equal as can be."""
+    parts = min(count, max(-(-count // rows), -(-total // most)))
+    edges = [first + count * part // parts for part in range(parts + 1)] if parts else []
+    return [(start, stop - start) for start, stop in pairwise(edges)]

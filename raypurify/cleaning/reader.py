@@ -1,0 +1,225 @@
+"""The images of a unit, decoded, in the order of its plan."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import IO, Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from raypurify import images, storage
+from raypurify.cleaning.base import Entry, Unit
+from raypurify.data import files, parquet
+from raypurify.images import Picture
+
+READS_AT_ONCE = 32
+"""Files that are read ahead."""
+DECODED_AHEAD = 1 << 24
+"""Pixels that are decoded ahead: 50 MB in RGB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What is decoded, and by how many threads."""
+
+    max_pixels: int
+    """Images of more are rejected before they are decoded."""
+    threads: int = 1
+    killers: Mapping[str, str] = field(default_factory=dict)
+    """Inputs that end the process that decodes them, by id, and how: they are rejected undecoded."""
+    announce: Callable[[str], None] | None = None
+    """Is told the id of each image before it is decoded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """An image before it is decoded: its bytes, its pixels where it came without an encoding, or why there are none."""
+
+    id: str
+    name: str
+    data: bytes | None = None
+    picture: Picture | None = None
+    reason: str | None = None
+    is_image: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """An image to be cleaned, the reason why it can't be, or a tar's member that is no image."""
+
+    id: str
+    name: str
+    """In a tar: its own, its file's, or its row's."""
+    position: int
+    """Among the images of its entry."""
+    picture: Picture | None = None
+    stage: str = ""
+    """Of a reject: "read" or "decode"."""
+    reason: str = ""
+    other: bytes | None = None
+    """What a member that is no image holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """What is read together: image files in a row, a run of a Parquet file, or a tar."""
+
+    entries: tuple[Entry, ...]
+    inputs: Iterator[Input]
+    table: pa.Table | None = None
+    """The run of a Parquet file, with all its columns."""
+
+
+def groups(unit: Unit, limits: Limits) -> Iterator[Group]:
+    """What a unit holds; each group has to be read to its end before the next is asked for.
+
+    Args:
+        unit: planned inputs.
+        limits: of what is decoded.
+    """
+    for kind, run in groupby(unit.entries, key=lambda entry: entry.kind):
+        if kind == "image":
+            entries = tuple(run)
+            yield Group(entries=entries, inputs=_decoded(_files(entries), limits))
+            continue
+        for entry in run:
+            if kind == "tar":
+                yield Group(entries=(entry,), inputs=_decoded(_members(entry), limits))
+            else:
+                yield _run_of_rows(entry, limits)
+
+
+def _files(entries: tuple[Entry, ...]) -> Iterator[Encoded]:
+    urls = [entry.url for entry in entries]
+    for index, data in storage.read_many(urls, at_once=READS_AT_ONCE):
+        entry = entries[index]
+        if isinstance(data, Exception):
+            yield Encoded(id=entry.key, name=entry.key, reason=str(data))
+        elif entry.size >= 0 and len(data) != entry.size:
+            yield Encoded(
+                id=entry.key,
+                name=entry.key,
+                reason=changed(entry, len(data)),
+            )
+        else:
+            yield Encoded(id=entry.key, name=entry.key, data=data)
+
+
+def changed(entry: Entry, size: int) -> str:
+    """The reason to reject a file that is not the one that was planned."""
+    return f"changed since it was listed: {entry.size} bytes then, {size} now; --update takes it up"
+
+
+def _run_of_rows(entry: Entry, limits: Limits) -> Group:
+    names = [f"{entry.first + row:09d}" for row in range(entry.rows or 0)]
+    ids = [f"{entry.key}#{int(name)}" for name in names]
+    try:
+        table = _table(entry)
+        values = parquet.encoded_images(table)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        rejects = (Encoded(id=i, name=name, reason=str(error)) for i, name in zip(ids, names, strict=True))
+        return Group(entries=(entry,), inputs=_decoded(rejects, limits))
+    rows = (_row(i, name, value) for i, name, value in zip(ids, names, values, strict=True))
+    return Group(entries=(entry,), inputs=_decoded(rows, limits), table=table)
+
+
+def _row(id: str, name: str, value: bytes | NDArray[np.uint8] | ValueError) -> Encoded:
+    if isinstance(value, bytes):
+        return Encoded(id=id, name=name, data=value)
+    if isinstance(value, ValueError):
+        return Encoded(id=id, name=name, reason=str(value))
+    return Encoded(id=id, name=name, picture=Picture(pixels=value))
+
+
+def _table(entry: Entry) -> pa.Table:
+    """The rows of a Parquet file's run, all columns."""
+    with files.open_file(entry.url) as opened:
+        size = opened.seek(0, os.SEEK_END)
+        if entry.size not in (-1, size):
+            raise ValueError(changed(entry, size))
+        file = pq.ParquetFile(opened, pre_buffer=not storage.is_local(entry.url))
+        groups: list[int] = []
+        before, begin, stop = 0, 0, entry.first + (entry.rows or 0)
+        for number in range(file.num_row_groups):
+            rows = file.metadata.row_group(number).num_rows
+            if before < stop and before + rows > entry.first:
+                if not groups:
+                    begin = before
+                groups.append(number)
+            before += rows
+        if before < stop:
+            raise ValueError(f"expected {stop} rows at least, but it has {before}")
+        batches, seen = [], begin
+        for batch in file.iter_batches(1024, row_groups=groups, use_threads=False):
+            low, high = max(entry.first - seen, 0), min(stop - seen, len(batch))
+            if low < high:
+                batches.append(batch.slice(low, high - low))
+            seen += len(batch)
+            if seen >= stop:
+                break
+        return pa.Table.from_batches(batches, schema=file.schema_arrow)
+
+
+def _members(entry: Entry) -> Iterator[Encoded]:
+    """A tar's images; each name once: a second one of that name gets its number."""
+    seen: dict[str, int] = {}
+    try:
+        with files.open_file(entry.url) as opened, tarfile.open(fileobj=opened, mode="r|*") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                content = cast(IO[bytes], tar.extractfile(member))
+                seen[member.name] = seen.get(member.name, 0) + 1
+                again = f"~{seen[member.name]}" if seen[member.name] > 1 else ""
+                yield Encoded(
+                    id=f"{entry.key}#{member.name}{again}",
+                    name=member.name,
+                    data=content.read(),
+                    is_image=images.has_known_extension(member.name),
+                )
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        yield Encoded(id=entry.key, name=entry.key, reason=f"the tar can't be read to its end: {error}")
+
+
+def _decoded(encoded: Iterable[Encoded], limits: Limits) -> Iterator[Input]:
+    """Decode ahead in threads, in order, within a budget of pixels."""
+    with ThreadPoolExecutor(limits.threads) as pool:
+        ahead: deque[tuple[int, Future[Input]]] = deque()
+        pixels = 0
+        for position, item in enumerate(encoded):
+            size = images.pixels_of(item.data) if item.data is not None and item.is_image else 0
+            while ahead and (pixels + size > DECODED_AHEAD or len(ahead) >= 2 * limits.threads):
+                before, future = ahead.popleft()
+                pixels -= before
+                yield future.result()
+            ahead.append((size, pool.submit(_decode, position, item, limits)))
+            pixels += size
+        for _, future in ahead:
+            yield future.result()
+
+
+def _decode(position: int, item: Encoded, limits: Limits) -> Input:
+    about: dict[str, Any] = {"id": item.id, "name": item.name, "position": position}
+    if item.reason is not None:
+        return Input(**about, stage="read", reason=item.reason)
+    if item.id in limits.killers:
+        return Input(**about, stage="decode", reason=limits.killers[item.id])
+    if not item.is_image:
+        return Input(**about, other=item.data)
+    if item.picture is not None:
+        return Input(**about, picture=item.picture)
+    if limits.announce:
+        limits.announce(item.id)
+    try:
+        return Input(**about, picture=images.read_picture(cast(bytes, item.data), max_pixels=limits.max_pixels))
+    except ValueError as error:
+        return Input(**about, stage="decode", reason=str(error))

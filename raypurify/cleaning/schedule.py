@@ -1,0 +1,107 @@
+"""The units of a plan one by one: their names and sizes for the driver, their entries for the workers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypurify import schema, storage
+from raypurify.cleaning.base import Entry, Unit
+from raypurify.cleaning.digests import Digests
+from raypurify.cleaning.generations import whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A unit as the driver knows it."""
+
+    name: str
+    part: str
+    """URL of the plan's file that holds its entries."""
+    images: int | None
+    """Those of its inputs that no later generation plans anew; None for a tar, whose images nobody has counted."""
+    is_superseded: bool
+    """Whether a later generation plans some of its inputs anew."""
+
+
+def schedule(output: str) -> Iterator[Planned]:
+    """The units of all generations, in the order of the plan; of a plan with updates, the latest generation first.
+
+    Raises:
+        ValueError: there is no whole plan.
+    """
+    generations = whole(output)
+    if not generations:
+        raise ValueError(f"{output}: there is no plan; freeze one first")
+    later: list[Digests] = []
+    for generation, mark in reversed(generations):
+        keys = Digests()
+        for number, table in enumerate(generation.planned(mark, ["unit", "key", "kind", "rows"])):
+            live = pa.array([not any(key in others for others in later) for key in table["key"].to_pylist()])
+            yield from _planned(table.append_column("live", live), generation.part("part", number))
+            if generation.number:
+                for key in table["key"].to_pylist():
+                    keys.add(key)
+        later.append(keys.seal())
+
+
+def _planned(table: pa.Table, part: str) -> Iterator[Planned]:
+    rows = pc.if_else(table["live"], table["rows"], 0)
+    summed = (
+        table.append_column("images", rows)
+        .group_by("unit", use_threads=False)
+        .aggregate([("images", "sum"), ("images", "count"), ("live", "min"), ("live", "count")])
+    )
+    for row in summed.to_pylist():
+        known = row["images_count"] == row["live_count"]
+        yield Planned(
+            name=row["unit"],
+            part=part,
+            images=row["images_sum"] if known else None,
+            is_superseded=not row["live_min"],
+        )
+
+
+def load(part: str, name: str) -> Unit:
+    """The unit of this name, in this file of a plan."""
+    table = _part(part)
+    rows = table.filter(pc.equal(table["unit"], name)).drop_columns("unit").to_pylist()
+    return Unit(name=name, entries=tuple(Entry(**row) for row in rows))
+
+
+@lru_cache(maxsize=2)
+def _part(part: str) -> pa.Table:
+    return storage.read_table(part, schema.PLAN.names)
+
+
+def live_keys(output: str, planned: Planned) -> set[str]:
+    """Keys of a unit's inputs that no later generation plans anew."""
+    generations = whole(output)
+    number = int(planned.name.partition("-")[0])
+    keys = {entry.key for entry in load(planned.part, planned.name).entries}
+    for generation, mark in generations[number + 1 :]:
+        for table in generation.planned(mark, ["key"]):
+            keys -= set(pc.filter(table["key"], pc.is_in(table["key"], pa.array(sorted(keys)))).to_pylist())
+    return keys
+
+
+def sample(output: str, count: int) -> Unit:
+    """Some ``count`` inputs, spread over a few units that are spread over the plan: for a trial."""
+    units = list(schedule(output))
+    chosen = units[:: max(1, len(units) // 4)][:4]
+    entries = []
+    for planned in chosen:
+        mine = load(planned.part, planned.name).entries
+        wanted = max(1, count // len(chosen))
+        mine = mine[:: max(1, len(mine) // wanted)][:wanted]
+        entries += [
+            dataclasses.replace(entry, rows=min(entry.rows, count)) if entry.kind == "parquet" and entry.rows else entry
+            for entry in mine
+            if entry.kind != "tar" or len(units) == 1
+        ]
+    return Unit(name="sample", entries=tuple(entries))

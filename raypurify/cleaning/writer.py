@@ -1,0 +1,178 @@
+"""Where cleaned images go: files of their own, Parquet, or tars. Each output is there whole, or not at all."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Protocol, cast
+
+import pyarrow as pa
+
+from raypurify import images, storage
+from raypurify.cleaning.base import Entry, Unit
+from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.reader import Group, Input
+from raypurify.data import parquet
+
+WRITES_AT_ONCE = 16
+SPOOLED = 64 << 20
+"""Bytes of a tar that are kept in memory before it goes to a temporary file."""
+
+
+class Sink(Protocol):
+    """Takes cleaned images in the order of their unit."""
+
+    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
+        """Take an encoded image of (H, W, C); says the URL that it will be at, and its row there."""
+        ...
+
+    def pass_on(self, item: Input) -> None:
+        """Take a tar's member that is no image."""
+        ...
+
+    def close(self) -> None:
+        """Publish what was put; returns when all of it is there."""
+        ...
+
+
+def mirror(root: str, group: Group, config: CleaningConfig) -> Sink:
+    """What mirrors a group of inputs under ``root``."""
+    if group.entries[0].kind == "image":
+        return ImageFiles(root, group.entries, config.format)
+    url = storage.join(root, group.entries[0].output)
+    if group.entries[0].kind == "tar":
+        return Tar(url, images.FORMATS[config.format].extension)
+    return Rows(url, group.table)
+
+
+def shard(root: str, unit: Unit, config: CleaningConfig) -> Sink | None:
+    """What holds all of a unit's images under ``root``, where shards are asked for."""
+    if config.shards == "parquet":
+        return Shard(storage.join(root, f"{unit.name}.parquet"))
+    if config.shards == "webdataset":
+        return Tar(storage.join(root, f"{unit.name}.tar"), images.FORMATS[config.format].extension)
+    return None
+
+
+class ImageFiles:
+    """Each image in a file of its own, under its input's name."""
+
+    def __init__(self, root: str, entries: Sequence[Entry], format: str) -> None:
+        self.root, self.entries, self.format = root, entries, format
+        self.pool = ThreadPoolExecutor(WRITES_AT_ONCE)
+        self.writes: list[Future[None]] = []
+
+    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
+        url = storage.join(self.root, self.entries[item.position].output)
+        if len(self.writes) >= 4 * WRITES_AT_ONCE:
+            self.writes.pop(0).result()
+        self.writes.append(
+            self.pool.submit(storage.write_bytes, url, data, content_type=images.FORMATS[self.format].content_type)
+        )
+        return url, None
+
+    def pass_on(self, item: Input) -> None:
+        raise TypeError("image files have no members")
+
+    def close(self) -> None:
+        with self.pool:
+            for write in self.writes:
+                write.result()
+
+
+class Rows:
+    """The run of a Parquet file with its image column replaced; rows that were rejected are left out."""
+
+    def __init__(self, url: str, table: pa.Table | None) -> None:
+        self.url, self.table = url, table
+        self.kept: list[int] = []
+        self.images: list[bytes] = []
+
+    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
+        self.kept.append(item.position)
+        self.images.append(data)
+        return self.url, len(self.kept) - 1
+
+    def pass_on(self, item: Input) -> None:
+        raise TypeError("rows have no members")
+
+    def close(self) -> None:
+        if self.table is None or not self.kept:
+            return
+        table = self.table.take(pa.array(self.kept, pa.int64()))
+        column = parquet.image_column(table.schema)
+        index = table.schema.get_field_index(column)
+        old, encoded = table.column(index), pa.array(self.images, pa.binary())
+        if pa.types.is_struct(old.type):
+            paths = old.combine_chunks().field("path") if old.type.get_field_index("path") >= 0 else None
+            fields = {"bytes": encoded, **({"path": paths} if paths is not None else {})}
+            encoded = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
+        field = pa.field(column, encoded.type, metadata=table.schema.field(index).metadata)
+        storage.write_table(self.url, table.set_column(index, field, encoded))
+
+
+class Shard:
+    """A unit's images in one Parquet file: id, image, height, width."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.rows: list[dict[str, object]] = []
+
+    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
+        self.rows.append({"id": item.id, "image": data, "height": shape[0], "width": shape[1]})
+        return self.url, len(self.rows) - 1
+
+    def pass_on(self, item: Input) -> None:
+        """Images only."""
+
+    def close(self) -> None:
+        if self.rows:
+            storage.write_table(self.url, pa.Table.from_pylist(self.rows, SHARD))
+
+
+SHARD = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("width", pa.int64(), nullable=False),
+    ]
+)
+
+
+class Tar:
+    """A WebDataset tar: images under their names with the new extension, and the members that are no images."""
+
+    def __init__(self, url: str, extension: str) -> None:
+        self.url, self.extension = url, extension
+        self.file = tempfile.SpooledTemporaryFile(SPOOLED)  # noqa: SIM115
+        self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+        self.names: set[str] = set()
+        self.count = 0
+
+    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
+        stem = item.name.rpartition(".")[0] if images.has_known_extension(item.name) else item.name
+        name = f"{stem}.{self.extension}"
+        self._add(name if name not in self.names else f"{item.name}.{self.extension}", data)
+        self.count += 1
+        return self.url, self.count - 1
+
+    def pass_on(self, item: Input) -> None:
+        """Take a member that is no image as it is."""
+        self._add(item.name, cast(bytes, item.other))
+
+    def _add(self, name: str, data: bytes) -> None:
+        self.names.add(name)
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self.tar.addfile(info, io.BytesIO(data))
+
+    def close(self) -> None:
+        self.tar.close()
+        if self.names:
+            self.file.seek(0)
+            storage.write_file(self.url, cast(IO[bytes], self.file), content_type="application/x-tar")
+        self.file.close()

@@ -1,0 +1,287 @@
+"""Bulk cleaning on Ray Data: planned units stream through actors that read, purify, write and account for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from raypurify import images, lease, retries, runs, storage
+from raypurify.cleaning import accounts, inputs, plan, quarantine, schedule
+from raypurify.cleaning.base import Unit
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, first_look
+from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.generations import Counts
+from raypurify.distributed import cluster, streams
+from raypurify.distributed.units import ActorPool, set_threads, through
+from raypurify.progress import Progress, print_table
+from raypurify.report import formats
+from raypurify.report.cleaning import write_cleaning_report
+
+DEATHS = 2
+"""Workers that a unit may end before its inputs are looked at one by one."""
+ENOUGH = 1000
+"""Images after which the share of rejects is judged."""
+TRIED = 32
+"""Images that are tried before the work."""
+POINTS = 100
+"""Of the timeline, at least, once there are as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleaningArguments:
+    """Flags of the cleaning job."""
+
+    cleaning: CleaningConfig
+    resources: ActorPool = field(default_factory=ActorPool)
+    destination: runs.Destination
+    update: bool = False
+    """Of a finished output: clean what is new or has changed in the input since."""
+    max_rejects: float = 0.1
+    """Stop when more than this share of the images is rejected, in [0, 1]; 1: never."""
+    dry_run: bool = False
+    """Count, try a few images, estimate the time, and write nothing."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_rejects <= 1:
+            raise ValueError(f"max_rejects must be in [0, 1]; got {self.max_rejects!r}")
+
+
+def main(arguments: CleaningArguments) -> None:
+    """Clean images of any size and number, streamed by Ray Data: each ends up cleaned or in rejects, exactly once."""
+    output = storage.absolute(arguments.destination.output)
+    if arguments.dry_run:
+        print_table(pa.Table.from_pylist([dry_run(arguments.cleaning, arguments.resources, output)]))
+        return
+    totals = clean(
+        arguments.cleaning,
+        arguments.resources,
+        output,
+        update=arguments.update,
+        max_rejects=arguments.max_rejects,
+        overwrite=arguments.destination.overwrite,
+        shared_filesystem=arguments.destination.shared_filesystem,
+    )
+    print_table(pa.Table.from_pylist([totals.shown()]))
+    for reason, count in sorted(totals.reasons.items(), key=lambda item: -item[1]):
+        print(f"rejected: {count:,} x {reason}")
+    print(f"images: {storage.join(output, 'images')}\nreport: {storage.join(output, 'report.html')}")
+
+
+def clean(
+    config: CleaningConfig,
+    resources: ActorPool,
+    output: str,
+    *,
+    update: bool = False,
+    max_rejects: float = 1.0,
+    overwrite: bool = False,
+    shared_filesystem: bool = False,
+) -> accounts.Totals:
+    """Clean what is at an input into an output; does the units that are not accounted for yet.
+
+    Args:
+        config: what is cleaned.
+        resources: who does it.
+        output: URL of the run's folder; neither inside the input nor around it.
+        update: plan what is new or has changed since the output was finished.
+        max_rejects: share of the images, in [0, 1]; when more are rejected the work stops.
+        overwrite: start afresh.
+        shared_filesystem: a local output is one that every host sees.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, another run's output, or one that is being written.
+        RuntimeError: too many rejects, or images that are in neither manifest nor rejects, or there twice.
+    """
+    output = storage.absolute(output)
+    inputs.check_apart(config.input, output)
+    work = Cleaning.load(config, output)
+    with lease.hold(output) as held:
+        run = runs.open_run(output, work.identity(), overwrite=overwrite)
+        if run.finished and not update:
+            return accounts.add_up(output)
+        storage.remove(storage.join(output, storage.SUCCESS))
+        if run.finished:
+            _update(config, output)
+        else:
+            _plan(config, output, output=output)
+        hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
+        cluster.check_output(output, shared_filesystem=shared_filesystem)
+        with run.attempt(hardware, dataclasses.asdict(resources)):
+            run.counts["warnings"] = _warn(work, output)
+            counts = Tally()
+            try:
+                _stream(work, resources, counts, max_rejects, held)
+            finally:
+                run.counts.update(counts.shown())
+            storage.remove(storage.join(output, "starts"))
+            storage.remove_drafts(output)
+            accounts.retire(output)
+            totals = accounts.add_up(output)
+        write_cleaning_report(output, totals, accounts.pictures(output, totals))
+        run.finish()
+    return totals
+
+
+class Tally:
+    """What an attempt has done so far, for ``run.json``."""
+
+    def __init__(self) -> None:
+        self.sums = dict.fromkeys(("in", "out", "rejected", "bytes_in", "bytes_out", "requests", "retries"), 0)
+        self.timeline: list[tuple[float, int]] = []
+        self.started, self.first, self.last = time.time(), math.inf, 0.0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add what an actor says of a unit."""
+        for name in self.sums:
+            self.sums[name] += row[name]
+        self.first, self.last = min(self.first, row["started"]), max(self.last, row["ended"])
+        self.timeline.append((round(self.last - self.started, 1), self.sums["in"]))
+        if len(self.timeline) > 2 * POINTS:
+            del self.timeline[1:-1:2]
+
+    def shown(self) -> dict[str, Any]:
+        """As ``run.json`` has it."""
+        seconds = max(self.last - self.first, 1e-9)
+        rate = {"images_per_second": round(self.sums["in"] / seconds, 1)} if self.sums["in"] else {}
+        return {**self.sums, **rate, "timeline": self.timeline}
+
+
+def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, held: lease.Lease) -> None:
+    """Clean the units that are not accounted for, and count.
+
+    Raises:
+        RuntimeError: more than ``max_rejects`` of the images are rejected.
+    """
+    done = accounts.finished_units(work.output)
+    todo = [unit for unit in schedule.schedule(work.output) if unit.name not in done]
+    blocks = streams.read_blocks(
+        [(unit.name, unit.part) for unit in todo], _block, name="Units", read_cpus=pool.read_cpus, ordered=False
+    )
+    with Progress("cleaning", total=sum(unit.images or 0 for unit in todo), unit="images") as progress:
+        for row in through(CleaningActor, (work, held.attempt, pool), blocks, len(todo), pool):
+            held.check()
+            counts.add(row)
+            rejected = counts.sums["rejected"]
+            progress.advance(row["in"], note=f"{rejected:,} rejected" if rejected else "")
+            if counts.sums["in"] >= ENOUGH and rejected > max_rejects * counts.sums["in"]:
+                raise RuntimeError(
+                    f"{rejected:,} of {counts.sums['in']:,} images are rejected, more than --max-rejects={max_rejects} "
+                    f"allows; {storage.join(work.output, 'rejects')} says why. What is done stays done"
+                )
+
+
+def _block(unit: str, part: str) -> pa.Table:
+    """The block that names a unit, and the file of the plan that holds it."""
+    return pa.table({"unit": [unit], "part": [part]})
+
+
+class CleaningActor:
+    """Cleans the unit that a block names."""
+
+    def __init__(self, reference: ray.ObjectRef[tuple[Cleaning, str, ActorPool]]) -> None:
+        self.work, self.attempt, pool = ray.get(reference)
+        set_threads(pool)
+        self.clean = Cleaner(self.work, pool.device, batch=pool.batch, threads=pool.cpus_per_actor)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Clean one unit, and account for it.
+
+        Returns:
+            One row: ``in``, ``out``, ``rejected`` (images), ``bytes_in``, ``bytes_out``, ``requests``, ``retries``,
+            ``started`` and ``ended`` (seconds of the clock).
+        """
+        started, before = time.time(), retries.counts()
+        unit = schedule.load(block["part"][0].as_py(), block["unit"][0].as_py())
+        cleaned = self.clean(unit, self._killers(unit))
+        lease.check(self.work.output, self.attempt)
+        accounts.publish(self.work.output, unit.name, cleaned)
+        row: dict[str, Any] = {
+            "in": len(cleaned.rows) + len(cleaned.rejects),
+            "out": len(cleaned.rows),
+            "rejected": len(cleaned.rejects),
+            "bytes_in": unit.size,
+            "bytes_out": cleaned.bytes_out,
+            **{name: count - before[name] for name, count in retries.counts().items()},
+            "started": started,
+            "ended": time.time(),
+        }
+        return pa.Table.from_pylist([row])
+
+    def _killers(self, unit: Unit) -> dict[str, str]:
+        """Look at a unit's inputs one by one, if it has ended workers of this attempt.
+
+        Raises:
+            RuntimeError: it ended workers although its inputs can be decoded.
+        """
+        url = storage.join(self.work.output, "starts", self.attempt, f"{unit.name}.json")
+        starts = storage.read_json(url) if storage.exists(url) else 0
+        if starts > 2 * DEATHS:
+            raise RuntimeError(
+                f"unit {unit.name} has ended its worker {starts} times, but each of its inputs can be decoded: is "
+                "there enough memory for a worker? The dashboard's log of the actor says how it ended"
+            )
+        storage.write_json(url, starts + 1)
+        return quarantine.killers(unit, self.work.config.max_pixels) if starts >= DEATHS else {}
+
+
+def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[str, Any]:
+    """Count what would be cleaned, try a few images in this process, and estimate the time; the output is not touched.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input.
+    """
+    inputs.check_apart(config.input, output)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Cleaning.load(config, folder)
+        counts = _plan(config, folder, output=output)
+        sample = schedule.sample(folder, TRIED)
+        _warn(work, folder)
+        cleaner = Cleaner(work, "cpu", batch=resources.batch, threads=1)
+        started = time.perf_counter()
+        cleaned = cleaner(sample)
+        rate = (len(cleaned.rows) + len(cleaned.rejects)) / (time.perf_counter() - started)
+        skipped = plan.skipped_files(folder)
+    for reject in cleaned.rejects:
+        print(f"rejected: {reject['id']}: {reject['reason']}")
+    return {
+        "files": counts.files,
+        "images": counts.images if not counts.tars else f"{counts.images} and those of {counts.tars} tars",
+        "gigabytes": counts.size / 1e9,
+        "skipped_files": ", ".join(f"{count} {kind}" for kind, count in skipped.items()) or "none",
+        "tried": len(cleaned.rows) + len(cleaned.rejects),
+        "rejected": len(cleaned.rejects),
+        "images_per_second": rate * resources.actors,
+        "estimated": formats.duration(counts.images / (rate * resources.actors)),
+    }
+
+
+def _warn(work: Cleaning, folder: str) -> list[str]:
+    """Warn of what the first images tell."""
+    warnings = first_look(work, schedule.sample(folder, TRIED))
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return warnings
+
+
+def _update(config: CleaningConfig, output: str) -> None:
+    """Plan what is new or has changed."""
+    entries = inputs.listed(config.input, output=output)
+    changes = plan.update(output, entries, extension=images.FORMATS[config.format].extension)
+    print(f"update: {changes.new:,} new, {changes.changed:,} changed, {changes.gone:,} gone (their outputs stay)")
+
+
+def _plan(config: CleaningConfig, folder: str, *, output: str) -> Counts:
+    """Freeze the listing of the input into ``folder``, as a run that writes to ``output`` would."""
+    skipped: Counter[str] = Counter()
+    entries = inputs.listed(config.input, output=output, skipped=skipped)
+    extension = images.FORMATS[config.format].extension
+    return plan.freeze(folder, entries, extension=extension, limit=config.limit, skipped=skipped)

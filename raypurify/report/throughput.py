@@ -1,0 +1,140 @@
+"""Throughput over a run's attempts: how many images a second, when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raypurify.report import attempts
+
+BINS = 120
+"""Of a chart, over all attempts together."""
+POINTS_A_BIN = 4
+"""Images are counted when a whole unit is done, so that fewer would show the units' rhythm, not the throughput."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """The time of one attempt, or of a pause between two."""
+
+    started: datetime
+    seconds: float
+    rates: tuple[float, ...] = ()
+    """Images a second in equal parts of the time; none in a pause."""
+    cut_off: int = 0
+    """Attempts that began in this pause and left no record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Throughput:
+    """All attempts together."""
+
+    spans: tuple[Span, ...]
+    """In the order of time; between attempts stand pauses."""
+    seconds: float
+    """That the attempts took, without those that were cut off."""
+    rate: float | None
+    """Images a second while images were cleaned; None where that was not recorded."""
+    attempts: int
+    cut_off: int
+    """Attempts that left no record of their end."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is anything to draw."""
+        return any(rate > 0 for span in self.spans for rate in span.rates)
+
+
+def read(run: Mapping[str, Any]) -> Throughput:
+    """The throughput of a cleaning.
+
+    Args:
+        run: ``run.json``, whose attempts' counts hold ``in`` (images), ``images_per_second`` and ``timeline``: lists of
+            seconds since the attempt's start and images done in it. An attempt that was cut off holds none of them.
+    """
+    listed = attempts.listed(run)
+    lengths = [_seconds(attempt) for attempt in listed]
+    images, busy = 0.0, 0.0
+    for attempt, length in zip(listed, lengths, strict=True):
+        done = _number(_counts(attempt).get("in"))
+        rate = _number(_counts(attempt).get("images_per_second"))
+        if done and (rate or length):
+            images += done
+            busy += done / rate if rate else length or 0.0
+    return Throughput(
+        spans=_spans(listed, lengths),
+        seconds=sum(length or 0.0 for length in lengths),
+        rate=images / busy if busy else None,
+        attempts=len(listed),
+        cut_off=lengths.count(None),
+    )
+
+
+def _spans(listed: Sequence[Mapping[str, Any]], lengths: Sequence[float | None]) -> tuple[Span, ...]:
+    total = sum(length or 0.0 for length in lengths)
+    timed = [
+        (started, length, attempt)
+        for attempt, length in zip(listed, lengths, strict=True)
+        if (started := attempts.time_of(attempt.get("started"))) is not None
+    ]
+    timed.sort(key=lambda item: item[0])
+    spans: list[Span] = []
+    end, cut_off = timed[0][0].timestamp() if timed else 0.0, 0
+    for started, length, attempt in timed:
+        if length is None:
+            cut_off += 1
+            continue
+        pause = started.timestamp() - end
+        if pause > 0:
+            spans.append(Span(started=datetime.fromtimestamp(end, started.tzinfo), seconds=pause, cut_off=cut_off))
+        if length > 0:
+            spans.append(Span(started=started, seconds=length, rates=_rates(_timeline(attempt), length, total)))
+        end, cut_off = started.timestamp() + length, 0
+    return tuple(spans)
+
+
+def _rates(timeline: NDArray[np.float64], length: float, total: float) -> tuple[float, ...]:
+    """Images a second in equal parts of an attempt; their sum is that of the timeline."""
+    if len(timeline) == 0:
+        return (0.0,)
+    bins = max(1, min(round(BINS * length / total), len(timeline) // POINTS_A_BIN))
+    edges = np.linspace(0.0, length, bins + 1)
+    done = np.interp(edges, *np.vstack([np.zeros(2), timeline]).T)
+    return tuple(float(rate) for rate in np.diff(done) / np.diff(edges))
+
+
+def _timeline(attempt: Mapping[str, Any]) -> NDArray[np.float64]:
+    """(N, 2): seconds, which increase, and images done until then, which do not decrease."""
+    given = _counts(attempt).get("timeline")
+    latest: dict[float, float] = {}
+    for point in given if isinstance(given, list | tuple) else []:
+        if isinstance(point, list | tuple) and len(point) == 2:
+            seconds, images = map(_number, point)
+            if seconds is not None and images is not None:
+                latest[seconds] = max(images, latest.get(seconds, 0.0))
+    points = np.array(sorted(latest.items()), np.float64).reshape(-1, 2)
+    points[:, 1] = np.maximum.accumulate(points[:, 1]) if len(points) else points[:, 1]
+    return points
+
+
+def _seconds(attempt: Mapping[str, Any]) -> float | None:
+    """How long an attempt took: until its end or, while it goes on, until the last images; None: it was cut off."""
+    timeline = _timeline(attempt)
+    last = float(timeline[-1, 0]) if len(timeline) else 0.0
+    ended = attempts.seconds(attempt)
+    return last or None if ended is None else max(ended, last)
+
+
+def _counts(attempt: Mapping[str, Any]) -> Mapping[str, Any]:
+    counts = attempt.get("counts")
+    return counts if isinstance(counts, Mapping) else {}
+
+
+def _number(value: Any) -> float | None:
+    """``value`` if it is a number that can count or measure."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < np.inf else None

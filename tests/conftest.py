@@ -1,0 +1,3 @@
+"""Fixtures of several folders. That this file is here puts the folder on the path, with its helpers."""
+
+from servers import s3 as s3

@@ -1,0 +1,79 @@
+"""Servers that tests of several folders start, and how they wait for them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import fsspec
+import pytest
+from fault_proxy import Faults, Proxy, running
+
+from raypurify import storage
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether a server listens on this port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition, seconds: float, what: str) -> None:  # type: ignore[no-untyped-def]
+    """Wait until ``condition()`` is true.
+
+    Raises:
+        TimeoutError: it did not become true; names ``what``.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"no {what} within {seconds} s")
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A bucket on a real S3 server over HTTP; its endpoint and keys are in the environment, as users have them."""
+    port = free_port()
+    moto = Path(sys.executable).parent / "moto_server"
+    server = subprocess.Popen(
+        [moto, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        wait_for(lambda: answers(port), 30, "S3 server")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # of another test's server
+        storage.filesystem("s3://runs")[0].mkdir("runs")
+        yield "s3://runs"
+    server.terminate()
+    server.wait()
+
+
+@contextlib.contextmanager
+def faulty(faults: Faults) -> Iterator[Proxy]:
+    """The S3 server of the environment behind a proxy that fails; the environment's endpoint is the proxy meanwhile."""
+    target = urlsplit(os.environ["AWS_ENDPOINT_URL"]).port
+    assert target is not None
+    with running(target, faults) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
