@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 DRAWN = ("error", "slow_down", "reset", "cut", "hang", "trickle")
@@ -245,8 +246,10 @@ def main() -> None:
     parser.add_argument("--target", type=int, required=True)
     parser.add_argument("--faults", type=json.loads, default={})
     arguments = parser.parse_args()
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.faults.items()}
-    serving(arguments.target, Faults(**lists), arguments.port)[0].serve_forever()
+    faults: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in arguments.faults.items()
+    }
+    serving(arguments.target, Faults(**faults), arguments.port)[0].serve_forever()
 
 
 if __name__ == "__main__":
