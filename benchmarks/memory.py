@@ -1,11 +1,13 @@
-"""Peak memory of an evaluation's driver and workers: 10,000 images against 60,000.
+"""Peak memory of the driver and the workers: evaluations of 10,000 images and 60,000, cleanings of 5,000 and 50,000.
 
-Each evaluation runs in a fresh process with a Ray of its own. The figure is the unique set size (memory that no other
-process shares), sampled five times a second, of the driver and of the largest worker.
+A cleaning is of 32x32 images in Parquet on the local disk, by a median filter; its time is measured too. Each job runs
+in a fresh process with a Ray of its own. The figure is the unique set size (memory that no other process shares),
+sampled five times a second, of the driver and of the largest worker.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -14,26 +16,40 @@ from pathlib import Path
 
 import _harness
 import psutil
+from cleaning import ROWS, parquet
 
-JOB = Path(__file__).parents[1] / "jobs" / "evaluate.py"
+JOBS = Path(__file__).parents[1] / "jobs"
 
 
-def peaks(limit: int, data: str) -> dict[str, float]:
-    """Peak MiB of the driver and of the largest worker process, for ``limit`` images."""
+def evaluation(limit: int, data: str) -> dict[str, float]:
+    """Of ``limit`` images."""
+    flags = ["--data", data, "--split", "train", "--limit", str(limit), "--attacks", "fgsm,epsilon=0.3"]
+    return peaks("evaluate.py", [*flags, "--purifiers", "threshold"])
+
+
+def cleaning(limit: int, folder: str) -> dict[str, float]:
+    """Of ``limit`` images; with ``seconds``."""
+    flags = ["--input", folder, "--purifier", "median_filter", "--limit", str(limit // ROWS)]
+    return peaks("clean.py", flags)
+
+
+def peaks(job: str, flags: list[str]) -> dict[str, float]:
+    """Peak MiB of a job's driver and of its largest worker, and seconds from its first image to its last."""
     with tempfile.TemporaryDirectory() as output:
-        flags = ["--data", data, "--split", "train", "--limit", str(limit), "--attacks", "fgsm,epsilon=0.3"]
-        flags += ["--purifiers", "threshold", "--actors", "2", "--cpus-per-actor", "1", "--output", output + "/run"]
-        job = subprocess.Popen([sys.executable, str(JOB), *flags], stdout=subprocess.DEVNULL)
+        pool = ["--actors", "2", "--cpus-per-actor", "1", "--output", output + "/run"]
+        command = [sys.executable, str(JOBS / job), *flags, *pool]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         most = {"driver": 0.0, "worker": 0.0}
-        while job.poll() is None:
-            most["driver"] = max(most["driver"], _unique(psutil.Process(job.pid)))
-            for process in psutil.Process(job.pid).children(recursive=True):
-                if _is_worker(process):
-                    most["worker"] = max(most["worker"], _unique(process))
+        while process.poll() is None:
+            most["driver"] = max(most["driver"], _unique(psutil.Process(process.pid)))
+            for child in psutil.Process(process.pid).children(recursive=True):
+                if _is_worker(child):
+                    most["worker"] = max(most["worker"], _unique(child))
             time.sleep(0.2)
-    if job.returncode:
-        raise RuntimeError(f"the evaluation of {limit} images failed with exit status {job.returncode}")
-    return most
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed with exit status {process.returncode}")
+        counts = json.loads(Path(output, "run", "run.json").read_text())["attempts"][0]["counts"]
+    return {**most, "seconds": counts["in"] / counts["images_per_second"]}
 
 
 def _is_worker(process: psutil.Process) -> bool:
@@ -55,14 +71,29 @@ def main() -> None:
     parser = _harness.arguments(__doc__)
     parser.add_argument("--data", default="mnist", help="dataset of 28x28 grey images")
     options = parser.parse_args()
-    small, large = (1_000, 6_000) if options.quick else (10_000, 60_000)
-    few, many = peaks(small, options.data), peaks(large, options.data)
-    results = [
-        _harness.result(
-            f"peak of the {name}", "MiB", many[name], few[name], f"{small} images", large, higher_is_better=False
-        )
-        for name in few
-    ]
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = {"evaluation": (1_000, 6_000), "cleaning": (500, 5_000)}
+        if not options.quick:
+            sizes = {"evaluation": (10_000, 60_000), "cleaning": (5_000, 50_000)}
+        images = parquet(folder, sizes["cleaning"][1], 32)
+        for job, run, data in (("evaluation", evaluation, options.data), ("cleaning", cleaning, images)):
+            small, large = sizes[job]
+            few, many = run(small, data), run(large, data)
+            slower = many.pop("seconds") / large * small / few.pop("seconds")
+            results += [
+                _harness.result(
+                    f"{job}: peak of the {name}",
+                    "MiB",
+                    many[name],
+                    few[name],
+                    f"{small} images",
+                    large,
+                    higher_is_better=False,
+                    seconds_an_image_grew=slower,
+                )
+                for name in few
+            ]
     _harness.report("memory", results, packages=("torch", "ray"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,9 +21,12 @@ from raypurify import images, storage
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.data import files, parquet
 from raypurify.images import Picture
+from raypurify.retries import RefusedError, UnavailableError
 
 READS_AT_ONCE = 32
 """Files that are read ahead."""
+OUTAGES = (RefusedError, UnavailableError, files.StoreError)
+"""What a store says that says nothing of the file: no reason to reject it."""
 DECODED_AHEAD = 1 << 24
 """Pixels that are decoded ahead: 50 MB in RGB."""
 
@@ -125,6 +129,8 @@ def _run_of_rows(entry: Entry, limits: Limits) -> Group:
     try:
         table = _table(entry)
         values = parquet.encoded_images(table)
+    except OUTAGES:
+        raise
     except (ValueError, OSError, pa.ArrowException) as error:
         rejects = (Encoded(id=i, name=name, reason=str(error)) for i, name in zip(ids, names, strict=True))
         return Group(entries=(entry,), inputs=_decoded(rejects, limits))
@@ -186,7 +192,9 @@ def _members(entry: Entry) -> Iterator[Encoded]:
                     data=content.read(),
                     is_image=images.has_known_extension(member.name),
                 )
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+    except OUTAGES:
+        raise
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, OSError) as error:
         yield Encoded(id=entry.key, name=entry.key, reason=f"the tar can't be read to its end: {error}")
 
 

@@ -11,9 +11,8 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
-from fsspec.core import url_to_fs
 
-from raypurify import images
+from raypurify import images, storage
 from raypurify.data import files
 from raypurify.data.base import DataError, Found, Rows, Shard, check_run, stacked
 from raypurify.data.files import File
@@ -82,7 +81,7 @@ def _subfolders(root: str, folder: str) -> list[str]:
 def _images_under(root: str) -> list[tuple[str, File]]:
     """Key relative to ``root`` and file of each image at any depth; hidden files and folders are left out."""
     with files.naming(root):
-        fs, path = url_to_fs(root)
+        fs, path = storage.filesystem(root)
         entries = fs.find(path, detail=True)
     prefix = path.rstrip("/") + "/"
     listed = []
@@ -112,7 +111,7 @@ def _shards(root: str, labelled: list[tuple[str, int]]) -> Iterator[Shard]:
 
 def _contents(root: str, keys: list[str]) -> list[bytes | Exception]:
     """Each file's bytes, or the error that tells that this one cannot be had. Whatever else fails is raised."""
-    fs, path = url_to_fs(root)
+    fs, path = storage.filesystem(root)
     paths = [files.join(path, key) for key in keys]
     with files.naming(root):
         fetched = fs.cat(paths, on_error="return") if paths else {}
