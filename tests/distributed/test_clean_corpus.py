@@ -73,7 +73,7 @@ def corpus(count: int, corrupt: int) -> Iterator[tuple[str, bytes, str | None]]:
     broken = [
         ("png", png[:-30], "PNG"),
         ("png", b"", "empty"),
-        ("jpg", b"<html>no such image</html>", "not an image"),
+        ("jpg", b"<html>no such image</html>", "HTML"),
         ("jpg", gif.getvalue(), "GIF"),
         ("png", bomb(), "pixels"),
         ("jpg", picture(generator, 64, 64, "JPEG", "RGB")[:300], "JPEG"),
@@ -131,7 +131,7 @@ def test_malformed_and_hostile_inputs(tmp_path: Path) -> None:
     source = tmp_path / "a" / "in"
     source.mkdir(parents=True)
     names = [
-        "..x",
+        "x..",
         "new\nline",
         "ünï-код-图",
         "percent%2e%2e%2f",
@@ -149,7 +149,7 @@ def test_malformed_and_hostile_inputs(tmp_path: Path) -> None:
             data[draw.randrange(len(data))] = draw.randrange(256)
         if index % 3 == 0:
             del data[draw.randrange(len(data)) :]
-        folder = source / draw.choice(["", "deep/er", "..."])
+        folder = source / draw.choice(["", "deep/er", "dots..."])
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{names[index % len(names)][:200]}{index}.{draw.choice([extension, 'png', 'JPG'])}"
         (folder / name).write_bytes(bomb() if index % 50 == 49 else bytes(data))
