@@ -59,6 +59,10 @@ class Run:
             entry["ended"] = _now()
             self._write()
 
+    def begin(self) -> None:
+        """Write the identity, before anything else is written to the output."""
+        self._write()
+
     def finish(self) -> None:
         """Mark the run as whole."""
         storage.mark_success(self.output)
@@ -81,16 +85,22 @@ def open_run(output: str, identity: Mapping[str, Any], *, overwrite: bool = Fals
         ValueError: the output holds a run of another identity (the message names what differs), or other files.
     """
     path = storage.join(output, "run.json")
-    others = [url for url in storage.list_files(output) if url != storage.join(output, lease.NAME)]
-    if not storage.exists(path) and others:
+    if not storage.exists(path) and not _is_free(output):
         raise ValueError(f"{output} holds files, but no run.json, so they are something else's: give another --output")
     if overwrite:
-        storage.clear(output, keep=lease.NAME)
+        storage.remove(storage.join(output, storage.SUCCESS))
+        storage.clear(output, keep=(lease.NAME, "run.json"))
+        storage.remove(path)
     if not storage.exists(path):
         return Run(output=output, identity=identity, attempts=[], finished=False)
     run = storage.read_json(path)
     _check_identity(output, run["identity"], identity)
     return Run(output=output, identity=identity, attempts=run["attempts"], finished=storage.is_success(output))
+
+
+def _is_free(output: str) -> bool:
+    """Whether nothing is there but a lease."""
+    return all(url == storage.join(output, lease.NAME) for url in storage.list_files(output))
 
 
 def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

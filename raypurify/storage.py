@@ -18,7 +18,7 @@ import shutil
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any, TypeVar, cast
 
@@ -178,8 +178,8 @@ def remove(url: str) -> None:
             on_store(url, lambda fs, path: fs.rm(path, recursive=True))
 
 
-def clear(url: str, *, keep: str) -> None:
-    """Remove all that is in the folder ``url``, but for the file of the name ``keep``."""
+def clear(url: str, *, keep: Collection[str]) -> None:
+    """Remove all that is in the folder ``url``, but for the files with these names."""
     if not exists(url):
         return
 
@@ -188,7 +188,7 @@ def clear(url: str, *, keep: str) -> None:
         return [name.rstrip("/").rpartition("/")[2] for name in fs.ls(path, detail=False)]
 
     for name in on_store(url, children):
-        if name != keep:
+        if name not in keep:
             remove(join(url, name))
 
 
@@ -201,7 +201,8 @@ def remove_drafts(url: str) -> None:
         for folder, _, names in os.walk(filesystem(url)[1]):
             for name in names:
                 if _DRAFT.fullmatch(name):
-                    os.remove(os.path.join(folder, name))
+                    with contextlib.suppress(FileNotFoundError):
+                        os.remove(os.path.join(folder, name))
 
 
 def write_bytes(url: str, data: bytes, content_type: str | None = None) -> None:

@@ -21,6 +21,8 @@ from raypurify.seeds import seed_of
 
 MOST_CHANGED = 12
 """Images that the report shows."""
+KINDS = 1000
+"""Reasons that are counted apart."""
 READS_AT_ONCE = 16
 
 
@@ -73,6 +75,11 @@ def finished_units(output: str) -> set[str]:
     return {url.rpartition("/")[2].removesuffix(".parquet") for url in files}
 
 
+def is_whole(output: str) -> bool:
+    """Whether all that is planned, updates included, is accounted for."""
+    return plan.generations(output) > 0 and len(finished_units(output)) >= sum(1 for _ in schedule(output))
+
+
 def add_up(output: str) -> Totals:
     """Add the accounts of all units up, and hold them against the plan; a few units are in memory at a time.
 
@@ -89,7 +96,9 @@ def add_up(output: str) -> Totals:
         totals.cleaned += len(manifest)
         totals.rejected += len(rejects)
         for reason in rejects["reason"].to_pylist():
-            kind = re.sub(r"\d+", "N", reason)[:120]
+            kind = re.sub(r"\d+", "N", re.split(r"[;(]| begins with", reason)[0]).strip()[:120]
+            if kind not in totals.reasons and len(totals.reasons) >= KINDS:
+                kind = "others"
             totals.reasons[kind] = totals.reasons.get(kind, 0) + 1
         totals.most_changed = heapq.nsmallest(
             MOST_CHANGED,
@@ -111,10 +120,12 @@ def _first(manifest: pa.Table, unit: str) -> list[dict[str, Any]]:
 
 def pictures(output: str, totals: Totals) -> list[dict[str, Any]]:
     """Rows of ``schema.CHANGES``: the most changed images of all."""
-    wanted = {row["id"] for row in totals.most_changed}
-    urls = sorted({storage.join(output, "samples", f"{row['unit']}.parquet") for row in totals.most_changed})
-    rows = storage.read_tables(urls, schema.CHANGES).to_pylist()
-    return sorted((row for row in rows if row["id"] in wanted), key=lambda row: (row["psnr"], row["id"]))
+    found = []
+    for unit in sorted({row["unit"] for row in totals.most_changed}):
+        wanted = {row["id"] for row in totals.most_changed if row["unit"] == unit}
+        rows = storage.read_table(storage.join(output, "samples", f"{unit}.parquet")).to_pylist()
+        found += [row for row in rows if row["id"] in wanted]
+    return sorted(found, key=lambda row: (row["psnr"], row["id"]))
 
 
 def _accounts(output: str) -> Iterator[tuple[Planned, pa.Table, pa.Table]]:
@@ -162,7 +173,9 @@ PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))
 def _read(output: str, part: str, unit: str, columns: pa.Schema) -> pa.Table:
     try:
         return storage.read_table(storage.join(output, part, f"{unit}.parquet"))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if part == "manifest":
+            raise RuntimeError(f"{output}: unit {unit} is planned, but not accounted for in manifest/") from error
         return columns.empty_table()
 
 

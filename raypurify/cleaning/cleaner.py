@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raypurify import images, models, storage
-from raypurify.cleaning import reader, writer
+from raypurify.cleaning import quarantine, reader, writer
 from raypurify.cleaning.base import Unit
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.reader import Group, Input
@@ -104,15 +104,15 @@ class Cleaner:
         self.tiling = Tiling()
         self.encoders = ThreadPoolExecutor(threads)
 
-    def __call__(self, unit: Unit, killers: Mapping[str, str] | None = None) -> Cleaned:
+    def __call__(self, unit: Unit, killers: Mapping[str, str] | None = None, count: int | None = None) -> Cleaned:
         """Clean a unit and publish its images.
 
         Args:
             unit: what to clean.
-            killers: see :class:`raypurify.cleaning.reader.Limits`.
+            killers: see :class:`raypurify.cleaning.reader.Limits`; likewise ``count``.
         """
         config, done = self.work.config, Cleaned()
-        limits = reader.Limits(max_pixels=config.max_pixels, threads=self.threads, killers=killers or {})
+        limits = reader.Limits(max_pixels=config.max_pixels, threads=self.threads, killers=killers or {}, count=count)
         shared = writer.shard(storage.join(self.work.output, "images"), unit, config)
         for group in reader.groups(unit, limits):
             sink = shared or writer.mirror(storage.join(self.work.output, "images"), group, config)
@@ -150,7 +150,7 @@ class Cleaner:
         if item.picture is None:
             return Slot(item=item)
         pixels = item.picture.pixels
-        if not _fits(pixels, self.channels):
+        if not _fits(pixels.shape[2], self.channels):
             reason = f"it has {pixels.shape[2]} channels; the purifier {self.work.purifier.name} takes {self.channels}"
             return Slot(item=replace(item, picture=None, stage="purify", reason=reason))
         return Slot(item=item, pixels=np.repeat(pixels, 3, axis=2) if self.channels == 3 > pixels.shape[2] else pixels)
@@ -210,8 +210,14 @@ class Cleaner:
             return
         if slot.encoded is None or item.picture is None:
             done.rejects.append({"id": item.id, "url": entry.url, "stage": item.stage, "reason": item.reason})
+            sink.reject(item)
             return
-        data, notes = slot.encoded.result()
+        try:
+            data, notes = slot.encoded.result()
+        except ValueError as error:
+            done.rejects.append({"id": item.id, "url": entry.url, "stage": "encode", "reason": str(error)})
+            sink.reject(item)
+            return
         height, width, channels = item.picture.pixels.shape
         url, row = sink.put(item, data, (height, width))
         done.bytes_out += len(data)
@@ -263,27 +269,26 @@ def channels_of(purifier: nn.Module, device: str) -> int | None:
     return taken[0] if len(taken) == 1 else None
 
 
-def _fits(pixels: NDArray[np.uint8], channels: int | None) -> bool:
-    """Whether a purifier of so many channels can take an image; a grey one goes through in colour."""
-    return channels in (None, 3, pixels.shape[2])
+def _fits(own: int, channels: int | None) -> bool:
+    """Whether a purifier of so many channels can take an image of ``own``; a grey one goes through in colour."""
+    return channels in (None, 3, own)
 
 
-def first_look(work: Cleaning, unit: Unit) -> list[str]:
-    """What a person should know before such images are given to this purifier; they are decoded, and no more.
+def first_look(work: Cleaning, unit: Unit, count: int) -> list[str]:
+    """What a person should know before such images are given to this purifier; ``count`` are decoded, and no more.
 
     Raises:
         ValueError: the purifier takes none of them.
     """
     purifier, channels = work.purifier, channels_of(work.purifier.build(), "cpu")
-    limits = reader.Limits(max_pixels=work.config.max_pixels)
-    pixels = [item.picture.pixels for group in reader.groups(unit, limits) for item in group.inputs if item.picture]
-    if pixels and not any(_fits(image, channels) for image in pixels):
+    shapes = quarantine.inspect(unit, work.config.max_pixels, count).shapes
+    if shapes and not any(_fits(shape[2], channels) for shape in shapes):
         raise ValueError(
-            f"{purifier.name} takes images of {channels} channel(s), but the first images have {pixels[0].shape[2]}: "
+            f"{purifier.name} takes images of {channels} channel(s), but the first images have {shapes[0][2]}: "
             "give a purifier that was trained for such images"
         )
     trained = tuple(purifier.config.get("image_shape", ()))[:2]
-    sizes = sorted({image.shape[:2] for image in pixels})
+    sizes = sorted({shape[:2] for shape in shapes})
     if not trained or set(sizes) <= {trained}:
         return []
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (", ..." if len(sizes) > 3 else "")

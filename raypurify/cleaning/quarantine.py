@@ -2,7 +2,8 @@
 
 A decoder that crashes, or that takes all the memory there is, takes its worker along; so does the same input in the
 next worker. When a unit has ended workers before, its inputs are first decoded in a child, which says before each what
-it is about to do: the last word of a child that died names the culprit, and the next child goes on behind it.
+it is about to do: the last word of a child that died names the culprit, and the next child goes on behind it. The
+driver, which looks at a few inputs before the work, does so in a child too.
 """
 
 from __future__ import annotations
@@ -13,40 +14,57 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 from raypurify.cleaning import reader
 from raypurify.cleaning.base import Unit
 
+CULPRITS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGKILL", "SIGSYS")
+"""Signals that a decoder's fault ends a process with; SIGKILL is how the system takes back memory."""
 
-def killers(unit: Unit, max_pixels: int) -> dict[str, str]:
-    """Ids of the unit's inputs that end the process that decodes them, and how they do it."""
-    found: dict[str, str] = {}
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a child saw of a unit."""
+
+    killers: dict[str, str] = field(default_factory=dict)
+    """Ids of the inputs that end the process that decodes them, and how they do it."""
+    shapes: tuple[tuple[int, int, int], ...] = ()
+    """(H, W, C) of the others that are images."""
+
+
+def inspect(unit: Unit, max_pixels: int, count: int | None = None) -> Findings:
+    """Decode a unit's inputs, or the first ``count`` of them, in a child process.
+
+    Raises:
+        RuntimeError: the child failed for another reason than an input, such as a store that does not answer.
+    """
+    killers: dict[str, str] = {}
     while True:
+        limits = reader.Limits(max_pixels=max_pixels, killers=killers, count=count)
         child = subprocess.run(
             [sys.executable, "-m", "raypurify.cleaning.quarantine"],
-            input=pickle.dumps((unit, reader.Limits(max_pixels=max_pixels, killers=found))),
+            input=pickle.dumps((unit, limits)),
             stdout=subprocess.PIPE,
         )
+        said = [json.loads(line) for line in child.stdout.decode().splitlines()]
         if child.returncode == 0:
-            return found
-        announced = child.stdout.decode().splitlines()
-        culprit = json.loads(announced[-1]) if announced else None
-        if culprit is None or culprit in found:
-            raise RuntimeError(f"unit {unit.name}: its inputs can't be read (exit status {child.returncode})")
-        found[culprit] = f"ends the process that decodes it ({_how(child.returncode)})"
-
-
-def _how(status: int) -> str:
-    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            return Findings(killers=killers, shapes=tuple(tuple(word["shape"]) for word in said if "shape" in word))
+        begun = [word["begin"] for word in said if "begin" in word]
+        how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit status {child.returncode}"
+        if how not in CULPRITS or not begun or begun[-1] in killers:
+            raise RuntimeError(f"unit {unit.name}: its inputs can't be looked at ({how}; the lines above may say why)")
+        killers[begun[-1]] = f"ends the process that decodes it ({how})"
 
 
 def main() -> None:
-    """The child: decode each input of the unit on standard input."""
+    """The child: decode the unit on standard input."""
     unit, limits = pickle.load(sys.stdin.buffer)
-    limits = dataclasses.replace(limits, announce=lambda name: print(json.dumps(name), flush=True))
+    limits = dataclasses.replace(limits, announce=lambda name: print(json.dumps({"begin": name}), flush=True))
     for group in reader.groups(unit, limits):
-        for _ in group.inputs:
-            pass
+        for item in group.inputs:
+            if item.picture is not None:
+                print(json.dumps({"shape": item.picture.pixels.shape}), flush=True)
 
 
 if __name__ == "__main__":

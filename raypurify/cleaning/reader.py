@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
 import zlib
@@ -9,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import IO, Any, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypurify import images, storage
+from raypurify import images, retries, storage
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.data import files, parquet
 from raypurify.images import Picture
@@ -27,6 +28,9 @@ READS_AT_ONCE = 32
 """Files that are read ahead."""
 OUTAGES = (RefusedError, UnavailableError, files.StoreError)
 """What a store says that says nothing of the file: no reason to reject it."""
+TROUBLE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+LARGEST_MEMBER = 1 << 30
+"""Bytes of a tar's member that is read: it is held in memory."""
 DECODED_AHEAD = 1 << 24
 """Pixels that are decoded ahead: 50 MB in RGB."""
 
@@ -42,6 +46,8 @@ class Limits:
     """Inputs that end the process that decodes them, by id, and how: they are rejected undecoded."""
     announce: Callable[[str], None] | None = None
     """Is told the id of each image before it is decoded."""
+    count: int | None = None
+    """Images of a group after which the others are left out; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +108,17 @@ def groups(unit: Unit, limits: Limits) -> Iterator[Group]:
                 yield _run_of_rows(entry, limits)
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether an error says nothing of the file: the store or this machine is in trouble."""
+    return retries.is_transient(error) or getattr(error, "errno", None) in TROUBLE
+
+
 def _files(entries: tuple[Entry, ...]) -> Iterator[Encoded]:
     urls = [entry.url for entry in entries]
     for index, data in storage.read_many(urls, at_once=READS_AT_ONCE):
         entry = entries[index]
+        if isinstance(data, Exception) and is_passing(data):
+            raise data
         if isinstance(data, Exception):
             yield Encoded(id=entry.key, name=entry.key, reason=str(data))
         elif entry.size >= 0 and len(data) != entry.size:
@@ -132,7 +145,10 @@ def _run_of_rows(entry: Entry, limits: Limits) -> Group:
     except OUTAGES:
         raise
     except (ValueError, OSError, pa.ArrowException) as error:
-        rejects = (Encoded(id=i, name=name, reason=str(error)) for i, name in zip(ids, names, strict=True))
+        if is_passing(error):
+            raise
+        reason = str(error)
+        rejects = (Encoded(id=i, name=name, reason=reason) for i, name in zip(ids, names, strict=True))
         return Group(entries=(entry,), inputs=_decoded(rejects, limits))
     rows = (_row(i, name, value) for i, name, value in zip(ids, names, values, strict=True))
     return Group(entries=(entry,), inputs=_decoded(rows, limits), table=table)
@@ -183,18 +199,24 @@ def _members(entry: Entry) -> Iterator[Encoded]:
             for member in tar:
                 if not member.isfile():
                     continue
-                content = cast(IO[bytes], tar.extractfile(member))
-                seen[member.name] = seen.get(member.name, 0) + 1
-                again = f"~{seen[member.name]}" if seen[member.name] > 1 else ""
-                yield Encoded(
-                    id=f"{entry.key}#{member.name}{again}",
-                    name=member.name,
-                    data=content.read(),
-                    is_image=images.has_known_extension(member.name),
-                )
+                # A name in another encoding than UTF-8 comes with bytes that no text can hold.
+                name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+                seen[name] = seen.get(name, 0) + 1
+                about: dict[str, Any] = {
+                    "id": f"{entry.key}#{name}{f'~{seen[name]}' if seen[name] > 1 else ''}",
+                    "name": name,
+                    "is_image": images.has_known_extension(name),
+                }
+                if member.size > LARGEST_MEMBER:
+                    reason = f"has {member.size} bytes; a tar's members may have {LARGEST_MEMBER}"
+                    yield Encoded(**about, reason=reason)
+                else:
+                    yield Encoded(**about, data=cast(IO[bytes], tar.extractfile(member)).read())
     except OUTAGES:
         raise
-    except (tarfile.TarError, zlib.error, EOFError, ValueError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, ValueError, OSError, RecursionError) as error:
+        if is_passing(error):
+            raise
         yield Encoded(id=entry.key, name=entry.key, reason=f"the tar can't be read to its end: {error}")
 
 
@@ -203,8 +225,10 @@ def _decoded(encoded: Iterable[Encoded], limits: Limits) -> Iterator[Input]:
     with ThreadPoolExecutor(limits.threads) as pool:
         ahead: deque[tuple[int, Future[Input]]] = deque()
         pixels = 0
-        for position, item in enumerate(encoded):
-            size = images.pixels_of(item.data) if item.data is not None and item.is_image else 0
+        for position, item in enumerate(islice(encoded, limits.count)):
+            while limits.announce and ahead:
+                yield ahead.popleft()[1].result()
+            size = _pixels(item, limits)
             while ahead and (pixels + size > DECODED_AHEAD or len(ahead) >= 2 * limits.threads):
                 before, future = ahead.popleft()
                 pixels -= before
@@ -213,6 +237,15 @@ def _decoded(encoded: Iterable[Encoded], limits: Limits) -> Iterator[Input]:
             pixels += size
         for _, future in ahead:
             yield future.result()
+
+
+def _pixels(item: Encoded, limits: Limits) -> int:
+    """Pixels that an image says it has, from its header."""
+    if item.data is None or not item.is_image or item.id in limits.killers:
+        return 0
+    if limits.announce:
+        limits.announce(item.id)
+    return images.pixels_of(item.data)
 
 
 def _decode(position: int, item: Encoded, limits: Limits) -> Input:
@@ -224,9 +257,11 @@ def _decode(position: int, item: Encoded, limits: Limits) -> Input:
     if not item.is_image:
         return Input(**about, other=item.data)
     if item.picture is not None:
+        height, width = item.picture.pixels.shape[:2]
+        if not 0 < height * width <= limits.max_pixels:
+            reason = f"has {height}x{width} pixels; expected 1 to {limits.max_pixels}"
+            return Input(**about, stage="decode", reason=reason)
         return Input(**about, picture=item.picture)
-    if limits.announce:
-        limits.announce(item.id)
     try:
         return Input(**about, picture=images.read_picture(cast(bytes, item.data), max_pixels=limits.max_pixels))
     except ValueError as error:

@@ -94,7 +94,7 @@ def sample(output: str, count: int) -> Unit:
     """Some ``count`` inputs, spread over a few units that are spread over the plan: for a trial."""
     units = list(schedule(output))
     chosen = units[:: max(1, len(units) // 4)][:4]
-    entries = []
+    entries: list[Entry] = []
     for planned in chosen:
         mine = load(planned.part, planned.name).entries
         wanted = max(1, count // len(chosen))
@@ -102,6 +102,6 @@ def sample(output: str, count: int) -> Unit:
         entries += [
             dataclasses.replace(entry, rows=min(entry.rows, count)) if entry.kind == "parquet" and entry.rows else entry
             for entry in mine
-            if entry.kind != "tar" or len(units) == 1
+            if entry.kind != "tar" or not entries
         ]
     return Unit(name="sample", entries=tuple(entries))

@@ -29,6 +29,10 @@ class Sink(Protocol):
         """Take an encoded image of (H, W, C); says the URL that it will be at, and its row there."""
         ...
 
+    def reject(self, item: Input) -> None:
+        """Remove what a former version of a rejected input has left."""
+        ...
+
     def pass_on(self, item: Input) -> None:
         """Take a tar's member that is no image."""
         ...
@@ -74,6 +78,9 @@ class ImageFiles:
         )
         return url, None
 
+    def reject(self, item: Input) -> None:
+        storage.remove(storage.join(self.root, self.entries[item.position].output))
+
     def pass_on(self, item: Input) -> None:
         raise TypeError("image files have no members")
 
@@ -96,11 +103,15 @@ class Rows:
         self.images.append(data)
         return self.url, len(self.kept) - 1
 
+    def reject(self, item: Input) -> None:
+        """The row is left out."""
+
     def pass_on(self, item: Input) -> None:
         raise TypeError("rows have no members")
 
     def close(self) -> None:
         if self.table is None or not self.kept:
+            storage.remove(self.url)
             return
         table = self.table.take(pa.array(self.kept, pa.int64()))
         column = parquet.image_column(table.schema)
@@ -124,6 +135,9 @@ class Shard:
     def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
         self.rows.append({"id": item.id, "image": data, "height": shape[0], "width": shape[1]})
         return self.url, len(self.rows) - 1
+
+    def reject(self, item: Input) -> None:
+        """It is left out."""
 
     def pass_on(self, item: Input) -> None:
         """Images only."""
@@ -156,9 +170,14 @@ class Tar:
     def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
         stem = item.name.rpartition(".")[0] if images.has_known_extension(item.name) else item.name
         name = f"{stem}.{self.extension}"
-        self._add(name if name not in self.names else f"{item.name}.{self.extension}", data)
+        while name in self.names:
+            name = f"{item.name}.{self.extension}" if item.name not in name else f"{name}.{self.extension}"
+        self._add(name, data)
         self.count += 1
         return self.url, self.count - 1
+
+    def reject(self, item: Input) -> None:
+        """It is left out."""
 
     def pass_on(self, item: Input) -> None:
         """Take a member that is no image as it is."""

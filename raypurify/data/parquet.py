@@ -292,7 +292,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def _pixels(value: Any, shape: Sequence[int] | None) -> NDArray[np.uint8]:
-    if not value.is_valid or not shape:
+    if not value.is_valid or not shape or None in shape:
         raise ValueError("the image or its shape is null")
     pixels: NDArray[np.uint8] = value.values.to_numpy()
     if len(shape) not in (2, 3) or (*shape, 1)[2] not in (1, 3) or len(pixels) != np.prod(shape):

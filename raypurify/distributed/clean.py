@@ -30,6 +30,8 @@ DEATHS = 2
 """Workers that a unit may end before its inputs are looked at one by one."""
 ENOUGH = 1000
 """Images after which the share of rejects is judged."""
+REASONS = 20
+"""Of rejects, that are printed."""
 TRIED = 32
 """Images that are tried before the work."""
 POINTS = 100
@@ -51,6 +53,12 @@ class CleaningArguments:
     """Count, try a few images, estimate the time, and write nothing."""
 
     def __post_init__(self) -> None:
+        if self.resources.reads != "fused":
+            raise ValueError("reads: a cleaning's actors read for themselves; leave it at fused")
+        if self.update and self.cleaning.shards != "mirror":
+            raise ValueError("update: shards can't be changed in places; clean into mirrored outputs, or start afresh")
+        if self.update and self.cleaning.limit is not None:
+            raise ValueError("update: it takes up the whole input, and this run has a limit; leave one of the two out")
         if not 0 <= self.max_rejects <= 1:
             raise ValueError(f"max_rejects must be in [0, 1]; got {self.max_rejects!r}")
 
@@ -71,7 +79,7 @@ def main(arguments: CleaningArguments) -> None:
         shared_filesystem=arguments.destination.shared_filesystem,
     )
     print_table(pa.Table.from_pylist([totals.shown()]))
-    for reason, count in sorted(totals.reasons.items(), key=lambda item: -item[1]):
+    for reason, count in sorted(totals.reasons.items(), key=lambda item: -item[1])[:REASONS]:
         print(f"rejected: {count:,} x {reason}")
     print(f"images: {storage.join(output, 'images')}\nreport: {storage.join(output, 'report.html')}")
 
@@ -106,13 +114,15 @@ def clean(
     work = Cleaning.load(config, output)
     with lease.hold(output) as held:
         run = runs.open_run(output, work.identity(), overwrite=overwrite)
-        if run.finished and not update:
+        is_whole = run.finished and accounts.is_whole(output)
+        if is_whole and not update:
             return accounts.add_up(output)
-        storage.remove(storage.join(output, storage.SUCCESS))
-        if run.finished:
+        run.begin()
+        if is_whole:
             _update(config, output)
         else:
             _plan(config, output, output=output)
+        storage.remove(storage.join(output, storage.SUCCESS))
         hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
         cluster.check_output(output, shared_filesystem=shared_filesystem)
         with run.attempt(hardware, dataclasses.asdict(resources)):
@@ -122,10 +132,13 @@ def clean(
                 _stream(work, resources, counts, max_rejects, held)
             finally:
                 run.counts.update(counts.shown())
+            held.check()
             storage.remove(storage.join(output, "starts"))
             storage.remove_drafts(output)
             accounts.retire(output)
             totals = accounts.add_up(output)
+            _check_rejects(output, totals.rejected, totals.n, max_rejects)
+        held.check()
         write_cleaning_report(output, totals, accounts.pictures(output, totals))
         run.finish()
     return totals
@@ -135,6 +148,7 @@ class Tally:
     """What an attempt has done so far, for ``run.json``."""
 
     def __init__(self) -> None:
+        self.mark = retries.counts()
         self.sums = dict.fromkeys(("in", "out", "rejected", "bytes_in", "bytes_out", "requests", "retries"), 0)
         self.timeline: list[tuple[float, int]] = []
         self.started, self.first, self.last = time.time(), math.inf, 0.0
@@ -152,7 +166,8 @@ class Tally:
         """As ``run.json`` has it."""
         seconds = max(self.last - self.first, 1e-9)
         rate = {"images_per_second": round(self.sums["in"] / seconds, 1)} if self.sums["in"] else {}
-        return {**self.sums, **rate, "timeline": self.timeline}
+        mine = {name: self.sums[name] + count for name, count in retries.since(self.mark).items()}
+        return {**self.sums, **mine, **rate, "timeline": self.timeline}
 
 
 def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, held: lease.Lease) -> None:
@@ -163,6 +178,8 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
     """
     done = accounts.finished_units(work.output)
     todo = [unit for unit in schedule.schedule(work.output) if unit.name not in done]
+    if not todo:
+        return
     blocks = streams.read_blocks(
         [(unit.name, unit.part) for unit in todo], _block, name="Units", read_cpus=pool.read_cpus, ordered=False
     )
@@ -172,11 +189,16 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
             counts.add(row)
             rejected = counts.sums["rejected"]
             progress.advance(row["in"], note=f"{rejected:,} rejected" if rejected else "")
-            if counts.sums["in"] >= ENOUGH and rejected > max_rejects * counts.sums["in"]:
-                raise RuntimeError(
-                    f"{rejected:,} of {counts.sums['in']:,} images are rejected, more than --max-rejects={max_rejects} "
-                    f"allows; {storage.join(work.output, 'rejects')} says why. What is done stays done"
-                )
+            if counts.sums["in"] >= ENOUGH:
+                _check_rejects(work.output, rejected, counts.sums["in"], max_rejects)
+
+
+def _check_rejects(output: str, rejected: int, n: int, most: float) -> None:
+    if rejected > most * n:
+        raise RuntimeError(
+            f"{rejected:,} of {n:,} images are rejected, more than --max-rejects={most} allows; "
+            f"{storage.join(output, 'rejects')} says why. What is done stays done: give a higher --max-rejects to go on"
+        )
 
 
 def _block(unit: str, part: str) -> pa.Table:
@@ -208,7 +230,7 @@ class CleaningActor:
             "in": len(cleaned.rows) + len(cleaned.rejects),
             "out": len(cleaned.rows),
             "rejected": len(cleaned.rejects),
-            "bytes_in": unit.size,
+            "bytes_in": sum(max(0, entry.size) for entry in unit.entries if not entry.first),
             "bytes_out": cleaned.bytes_out,
             **{name: count - before[name] for name, count in retries.counts().items()},
             "started": started,
@@ -230,7 +252,7 @@ class CleaningActor:
                 "there enough memory for a worker? The dashboard's log of the actor says how it ended"
             )
         storage.write_json(url, starts + 1)
-        return quarantine.killers(unit, self.work.config.max_pixels) if starts >= DEATHS else {}
+        return quarantine.inspect(unit, self.work.config.max_pixels).killers if starts >= DEATHS else {}
 
 
 def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[str, Any]:
@@ -246,8 +268,9 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
         sample = schedule.sample(folder, TRIED)
         _warn(work, folder)
         cleaner = Cleaner(work, "cpu", batch=resources.batch, threads=1)
+        killers = quarantine.inspect(sample, config.max_pixels, TRIED).killers
         started = time.perf_counter()
-        cleaned = cleaner(sample)
+        cleaned = cleaner(sample, killers, TRIED)
         rate = (len(cleaned.rows) + len(cleaned.rejects)) / (time.perf_counter() - started)
         skipped = plan.skipped_files(folder)
     for reject in cleaned.rejects:
@@ -260,13 +283,13 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
         "tried": len(cleaned.rows) + len(cleaned.rejects),
         "rejected": len(cleaned.rejects),
         "images_per_second": rate * resources.actors,
-        "estimated": formats.duration(counts.images / (rate * resources.actors)),
+        "estimated": formats.duration(counts.images / (rate * resources.actors)) if rate else "unknown",
     }
 
 
 def _warn(work: Cleaning, folder: str) -> list[str]:
     """Warn of what the first images tell."""
-    warnings = first_look(work, schedule.sample(folder, TRIED))
+    warnings = first_look(work, schedule.sample(folder, TRIED), TRIED)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return warnings
