@@ -110,6 +110,7 @@ def clean(
         RuntimeError: too many rejects, or images that are in neither manifest nor rejects, or there twice.
     """
     output = storage.absolute(output)
+    mark = retries.counts()
     inputs.check_apart(config.input, output)
     work = Cleaning.load(config, output)
     with lease.hold(output) as held:
@@ -127,7 +128,7 @@ def clean(
         cluster.check_output(output, shared_filesystem=shared_filesystem)
         with run.attempt(hardware, dataclasses.asdict(resources)):
             run.counts["warnings"] = _warn(work, output)
-            counts = Tally()
+            counts = Tally(mark)
             try:
                 _stream(work, resources, counts, max_rejects, held)
             finally:
@@ -147,8 +148,9 @@ def clean(
 class Tally:
     """What an attempt has done so far, for ``run.json``."""
 
-    def __init__(self) -> None:
-        self.mark = retries.counts()
+    def __init__(self, mark: dict[str, int]) -> None:
+        """``mark``: this process' requests so far."""
+        self.mark = mark
         self.sums = dict.fromkeys(("in", "out", "rejected", "bytes_in", "bytes_out", "requests", "retries"), 0)
         self.timeline: list[tuple[float, int]] = []
         self.started, self.first, self.last = time.time(), math.inf, 0.0
