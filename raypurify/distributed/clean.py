@@ -114,7 +114,9 @@ def clean(
     inputs.check_apart(config.input, output)
     work = Cleaning.load(config, output)
     with lease.hold(output) as held:
-        run = runs.open_run(output, work.identity(), overwrite=overwrite)
+        # The last bit of a pixel may turn on which images share a batch.
+        identity = {**work.identity(), "batch": resources.batch}
+        run = runs.open_run(output, identity, overwrite=overwrite)
         is_whole = run.finished and accounts.is_whole(output)
         if is_whole and not update:
             return accounts.add_up(output)
