@@ -1,7 +1,7 @@
 """Cleans one unit: reads, purifies, measures, writes, and then says so in the manifest. Plain torch.
 
-Images are purified in batches of one shape. Which images share a batch follows from the plan and the size of a batch, so
-that a unit that is done again gives the same bytes.
+Images are purified in batches of one shape. Which images share a batch follows from the plan and the batch's size, so a
+unit that is done again gives the same bytes.
 """
 
 from __future__ import annotations
