@@ -16,8 +16,8 @@ import pyarrow as pa
 from raypurify import schema, storage
 from raypurify.cleaning import plan
 from raypurify.cleaning.cleaner import CHANGES, Cleaned
+from raypurify.cleaning.digests import Digests
 from raypurify.cleaning.schedule import Planned, live_keys, schedule
-from raypurify.seeds import seed_of
 
 MOST_CHANGED = 12
 """Images that the report shows."""
@@ -77,7 +77,7 @@ def finished_units(output: str) -> set[str]:
 
 def is_whole(output: str) -> bool:
     """Whether all that is planned, updates included, is accounted for."""
-    return plan.generations(output) > 0 and len(finished_units(output)) >= sum(1 for _ in schedule(output))
+    return plan.generations(output) > 0 and len(finished_units(output)) >= plan.total(output).units
 
 
 def add_up(output: str) -> Totals:
@@ -86,12 +86,13 @@ def add_up(output: str) -> Totals:
     Raises:
         RuntimeError: an input is in neither manifest nor rejects, or is there twice; names the unit.
     """
-    totals, sums, digests = Totals(), _Sums(), [np.empty(0, np.uint64)]
+    totals, sums, ids = Totals(), _Sums(), Digests()
     for unit, manifest, rejects in _accounts(output):
         if unit.images is not None and len(manifest) + len(rejects) != unit.images:
             found = f"{len(manifest)} cleaned and {len(rejects)} rejected"
             raise RuntimeError(f"{output}, unit {unit.name}: {found}, of {unit.images} images")
-        digests.append(_digests(manifest["id"].to_pylist() + rejects["id"].to_pylist()))
+        for name in manifest["id"].to_pylist() + rejects["id"].to_pylist():
+            ids.add(name)
         sums.add(manifest)
         totals.cleaned += len(manifest)
         totals.rejected += len(rejects)
@@ -105,9 +106,7 @@ def add_up(output: str) -> Totals:
             totals.most_changed + _first(manifest, unit.name),
             key=lambda row: (row["psnr"], row["id"]),
         )
-    ids = np.concatenate(digests)
-    ids.sort()
-    if (ids[1:] == ids[:-1]).any():
+    if ids.seal().crowded().values:
         raise RuntimeError(f"{output}: an image is accounted for twice; see the ids in manifest/ and rejects/")
     return sums.into(totals)
 
@@ -177,10 +176,6 @@ def _read(output: str, part: str, unit: str, columns: pa.Schema) -> pa.Table:
         if part == "manifest":
             raise RuntimeError(f"{output}: unit {unit} is planned, but not accounted for in manifest/") from error
         return columns.empty_table()
-
-
-def _digests(ids: list[str]) -> np.ndarray:
-    return np.array([seed_of(name) for name in ids], np.uint64)
 
 
 @dataclass(kw_only=True)

@@ -39,5 +39,5 @@ class Unit:
 
     @property
     def size(self) -> int:
-        """Bytes of its files."""
-        return sum(max(0, entry.size) for entry in self.entries)
+        """Bytes of its files; a Parquet file's count with its first run."""
+        return sum(max(0, entry.size) for entry in self.entries if not entry.first)

@@ -34,10 +34,10 @@ PENDING = 4
 """Batches' worth of images of other shapes that may pass before an image that waits for its like is purified alone."""
 CHANGES = 4
 """Images of a unit that are kept for the report."""
-TRIAL = 32
-"""Pixels, the side of the black images that a purifier is tried on."""
 THUMBNAIL = 256
 """Pixels, the longest side of these."""
+TRIAL = 32
+"""Pixels, the side of the black images that a purifier is tried on."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -234,7 +234,7 @@ class CleaningActor:
             "in": len(cleaned.rows) + len(cleaned.rejects),
             "out": len(cleaned.rows),
             "rejected": len(cleaned.rejects),
-            "bytes_in": sum(max(0, entry.size) for entry in unit.entries if not entry.first),
+            "bytes_in": unit.size,
             "bytes_out": cleaned.bytes_out,
             **{name: count - before[name] for name, count in retries.counts().items()},
             "started": started,
