@@ -120,12 +120,18 @@ def test_every_listed_url_opens_literally(tmp_path: Path, s3: str, output: str):
 def test_pages_of_s3_are_drawn_as_they_are_used(many_objects: tuple[str, list[str]], output: str):
     url, keys = many_objects
     before = retries.counts()
+
+    def asked() -> int:
+        """Requests but for those that a busy server made the client repeat."""
+        made = retries.since(before)
+        return made["requests"] - made["retries"]
+
     entries = listed(url, output=output)
     assert next(entries).key == min(keys, key=str.encode)
     # Up to two for what is there, a page, and the next one.
-    assert retries.since(before)["requests"] <= 4
+    assert asked() <= 4
     assert keys_of(entries) == in_order(keys)[1:]
-    assert retries.since(before)["requests"] <= 5
+    assert asked() <= 5
 
 
 def test_markers_of_folders_are_no_files(s3: str, output: str):
