@@ -185,7 +185,7 @@ def choose_samples(output: str, cell: str, seed: int) -> list[Sample]:
     worst: list[tuple[float, str, str]] = []
     drawn: list[tuple[int, str, str]] = []
     for url in storage.list_files(scores_folder(output, cell), ".parquet"):
-        unit = url.rpartition("/")[2].removesuffix(".parquet")
+        unit = storage.stem(url)
         table = storage.read_tables([url], columns)
         rows = zip(table["id"].to_pylist(), table["psnr_purified"].to_pylist(), strict=True)
         named = [(psnr, name, unit) for name, psnr in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -38,6 +38,8 @@ class Run:
     attempts: list[dict[str, Any]]
     finished: bool
     counts: dict[str, Any] = field(default_factory=dict)
+    check: Callable[[], None] = lambda: None
+    """Called before ``run.json`` is written; raises where another run may be writing by now."""
 
     @contextmanager
     def attempt(self, hardware: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[None]:
@@ -68,18 +70,22 @@ class Run:
         storage.mark_success(self.output)
 
     def _write(self) -> None:
+        self.check()
         storage.write_json(
             storage.join(self.output, "run.json"), {"identity": dict(self.identity), "attempts": self.attempts}
         )
 
 
-def open_run(output: str, identity: Mapping[str, Any], *, overwrite: bool = False) -> Run:
+def open_run(
+    output: str, identity: Mapping[str, Any], *, overwrite: bool = False, check: Callable[[], None] = lambda: None
+) -> Run:
     """Begin a run in ``output``, or go on with the one that is there.
 
     Args:
         output: URL of a folder.
         identity: what is computed, as JSON values.
         overwrite: remove the run that is there, whatever its identity.
+        check: raises where this process may no longer write to the output; see :meth:`raypurify.lease.Lease.check`.
 
     Raises:
         ValueError: the output holds a run of another identity (the message names what differs), or other files.
@@ -92,10 +98,12 @@ def open_run(output: str, identity: Mapping[str, Any], *, overwrite: bool = Fals
         storage.clear(output, keep=(lease.NAME, "run.json"))
         storage.remove(path)
     if not storage.exists(path):
-        return Run(output=output, identity=identity, attempts=[], finished=False)
+        return Run(output=output, identity=identity, attempts=[], finished=False, check=check)
     run = storage.read_json(path)
     _check_identity(output, run["identity"], identity)
-    return Run(output=output, identity=identity, attempts=run["attempts"], finished=storage.is_success(output))
+    return Run(
+        output=output, identity=identity, attempts=run["attempts"], finished=storage.is_success(output), check=check
+    )
 
 
 def _is_free(output: str) -> bool:

@@ -171,6 +171,11 @@ def list_files(url: str, suffix: str = "") -> list[str]:
     return on_store(url, found)
 
 
+def stem(url: str) -> str:
+    """The name of the file at ``url``, without its folder and what follows the last dot."""
+    return url.rpartition("/")[2].rpartition(".")[0]
+
+
 def remove(url: str) -> None:
     """Remove the file or folder at ``url``, if it is there."""
     if exists(url):

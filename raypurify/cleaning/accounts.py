@@ -17,6 +17,7 @@ from raypurify import schema, storage
 from raypurify.cleaning import plan
 from raypurify.cleaning.cleaner import CHANGES, Cleaned
 from raypurify.cleaning.digests import Digests
+from raypurify.cleaning.generations import whole
 from raypurify.cleaning.schedule import Planned, live_keys, schedule
 
 MOST_CHANGED = 12
@@ -24,6 +25,8 @@ MOST_CHANGED = 12
 KINDS = 1000
 """Reasons that are counted apart."""
 READS_AT_ONCE = 16
+RETIRED = "_RETIRED"
+"""In a generation's folder: what it took the place of is no longer in the accounts."""
 
 
 @dataclass(kw_only=True)
@@ -71,8 +74,7 @@ def publish(output: str, unit: str, cleaned: Cleaned) -> None:
 
 def finished_units(output: str) -> set[str]:
     """Names of the units that are accounted for."""
-    files = storage.list_files(storage.join(output, "manifest"), ".parquet")
-    return {url.rpartition("/")[2].removesuffix(".parquet") for url in files}
+    return {storage.stem(url) for url in storage.list_files(storage.join(output, "manifest"), ".parquet")}
 
 
 def is_whole(output: str) -> bool:
@@ -143,14 +145,19 @@ def _accounts(output: str) -> Iterator[tuple[Planned, pa.Table, pa.Table]]:
 def retire(output: str) -> None:
     """Take inputs that a later generation has done anew out of the accounts of the units that did them first.
 
-    Outputs of theirs that nothing writes any more, as when a Parquet file is cut into fewer runs, are removed.
+    Outputs of theirs that nothing writes any more, as when a Parquet file is cut into fewer runs, are removed. A mark
+    in the generation's folder says that it is done.
     """
-    for generation in range(1, plan.generations(output)):
+    marks = {generation.number: storage.join(generation.folder, RETIRED) for generation, _ in whole(output)[1:]}
+    new = [number for number, mark in marks.items() if not storage.exists(mark)]
+    if not new:
+        return
+    for generation in new:
         for entry, is_stale in plan.superseded(output, generation):
             if is_stale:
                 storage.remove(storage.join(output, "images", entry.output))
     for unit in schedule(output):
-        if not unit.is_superseded:
+        if unit.superseded < min(new):
             continue
         live = live_keys(output, unit)
         for part, columns in PARTS:
@@ -159,6 +166,8 @@ def retire(output: str) -> None:
             if not all(keep):
                 kept = table.filter(pa.array(keep, pa.bool_()))
                 storage.write_table(storage.join(output, part, f"{unit.name}.parquet"), kept)
+    for number in new:
+        storage.write_bytes(marks[number], b"")
 
 
 def _key(name: str, live: set[str]) -> bool:

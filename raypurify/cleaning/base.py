@@ -29,6 +29,11 @@ class Entry:
     output: str
     """Name of what it becomes, relative to the output's ``images/``."""
 
+    @property
+    def id(self) -> str:
+        """Its name in a unit: that of an image file's image; another one for each run of a file."""
+        return f"{self.key}#{self.first}.." if self.kind == "parquet" else self.key
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:

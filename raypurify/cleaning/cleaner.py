@@ -6,9 +6,11 @@ unit that is done again gives the same bytes.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
@@ -18,12 +20,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raypurify import images, models, storage
-from raypurify.cleaning import quarantine, reader, writer
+from raypurify.cleaning import reader, writer
 from raypurify.cleaning.base import Unit
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.reader import Group, Input
 from raypurify.images import Picture
-from raypurify.purifiers import purify
 from raypurify.seeds import seed_of
 from raypurify.tiles import Tiling, compare, purify_pixels
 from raypurify.training import autocast
@@ -36,8 +37,8 @@ CHANGES = 4
 """Images of a unit that are kept for the report."""
 THUMBNAIL = 256
 """Pixels, the longest side of these."""
-TRIAL = 32
-"""Pixels, the side of the black images that a purifier is tried on."""
+TRIAL = (32, 32)
+"""Pixels of the black images that a purifier is tried on, if it does not say which it was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +95,19 @@ class Slot:
 
 
 class Cleaner:
-    """Cleans units on a device."""
+    """Cleans units on a device.
+
+    Several threads may clean a unit each: one of them computes at a time, while the others read and write.
+    """
 
     def __init__(self, work: Cleaning, device: str, *, batch: int, threads: int) -> None:
         self.work, self.device, self.batch, self.threads = work, device, batch, threads
         self.purifier = models.placed(work.purifier.build(), device)
         self.classifier = models.placed(work.classifier.build(), device) if work.classifier else None
-        self.channels = channels_of(self.purifier, device)
+        self.channels = channels_of(work.purifier, self.purifier, device)
         self.tiling = Tiling()
         self.encoders = ThreadPoolExecutor(threads)
+        self.turn = threading.Lock()
 
     def __call__(self, unit: Unit, killers: Mapping[str, str] | None = None, count: int | None = None) -> Cleaned:
         """Clean a unit and publish its images.
@@ -123,6 +128,15 @@ class Cleaner:
         if shared:
             shared.close()
         return done
+
+    def try_out(self, item: Input) -> None:
+        """Do all that is done with an input, alone, but for writing it."""
+        slot = self._slot(item)
+        if slot.pixels is not None:
+            self._purify([slot])
+        if slot.encoded is not None:
+            with suppress(ValueError):
+                slot.encoded.result()
 
     def _in_line(self, inputs: Iterable[Input]) -> Iterator[Slot]:
         """Purify in batches of one shape, and give the inputs back in their order."""
@@ -150,7 +164,7 @@ class Cleaner:
         if item.picture is None:
             return Slot(item=item)
         pixels = item.picture.pixels
-        if not _fits(pixels.shape[2], self.channels):
+        if not fits(pixels.shape[2], self.channels):
             reason = f"it has {pixels.shape[2]} channels; the purifier {self.work.purifier.name} takes {self.channels}"
             return Slot(item=replace(item, picture=None, stage="purify", reason=reason))
         return Slot(item=item, pixels=np.repeat(pixels, 3, axis=2) if self.channels == 3 > pixels.shape[2] else pixels)
@@ -162,22 +176,27 @@ class Cleaner:
         return 0
 
     def _purify(self, slots: Sequence[Slot]) -> None:
-        """Purify, measure and begin to encode images of one shape."""
+        """Purify, measure and begin to encode images of one shape; those that the purifier fails on are rejected."""
+        try:
+            purified = self._purified(slots)
+        except Exception as error:
+            if is_of_machine(error):
+                raise
+            if len(slots) > 1:
+                for slot in slots:
+                    self._purify([slot])
+                return
+            reason = f"the purifier {self.work.purifier.name} fails on it: {type(error).__name__}: {error}"
+            item = replace(slots[0].item, picture=None, stage="purify", reason=reason)
+            slots[0].item, slots[0].pixels = item, None
+            return
         config = self.work.config
-        seeds = [seed_of(config.seed, "purify", slot.item.id) for slot in slots]
-        purified = purify_pixels(
-            self.purifier,
-            np.stack([cast(NDArray[np.uint8], slot.pixels) for slot in slots]),
-            seeds,
-            tiling=self.tiling,
-            device=self.device,
-            precision=config.precision,
-        )
         pictures = [cast(Picture, slot.item.picture) for slot in slots]
         before = np.stack([picture.pixels for picture in pictures])
         after = purified if purified.shape == before.shape else _grey(purified)
-        measures = compare(after, before)
-        labels = self._labels(before), self._labels(after)
+        with self.turn:
+            measures = compare(after, before)
+            labels = self._labels(before), self._labels(after)
         for index, (slot, picture) in enumerate(zip(slots, pictures, strict=True)):
             slot.measures = {name: _number(values[index]) for name, values in measures.items()}
             slot.measures |= {"pred_input": labels[0][index], "pred_cleaned": labels[1][index]}
@@ -191,15 +210,31 @@ class Cleaner:
             )
             slot.pixels = None
 
+    def _purified(self, slots: Sequence[Slot]) -> NDArray[np.uint8]:
+        with self.turn:
+            return purify_pixels(
+                self.purifier,
+                np.stack([cast(NDArray[np.uint8], slot.pixels) for slot in slots]),
+                [seed_of(self.work.config.seed, "purify", slot.item.id) for slot in slots],
+                tiling=self.tiling,
+                device=self.device,
+                precision=self.work.config.precision,
+            )
+
     def _labels(self, pixels: NDArray[np.uint8]) -> Sequence[int | None]:
         """The classifier's labels of (N, H, W, C), or None for each where there is no classifier of such images."""
         model = self.work.classifier
         if self.classifier is None or model is None or not takes(model, pixels.shape[1:]):
             return [None] * len(pixels)
-        with torch.no_grad(), autocast(self.device, self.work.config.precision):
-            x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(255)
-            labels: list[int] = self.classifier(x).argmax(dim=1).tolist()
-            return labels
+        try:
+            with torch.no_grad(), autocast(self.device, self.work.config.precision):
+                x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(255)
+                labels: list[int] = self.classifier(x).argmax(dim=1).tolist()
+                return labels
+        except Exception as error:
+            if is_of_machine(error):
+                raise
+            return [None] * len(pixels)
 
     def _take(self, slot: Slot, group: Group, sink: writer.Sink, done: Cleaned) -> None:
         """Hand an input that is through to its sink, and note what became of it."""
@@ -250,52 +285,43 @@ def _keep_most_changed(changes: list[dict[str, Any]], slot: Slot, before: NDArra
     del changes[CHANGES:]
 
 
-def channels_of(purifier: nn.Module, device: str) -> int | None:
-    """Channels of the images that a purifier takes, found by trial: 1, 3, or None for both.
-
-    Raises:
-        ValueError: it takes neither.
-    """
-    taken, trouble = [], None
-    for channels in (1, 3):
-        try:
-            with torch.no_grad():
-                purify(purifier, torch.zeros(1, channels, TRIAL, TRIAL, device=device), [0])
-            taken.append(channels)
-        except RuntimeError as error:
-            trouble = error
-    if not taken:
-        raise ValueError(f"the purifier takes neither grey nor colour images of {TRIAL}x{TRIAL} pixels: {trouble}")
-    return taken[0] if len(taken) == 1 else None
-
-
-def _fits(own: int, channels: int | None) -> bool:
+def fits(own: int, channels: int | None) -> bool:
     """Whether a purifier of so many channels can take an image of ``own``; a grey one goes through in colour."""
     return channels in (None, 3, own)
 
 
-def first_look(work: Cleaning, unit: Unit, count: int) -> list[str]:
-    """What a person should know before such images are given to this purifier; ``count`` are decoded, and no more.
+def channels_of(model: models.Model, purifier: nn.Module, device: str) -> int | None:
+    """Channels of the images that a purifier takes, found by trial: 1, 3, or None for both.
+
+    Args:
+        model: what it was built from; tells which images it was trained on.
+        purifier: on ``device``.
 
     Raises:
-        ValueError: the purifier takes none of them.
+        ValueError: it takes neither.
     """
-    purifier, channels = work.purifier, channels_of(work.purifier.build(), "cpu")
-    shapes = quarantine.inspect(unit, work.config.max_pixels, count).shapes
-    if shapes and not any(_fits(shape[2], channels) for shape in shapes):
+    height, width = tuple(model.config.get("image_shape", TRIAL))[:2]
+    taken, trouble = [], None
+    for channels in (1, 3):
+        try:
+            purify_pixels(purifier, np.zeros((1, height, width, channels), np.uint8), [0], device=device)
+            taken.append(channels)
+        except Exception as error:
+            if is_of_machine(error):
+                raise
+            trouble = error
+    if not taken:
         raise ValueError(
-            f"{purifier.name} takes images of {channels} channel(s), but the first images have {shapes[0][2]}: "
-            "give a purifier that was trained for such images"
+            f"the purifier {model.name} takes neither grey nor colour images of {height}x{width} pixels: {trouble}"
         )
-    trained = tuple(purifier.config.get("image_shape", ()))[:2]
-    sizes = sorted({shape[:2] for shape in shapes})
-    if not trained or set(sizes) <= {trained}:
-        return []
-    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
-    return [
-        f"{purifier.name} was trained on images of {trained[0]}x{trained[1]} pixels "
-        f"({purifier.config.get('data', 'of unknown data')}); these are of {shown}: look at some before you use them"
-    ]
+    return taken[0] if len(taken) == 1 else None
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether a network's failure says nothing of its images: memory has run out, or a GPU is in trouble."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        said in str(error) for said in ("allocate memory", "CUDA error", "cuDNN error", "CUBLAS_STATUS")
+    )
 
 
 def takes(classifier: models.Model, shape: tuple[int, ...]) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from raypurify import schema
 from raypurify.cleaning import footers
 from raypurify.cleaning.base import Kind
 from raypurify.cleaning.inputs import Listed
@@ -47,10 +48,12 @@ class Draft(NamedTuple):
     """None until it has a name."""
     is_alone: bool
     """Whether it is all of its file."""
+    joins: bool = False
+    """Whether it belongs in the unit of the draft before it."""
 
     def row(self, unit: str) -> tuple[Any, ...]:
         """Its values in the order of ``schema.PLAN``."""
-        return (unit, *self[:-1])
+        return (unit, *self[: len(schema.PLAN) - 1])
 
 
 class Item(NamedTuple):
@@ -69,34 +72,38 @@ def drafted(items: Iterable[tuple[Listed, list[Draft]]], sizes: Sizes) -> Iterat
         sizes: how they are cut.
     """
 
-    def runs(item: tuple[Listed, list[Draft]]) -> list[tuple[int, int]]:
+    def runs(item: tuple[Listed, list[Draft]]) -> list[footers.Run]:
         return footers.runs(item[0].url, item[0].size, rows=sizes.unit_entries, most=sizes.unit_bytes)
 
     found = concurrently(runs, items, at_once=FOOTERS_AT_ONCE, when=lambda item: item[0].kind == "parquet")
     for (listed, former), cuts in found:
         outputs = {draft.first: draft.output for draft in former}
-        spans: list[tuple[int, int | None]] = [*cuts] if cuts else [(0, None if listed.kind == "tar" else 1)]
+        spans: list[tuple[int, int | None, bool]]
+        spans = [*cuts] if cuts else [(0, None if listed.kind == "tar" else 1, False)]
         about = (listed.key, listed.url, listed.kind, listed.size, listed.version)
         yield Item(
             listed,
             former,
-            [Draft(*about, first, rows, outputs.get(first), len(spans) == 1) for first, rows in spans],
+            [Draft(*about, first, rows, outputs.get(first), len(spans) == 1, joins) for first, rows, joins in spans],
         )
 
 
 def grouped(drafts: Iterable[Draft], sizes: Sizes) -> Iterator[list[Draft]]:
-    """The drafts of each unit: image files together, a run of rows or a tar alone."""
-    together: list[Draft] = []
+    """The drafts of each unit: image files together, a tar alone, a run of rows with those that join it."""
+    images: list[Draft] = []
+    runs: list[Draft] = []
     size = 0
     for draft in drafts:
         if draft.kind != "image":
-            yield [draft]
+            if runs and not draft.joins:
+                yield runs
+                runs = []
+            runs.append(draft)
             continue
         added = max(0, draft.size)
-        if together and (len(together) >= sizes.unit_entries or size + added > sizes.unit_bytes):
-            yield together
-            together, size = [], 0
-        together.append(draft)
+        if images and (len(images) >= sizes.unit_entries or size + added > sizes.unit_bytes):
+            yield images
+            images, size = [], 0
+        images.append(draft)
         size += added
-    if together:
-        yield together
+    yield from (unit for unit in (runs, images) if unit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,14 +17,28 @@ TAIL = 1 << 16
 SHORTEST = 12
 """Bytes of the shortest Parquet file: two marks and the length of its footer."""
 
-UNREADABLE = [(0, 1)]
+READINGS = 8
+"""How often a row group is read, at most: to reach a row, what is before it in its group has to be read too."""
+
+
+class Run(NamedTuple):
+    """Rows that become one output."""
+
+    first: int
+    rows: int
+    joins: bool = False
+    """Whether it is cleaned in the unit of the run before it, so that their row group is gone through once for both."""
+
+
+UNREADABLE = [Run(0, 1)]
 """The run of a file that is no Parquet of images, or is gone: its reader says why, in one reject."""
 
 
-def runs(url: str, size: int, *, rows: int, most: int) -> list[tuple[int, int]]:
-    """First row and number of rows of each run, in order; one of no rows for a file without any.
+def runs(url: str, size: int, *, rows: int, most: int) -> list[Run]:
+    """The runs of a file, in order; one of no rows for a file without any.
 
-    A run ends where a row group does, unless the group is longer than a run: such a group is cut evenly.
+    A run ends where a row group does, unless the group is longer than a run: such a group is cut evenly, and its runs
+    are spread over ``READINGS`` units at most.
 
     Args:
         url: a Parquet file.
@@ -45,7 +60,7 @@ def runs(url: str, size: int, *, rows: int, most: int) -> list[tuple[int, int]]:
         raise
     if metadata is None or parquet.image_column(metadata.schema.to_arrow_schema()) is None:
         return UNREADABLE
-    return _cut(metadata, rows, most) or [(0, 0)]
+    return _cut(metadata, rows, most) or [Run(0, 0)]
 
 
 def footer(url: str, size: int) -> pq.FileMetaData | None:
@@ -71,8 +86,8 @@ def footer(url: str, size: int) -> pq.FileMetaData | None:
         return None
 
 
-def _cut(metadata: pq.FileMetaData, rows: int, most: int) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
+def _cut(metadata: pq.FileMetaData, rows: int, most: int) -> list[Run]:
+    found: list[Run] = []
     first = open_rows = open_bytes = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -84,8 +99,11 @@ def _cut(metadata: pq.FileMetaData, rows: int, most: int) -> list[tuple[int, int
     return found + _evenly(first, open_rows, open_bytes, rows, most)
 
 
-def _evenly(first: int, count: int, total: int, rows: int, most: int) -> list[tuple[int, int]]:
+def _evenly(first: int, count: int, total: int, rows: int, most: int) -> list[Run]:
     """``count`` rows of ``total`` bytes in runs as equal as can be."""
     parts = min(count, max(-(-count // rows), -(-total // most)))
     edges = [first + count * part // parts for part in range(parts + 1)] if parts else []
-    return [(start, stop - start) for start, stop in pairwise(edges)]
+    together = -(-parts // READINGS)
+    return [
+        Run(start, stop - start, joins=number % together > 0) for number, (start, stop) in enumerate(pairwise(edges))
+    ]

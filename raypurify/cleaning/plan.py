@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby, islice
 from typing import Any
 
 from raypurify import storage
-from raypurify.cleaning.base import Entry, Unit
+from raypurify.cleaning.base import Entry
 from raypurify.cleaning.digests import Digests
 from raypurify.cleaning.drafts import Draft, Item, Sizes, drafted
 from raypurify.cleaning.generations import REPLACED, Counts, Generation, Parts, counted, whole
@@ -132,23 +132,6 @@ def update(output: str, entries: Iterable[Listed], *, extension: str, sizes: Siz
 def generations(output: str) -> int:
     """The number of whole generations: 0 where there is no plan, or one that was cut off."""
     return len(whole(output))
-
-
-def units(output: str, done: Container[str] = ()) -> Iterator[Unit]:
-    """The units whose names are not in ``done``, in the order of the plan; a part of it is held at a time.
-
-    Raises:
-        ValueError: there is no whole plan.
-    """
-    for generation, mark in _whole(output):
-        for table in generation.planned(mark):
-            start = 0
-            for name, rows in groupby(table["unit"].to_pylist()):
-                count = sum(1 for _ in rows)
-                if name not in done:
-                    planned = table.slice(start, count).drop_columns("unit").to_pylist()
-                    yield Unit(name=name, entries=tuple(Entry(**row) for row in planned))
-                start += count
 
 
 def total(output: str) -> Counts:

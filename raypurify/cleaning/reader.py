@@ -31,6 +31,8 @@ OUTAGES = (RefusedError, UnavailableError, files.StoreError)
 TROUBLE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 LARGEST_MEMBER = 1 << 30
 """Bytes of a tar's member that is read: it is held in memory."""
+BUFFER = 4 << 20
+"""Bytes of a column that are fetched at a time of a row group whose rows are not all wanted."""
 DECODED_AHEAD = 1 << 24
 """Pixels that are decoded ahead: 50 MB in RGB."""
 
@@ -43,9 +45,9 @@ class Limits:
     """Images of more are rejected before they are decoded."""
     threads: int = 1
     killers: Mapping[str, str] = field(default_factory=dict)
-    """Inputs that end the process that decodes them, by id, and how: they are rejected undecoded."""
+    """Inputs that end the process that cleans them, by their ids or their entries', and how: they are rejected."""
     announce: Callable[[str], None] | None = None
-    """Is told the id of each image before it is decoded."""
+    """Is told the id of each entry before it is opened, and of each image before it is decoded."""
     count: int | None = None
     """Images of a group after which the others are left out; None: all."""
 
@@ -101,11 +103,12 @@ def groups(unit: Unit, limits: Limits) -> Iterator[Group]:
             entries = tuple(run)
             yield Group(entries=entries, inputs=_decoded(_files(entries), limits))
             continue
-        for entry in run:
-            if kind == "tar":
-                yield Group(entries=(entry,), inputs=_decoded(_members(entry), limits))
-            else:
-                yield _run_of_rows(entry, limits)
+        if kind == "tar":
+            for entry in run:
+                yield Group(entries=(entry,), inputs=_decoded(_members(entry, limits), limits))
+        else:
+            for _, same in groupby(run, key=lambda entry: entry.url):
+                yield from _runs_of_rows(tuple(same), limits)
 
 
 def is_passing(error: BaseException) -> bool:
@@ -136,22 +139,18 @@ def changed(entry: Entry, size: int) -> str:
     return f"changed since it was listed: {entry.size} bytes then, {size} now; --update takes it up"
 
 
-def _run_of_rows(entry: Entry, limits: Limits) -> Group:
-    names = [f"{entry.first + row:09d}" for row in range(entry.rows or 0)]
-    ids = [f"{entry.key}#{int(name)}" for name in names]
-    try:
-        table = _table(entry)
-        values = parquet.encoded_images(table)
-    except OUTAGES:
-        raise
-    except (ValueError, OSError, pa.ArrowException) as error:
-        if is_passing(error):
-            raise
-        reason = str(error)
-        rejects = (Encoded(id=i, name=name, reason=reason) for i, name in zip(ids, names, strict=True))
-        return Group(entries=(entry,), inputs=_decoded(rejects, limits))
-    rows = (_row(i, name, value) for i, name, value in zip(ids, names, values, strict=True))
-    return Group(entries=(entry,), inputs=_decoded(rows, limits), table=table)
+def _runs_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Group]:
+    for entry, table in zip(entries, _tables(entries, limits), strict=True):
+        names = [f"{entry.first + row:09d}" for row in range(entry.rows or 0)]
+        ids = [f"{entry.key}#{int(name)}" for name in names]
+        values: Iterable[bytes | NDArray[np.uint8] | ValueError]
+        try:
+            values = [table] * len(ids) if isinstance(table, ValueError) else parquet.encoded_images(table)
+        except ValueError as error:
+            values = [error] * len(ids)
+        rows = (_row(i, name, value) for i, name, value in zip(ids, names, values, strict=True))
+        rest = None if isinstance(table, ValueError) else table
+        yield Group(entries=(entry,), inputs=_decoded(rows, limits), table=rest)
 
 
 def _row(id: str, name: str, value: bytes | NDArray[np.uint8] | ValueError) -> Encoded:
@@ -162,37 +161,73 @@ def _row(id: str, name: str, value: bytes | NDArray[np.uint8] | ValueError) -> E
     return Encoded(id=id, name=name, picture=Picture(pixels=value))
 
 
-def _table(entry: Entry) -> pa.Table:
-    """The rows of a Parquet file's run, all columns."""
-    with files.open_file(entry.url) as opened:
-        size = opened.seek(0, os.SEEK_END)
-        if entry.size not in (-1, size):
-            raise ValueError(changed(entry, size))
-        file = pq.ParquetFile(opened, pre_buffer=not storage.is_local(entry.url))
-        groups: list[int] = []
-        before, begin, stop = 0, 0, entry.first + (entry.rows or 0)
-        for number in range(file.num_row_groups):
-            rows = file.metadata.row_group(number).num_rows
-            if before < stop and before + rows > entry.first:
-                if not groups:
-                    begin = before
-                groups.append(number)
-            before += rows
-        if before < stop:
-            raise ValueError(f"expected {stop} rows at least, but it has {before}")
-        batches, seen = [], begin
-        for batch in file.iter_batches(1024, row_groups=groups, use_threads=False):
-            low, high = max(entry.first - seen, 0), min(stop - seen, len(batch))
-            if low < high:
-                batches.append(batch.slice(low, high - low))
-            seen += len(batch)
-            if seen >= stop:
+def _tables(entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | ValueError]:
+    """The rows of each run of a Parquet file, all columns, or why they can't be read; it is gone through once."""
+    given = 0
+    try:
+        if limits.announce and (left := [entry.id for entry in entries if entry.id not in limits.killers]):
+            limits.announce(left[0])
+        with files.open_file(entries[0].url) as opened:
+            size = opened.seek(0, os.SEEK_END)
+            if entries[0].size not in (-1, size):
+                raise ValueError(changed(entries[0], size))
+            for table in _slices(opened, entries, limits):
+                yield table
+                given += 1
+    except OUTAGES:
+        raise
+    except (ValueError, OSError, pa.ArrowException) as error:
+        if is_passing(error):
+            raise
+        yield from [ValueError(str(error))] * (len(entries) - given)
+
+
+def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | ValueError]:
+    metadata = pq.read_metadata(opened)
+    ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
+    stop = entries[-1].first + (entries[-1].rows or 0)
+    if stop > metadata.num_rows:
+        raise ValueError(f"expected {stop} rows at least, but it has {metadata.num_rows}")
+    begin = entries[0].first
+    low, high = np.searchsorted(ends, begin, "right"), np.searchsorted(ends, stop, "left")
+    groups = list(range(low, high + 1)) if begin < stop else []
+    at = int(ends[groups[0] - 1]) if groups and groups[0] else 0
+    is_all = at == begin and groups and ends[groups[-1]] == stop
+    file = pq.ParquetFile(
+        opened,
+        metadata=metadata,
+        # Where only a part of a group is wanted, nothing is fetched ahead.
+        pre_buffer=bool(is_all) and not storage.is_local(entries[0].url),
+        buffer_size=0 if is_all else BUFFER,
+    )
+    length = max(1, *(min(entry.rows or 0, 1024) for entry in entries))
+    batches = file.iter_batches(length, row_groups=groups, use_threads=False)
+    batch = next(batches, None)
+    for entry in entries:
+        if entry.id in limits.killers:
+            yield ValueError(limits.killers[entry.id])
+            continue
+        if limits.announce:
+            limits.announce(entry.id)
+        end, kept = entry.first + (entry.rows or 0), []
+        while batch is not None:
+            skipped, taken = max(entry.first - at, 0), min(end - at, len(batch))
+            if skipped < taken:
+                kept.append(batch.slice(skipped, taken - skipped))
+            if at + len(batch) >= end:
                 break
-        return pa.Table.from_batches(batches, schema=file.schema_arrow)
+            at += len(batch)
+            batch = next(batches, None)
+        yield pa.Table.from_batches(kept, schema=file.schema_arrow)
 
 
-def _members(entry: Entry) -> Iterator[Encoded]:
+def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
     """A tar's images; each name once: a second one of that name gets its number."""
+    if entry.id in limits.killers:
+        yield Encoded(id=entry.key, name=entry.key, reason=limits.killers[entry.id])
+        return
+    if limits.announce:
+        limits.announce(entry.id)
     seen: dict[str, int] = {}
     try:
         with files.open_file(entry.url) as opened, tarfile.open(fileobj=opened, mode="r|*") as tar:

@@ -25,8 +25,8 @@ class Planned:
     """URL of the plan's file that holds its entries."""
     images: int | None
     """Those of its inputs that no later generation plans anew; None for a tar, whose images nobody has counted."""
-    is_superseded: bool
-    """Whether a later generation plans some of its inputs anew."""
+    superseded: int
+    """The last generation that plans some of its inputs anew; 0 for none."""
 
 
 def schedule(output: str) -> Iterator[Planned]:
@@ -38,32 +38,34 @@ def schedule(output: str) -> Iterator[Planned]:
     generations = whole(output)
     if not generations:
         raise ValueError(f"{output}: there is no plan; freeze one first")
-    later: list[Digests] = []
+    later: dict[int, Digests] = {}
     for generation, mark in reversed(generations):
         keys = Digests()
         for number, table in enumerate(generation.planned(mark, ["unit", "key", "kind", "rows"])):
-            live = pa.array([not any(key in others for others in later) for key in table["key"].to_pylist()])
-            yield from _planned(table.append_column("live", live), generation.part("part", number))
+            names = table["key"].to_pylist()
+            last = [next((other for other, planned in later.items() if name in planned), 0) for name in names]
+            table = table.append_column("last", pa.array(last, pa.int64()))
+            yield from _planned(table, generation.part("part", number))
             if generation.number:
-                for key in table["key"].to_pylist():
-                    keys.add(key)
-        later.append(keys.seal())
+                for name in names:
+                    keys.add(name)
+        later[generation.number] = keys.seal()
 
 
 def _planned(table: pa.Table, part: str) -> Iterator[Planned]:
-    rows = pc.if_else(table["live"], table["rows"], 0)
+    rows = pc.if_else(pc.equal(table["last"], 0), table["rows"], 0)
     summed = (
         table.append_column("images", rows)
         .group_by("unit", use_threads=False)
-        .aggregate([("images", "sum"), ("images", "count"), ("live", "min"), ("live", "count")])
+        .aggregate([("images", "sum"), ("images", "count"), ("last", "max"), ("last", "count")])
     )
     for row in summed.to_pylist():
-        known = row["images_count"] == row["live_count"]
+        known = row["images_count"] == row["last_count"]
         yield Planned(
             name=row["unit"],
             part=part,
             images=row["images_sum"] if known else None,
-            is_superseded=not row["live_min"],
+            superseded=row["last_max"],
         )
 
 

@@ -73,8 +73,8 @@ def attack(
     run = runs.open_run(output, identity, overwrite=overwrite)
     units = units_of(source)
     if not run.finished:
-        written = {url.rpartition("/")[2] for url in storage.list_files(storage.join(output, "images"), ".parquet")}
-        missing = [unit for unit in units if f"{unit.name}.parquet" not in written]
+        written = {storage.stem(url) for url in storage.list_files(storage.join(output, "images"), ".parquet")}
+        missing = [unit for unit in units if unit.name not in written]
         hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
         cluster.check_output(output, shared_filesystem=shared_filesystem)
         with run.attempt(hardware, dataclasses.asdict(resources)):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,9 +18,10 @@ import ray
 from raypurify import images, lease, retries, runs, storage
 from raypurify.cleaning import accounts, inputs, plan, quarantine, schedule
 from raypurify.cleaning.base import Unit
-from raypurify.cleaning.cleaner import Cleaner, Cleaning, first_look
+from raypurify.cleaning.cleaner import Cleaner, Cleaning
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.generations import Counts
+from raypurify.cleaning.trial import first_look
 from raypurify.distributed import cluster, streams
 from raypurify.distributed.units import ActorPool, set_threads, through
 from raypurify.progress import Progress, print_table
@@ -27,7 +29,11 @@ from raypurify.report import formats
 from raypurify.report.cleaning import write_cleaning_report
 
 DEATHS = 2
-"""Workers that a unit may end before its inputs are looked at one by one."""
+"""Workers that may end while they are at a unit before its inputs are looked at one by one."""
+MOST_DEATHS = 10
+"""Workers that may end at a unit: some end at the fault of another unit, or of none."""
+AT_ONCE = 2
+"""Units that an actor is at."""
 ENOUGH = 1000
 """Images after which the share of rejects is judged."""
 REASONS = 20
@@ -116,7 +122,7 @@ def clean(
     with lease.hold(output) as held:
         # The last bit of a pixel may turn on which images share a batch.
         identity = {**work.identity(), "batch": resources.batch}
-        run = runs.open_run(output, identity, overwrite=overwrite)
+        run = runs.open_run(output, identity, overwrite=overwrite, check=held.check)
         is_whole = run.finished and accounts.is_whole(output)
         if is_whole and not update:
             return accounts.add_up(output)
@@ -188,7 +194,7 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
         [(unit.name, unit.part) for unit in todo], _block, name="Units", read_cpus=pool.read_cpus, ordered=False
     )
     with Progress("cleaning", total=sum(unit.images or 0 for unit in todo), unit="images") as progress:
-        for row in through(CleaningActor, (work, held.attempt, pool), blocks, len(todo), pool):
+        for row in through(CleaningActor, (work, held.attempt, pool), blocks, len(todo), pool, at_once=AT_ONCE):
             held.check()
             counts.add(row)
             rejected = counts.sums["rejected"]
@@ -211,21 +217,24 @@ def _block(unit: str, part: str) -> pa.Table:
 
 
 class CleaningActor:
-    """Cleans the unit that a block names."""
+    """Cleans the units that blocks name: ``AT_ONCE`` of them, each in a thread, so that reads and writes of the one go
+    on while another is purified."""
 
     def __init__(self, reference: ray.ObjectRef[tuple[Cleaning, str, ActorPool]]) -> None:
         self.work, self.attempt, pool = ray.get(reference)
         set_threads(pool)
         self.clean = Cleaner(self.work, pool.device, batch=pool.batch, threads=pool.cpus_per_actor)
+        self.reported = retries.counts()
+        self.reporting = threading.Lock()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Clean one unit, and account for it.
 
         Returns:
             One row: ``in``, ``out``, ``rejected`` (images), ``bytes_in``, ``bytes_out``, ``requests``, ``retries``,
-            ``started`` and ``ended`` (seconds of the clock).
+            ``started`` and ``ended`` (seconds of the clock). Requests are those of all threads since the last row.
         """
-        started, before = time.time(), retries.counts()
+        started = time.time()
         unit = schedule.load(block["part"][0].as_py(), block["unit"][0].as_py())
         cleaned = self.clean(unit, self._killers(unit))
         lease.check(self.work.output, self.attempt)
@@ -236,27 +245,34 @@ class CleaningActor:
             "rejected": len(cleaned.rejects),
             "bytes_in": unit.size,
             "bytes_out": cleaned.bytes_out,
-            **{name: count - before[name] for name, count in retries.counts().items()},
+            **self._requests(),
             "started": started,
             "ended": time.time(),
         }
         return pa.Table.from_pylist([row])
 
+    def _requests(self) -> dict[str, int]:
+        with self.reporting:
+            since, self.reported = retries.since(self.reported), retries.counts()
+        return since
+
     def _killers(self, unit: Unit) -> dict[str, str]:
-        """Look at a unit's inputs one by one, if it has ended workers of this attempt.
+        """Look at a unit's inputs one by one, if workers of this attempt have ended while they were at it.
 
         Raises:
-            RuntimeError: it ended workers although its inputs can be decoded.
+            RuntimeError: they ended although each of its inputs can be cleaned.
         """
         url = storage.join(self.work.output, "starts", self.attempt, f"{unit.name}.json")
         starts = storage.read_json(url) if storage.exists(url) else 0
-        if starts > 2 * DEATHS:
+        if starts > MOST_DEATHS:
             raise RuntimeError(
-                f"unit {unit.name} has ended its worker {starts} times, but each of its inputs can be decoded: is "
-                "there enough memory for a worker? The dashboard's log of the actor says how it ended"
+                f"unit {unit.name}: its worker has ended {starts} times, but each of its inputs can be cleaned alone: "
+                "is there enough memory for a worker? The dashboard's log of the actor says how it ended"
             )
         storage.write_json(url, starts + 1)
-        return quarantine.inspect(unit, self.work.config.max_pixels).killers if starts >= DEATHS else {}
+        if starts < DEATHS:
+            return {}
+        return quarantine.inspect(unit, self.work.config.max_pixels, work=self.work).killers
 
 
 def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def _missing(output: str, grid: Grid, units: Sequence[Unit]) -> list[Unit]:
     done: dict[str, set[str]] = {unit.name: set() for unit in units}
     for cell in grid.cells:
         for url in storage.list_files(results.scores_folder(output, cell.hash), ".parquet"):
-            done[url.rpartition("/")[2].removesuffix(".parquet")].add(cell.hash)
+            done[storage.stem(url)].add(cell.hash)
     wanted = frozenset(cell.hash for cell in grid.cells)
     open_units = (dataclasses.replace(unit, missing=wanted - done[unit.name]) for unit in units)
     return [unit for unit in open_units if unit.missing]

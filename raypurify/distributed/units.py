@@ -145,12 +145,19 @@ def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str) -> di
 
 
 def through(
-    actor: type[Callable[[pa.Table], pa.Table]], knowledge: object, blocks: Dataset, count: int, pool: ActorPool
+    actor: type[Callable[[pa.Table], pa.Table]],
+    knowledge: object,
+    blocks: Dataset,
+    count: int,
+    pool: ActorPool,
+    *,
+    at_once: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Send ``count`` blocks through a pool of actors; the rows that these give back, as they come.
 
     Args:
         actor: a class that is made with a reference to ``knowledge``, which all actors of a node share.
+        at_once: threads that call an actor.
     """
     if not count:
         return
@@ -166,8 +173,10 @@ def through(
             min_size=actors,
             max_size=max(actors, min(pool.max_actors or actors, count)),
             initial_size=actors,
-            max_tasks_in_flight_per_actor=2,
+            max_tasks_in_flight_per_actor=max(2, at_once),
+            enable_true_multi_threading=at_once > 1,
         ),
+        max_concurrency=at_once,
     )
     yield from done.iter_rows()
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify import schema, storage
-from raypurify.cleaning import footers, plan
-from raypurify.cleaning.base import Entry
+from raypurify.cleaning import footers, plan, schedule
+from raypurify.cleaning.base import Entry, Unit
 from raypurify.cleaning.digests import Digests
 from raypurify.cleaning.drafts import Sizes
 from raypurify.cleaning.generations import Counts
@@ -33,8 +33,13 @@ def images(*keys: str) -> list[Listed]:
     return [image(key) for key in sorted(keys)]
 
 
+def units_of(output: str) -> list[Unit]:
+    planned = sorted(schedule.schedule(output), key=lambda unit: unit.name)
+    return [schedule.load(unit.part, unit.name) for unit in planned]
+
+
 def entries(output: str) -> list[Entry]:
-    return [entry for unit in plan.units(output) for entry in unit.entries]
+    return [entry for unit in units_of(output) for entry in unit.entries]
 
 
 def outputs(output: str) -> dict[str, str]:
@@ -50,8 +55,8 @@ def write_parquet(path: Path, rows: int, *, group: int = 1000) -> Path:
 def test_a_plan_is_frozen_once(tmp_path: Path):
     output = str(tmp_path)
     assert plan.generations(output) == 0
-    with pytest.raises(ValueError, match="no plan yet"):
-        list(plan.units(output))
+    with pytest.raises(ValueError, match="there is no plan"):
+        list(schedule.schedule(output))
     keys = [f"{number:04d}.jpg" for number in range(1203)]
     counts = plan.freeze(output, images(*keys), extension="png", skipped={".txt": 2})
     assert counts == Counts(units=3, files=1203, images=1203, size=12030)
@@ -64,12 +69,11 @@ def test_a_plan_is_frozen_once(tmp_path: Path):
         yield
 
     assert plan.freeze(output, never(), extension="png") == counts
-    units = list(plan.units(output))
+    units = list(units_of(output))
     assert [(unit.name, len(unit.entries)) for unit in units] == [
         *(("000-000000", 500), ("000-000001", 500), ("000-000002", 203)),
     ]
     assert [entry.key for unit in units for entry in unit.entries] == keys
-    assert [unit.name for unit in plan.units(output, done={"000-000001"})] == ["000-000000", "000-000002"]
     first = units[0].entries[0]
     assert first == Entry(
         key="0000.jpg", url="/in/0000.jpg", kind="image", size=10, version="1", rows=1, output="0000.png"
@@ -80,7 +84,7 @@ def test_units_are_bounded_in_bytes_and_parts_in_rows(tmp_path: Path):
     output = str(tmp_path)
     listing = [image(f"{number:03d}.png", size=40) for number in range(20)] + [image("x.png", size=1000)]
     plan.freeze(output, listing, extension="png", sizes=Sizes(unit_bytes=100, part_rows=4))
-    assert [len(unit.entries) for unit in plan.units(output)] == [2] * 10 + [1]
+    assert [len(unit.entries) for unit in units_of(output)] == [2] * 10 + [1]
     parts = storage.list_files(f"{output}/plan", ".parquet")
     assert [pq.read_metadata(part).num_rows for part in parts] == [4] * 5 + [1]
     assert storage.read_table(parts[0]).schema == schema.PLAN
@@ -158,6 +162,7 @@ def test_limit(tmp_path: Path):
         (10, 100, [(0, 10)]),
         (100, 100, [(0, 100)]),
         (350, 350, [(0, 87), (87, 88), (175, 87), (262, 88)]),
+        (900, 900, [(start, 100, start in (100, 300, 500, 700)) for start in range(0, 900, 100)]),
         (250, 50, [(0, 100), (100, 100), (200, 50)]),
         (250, 70, [(0, 70), (70, 70), (140, 70), (210, 40)]),
         (300, 150, [(0, 75), (75, 75), (150, 75), (225, 75)]),
@@ -166,14 +171,14 @@ def test_limit(tmp_path: Path):
 def test_runs_of_parquet_files(tmp_path: Path, rows: int, group: int, expected: list[tuple[int, int]]):
     path = write_parquet(tmp_path / "a.parquet", rows, group=group)
     for size in (path.stat().st_size, -1):
-        assert footers.runs(str(path), size, rows=100, most=1 << 30) == expected
+        assert footers.runs(str(path), size, rows=100, most=1 << 30) == [footers.Run(*run) for run in expected]
 
 
 def test_runs_are_bounded_in_bytes(tmp_path: Path):
     path = write_parquet(tmp_path / "a.parquet", 100)
     runs = footers.runs(str(path), path.stat().st_size, rows=100, most=2000)
-    assert sum(rows for _, rows in runs) == 100
-    assert max(rows for _, rows in runs) <= 40
+    assert sum(run.rows for run in runs) == 100
+    assert max(run.rows for run in runs) <= 40
     assert len(footers.runs(str(path), path.stat().st_size, rows=100, most=1)) == 100
 
 
@@ -183,7 +188,7 @@ def test_a_long_footer_is_read_whole(tmp_path: Path, s3: str):
     data = (tmp_path / "wide.parquet").read_bytes()
     assert int.from_bytes(data[-8:-4], "little") > footers.TAIL
     storage.write_bytes(f"{s3}/wide.parquet", data)
-    assert footers.runs(f"{s3}/wide.parquet", len(data), rows=10, most=1 << 30) == [(0, 1)]
+    assert footers.runs(f"{s3}/wide.parquet", len(data), rows=10, most=1 << 30) == footers.UNREADABLE
     footer = footers.footer(f"{s3}/wide.parquet", len(data))
     assert footer is not None
     assert footer.num_columns == 1501
@@ -212,13 +217,14 @@ def test_kinds_have_units_of_their_own(tmp_path: Path):
     root = tmp_path / "in"
     write_parquet(root / "d.parquet", 250, group=100)
     write_parquet(root / "e.PARQUET", 5)
+    write_parquet(root / "h.parquet", 900)
     for key in ("a.jpg", "b.tar", "c.png", "f.tar.gz", "g.webp"):
         (root / key).write_bytes(b"1234")
     output = str(tmp_path / "output")
     sizes = Sizes(unit_entries=100)
     counts = plan.freeze(output, listed(str(root), output=output), extension="png", sizes=sizes)
     units = [
-        [(entry.key, entry.first, entry.rows, entry.output) for entry in unit.entries] for unit in plan.units(output)
+        [(entry.key, entry.first, entry.rows, entry.output) for entry in unit.entries] for unit in units_of(output)
     ]
     assert units == [
         [("b.tar", 0, None, "b.tar")],
@@ -227,10 +233,14 @@ def test_kinds_have_units_of_their_own(tmp_path: Path):
         [("d.parquet", 200, 50, "d-000000200.parquet")],
         [("e.PARQUET", 0, 5, "e.parquet")],
         [("f.tar.gz", 0, None, "f.tar")],
+        *(
+            [("h.parquet", start, 100, f"h-{start:09d}.parquet") for start in starts]
+            for starts in ((0, 100), (200, 300), (400, 500), (600, 700), (800,))
+        ),
         [("a.jpg", 0, 1, "a.png"), ("c.png", 0, 1, "c.png"), ("g.webp", 0, 1, "g.png")],
     ]
     size = sum(path.stat().st_size for path in root.iterdir())
-    assert counts == Counts(units=7, files=7, images=258, tars=2, size=size)
+    assert counts == Counts(units=12, files=8, images=1158, tars=2, size=size)
 
 
 def test_outputs_mirror_their_inputs(tmp_path: Path):
@@ -372,12 +382,12 @@ def test_update_plans_what_is_new_or_changed(tmp_path: Path):
     changes = plan.update(output, today, extension="png", sizes=sizes)
     counts = Counts(units=2, files=3, images=3, size=30)
     assert changes == plan.Changes(generation=1, new=2, changed=1, gone=1, counts=counts)
-    assert {unit.name for unit in plan.units(output)} == {
+    assert {unit.name for unit in units_of(output)} == {
         *(f"000-00000{n}" for n in range(3)),
         "001-000000",
         "001-000001",
     }
-    added = [entry for unit in plan.units(output) if unit.name.startswith("001") for entry in unit.entries]
+    added = [entry for unit in units_of(output) if unit.name.startswith("001") for entry in unit.entries]
     assert {entry.key: entry.output for entry in added} == {
         "aa.jpg": "aa.png",
         "b.jpg": before["b.jpg"],
@@ -412,7 +422,7 @@ def test_an_update_that_was_cut_off_is_not_there(tmp_path: Path):
     with pytest.raises(ConnectionResetError):
         plan.update(output, cut_off(), extension="png", sizes=Sizes(part_rows=1))
     assert plan.generations(output) == 1
-    assert [unit.name for unit in plan.units(output)] == ["000-000000"]
+    assert [unit.name for unit in units_of(output)] == ["000-000000"]
     assert storage.list_files(f"{output}/plan", "replaced-00000.parquet")
     changes = plan.update(output, images("a.png", "c.png"), extension="png")
     assert (changes.generation, changes.new, changes.changed) == (1, 1, 0)
