@@ -189,6 +189,8 @@ _BEGINNINGS = {
     }.items()
 }
 
+_REFUSED = frozenset({"avif", "gif", "heic", "heif", "ico", "j2k", "jp2", "jxl", "pbm", "pgm", "ppm", "psd", "svg"})
+
 _OPENERS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
     "PNG": PngImagePlugin.PngImageFile,
     "JPEG": JpegImagePlugin.JpegImageFile,
@@ -201,6 +203,11 @@ _OPENERS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
 def has_known_extension(name: str) -> bool:
     """Whether a file of this name says that it is of a format which :func:`read_picture` reads."""
     return name.lower().rpartition(".")[2] in EXTENSIONS and "." in name
+
+
+def is_named_as_image(name: str) -> bool:
+    """Whether a file of this name says that it is an image, also of a format which :func:`read_picture` refuses."""
+    return has_known_extension(name) or name.lower().rpartition(".")[2] in _REFUSED and "." in name
 
 
 def pixels_of(data: bytes) -> int:

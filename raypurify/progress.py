@@ -21,6 +21,7 @@ class Progress:
     def __init__(self, what: str, *, total: int, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.count, self.note = 0, ""
+        self._first: tuple[float, int] | None = None
         self._started = self._said = time.monotonic()
         self._said_count = -1
         self._bar: Bar | None = None
@@ -44,7 +45,8 @@ class Progress:
         """``count`` more are done."""
         self.count += count
         self.note = note
-        rate = self.count / max(time.monotonic() - self._started, 1e-9)
+        rate = self._rate()
+        self._first = self._first or (time.monotonic(), self.count)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.count, rate=f"{rate:,.0f} {self.unit}/s", note=note)
         elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
@@ -56,7 +58,14 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None and self._said_count < self.count:
-            self._line(self.count / max(time.monotonic() - self._started, 1e-9))
+            self._line(self._rate())
+
+    def _rate(self) -> float:
+        """What is done in a second, since the first was done: the start is slow, and says nothing of what is left."""
+        began, before = self._first or (self._started, 0)
+        if self.count == before:
+            began, before = self._started, 0
+        return (self.count - before) / max(time.monotonic() - began, 1e-9)
 
     def _line(self, rate: float) -> None:
         self._said, self._said_count = time.monotonic(), self.count

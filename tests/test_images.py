@@ -619,3 +619,4 @@ def test_bombs_are_refused_in_little_memory(tmp_path: Path) -> None:
 )
 def test_extensions_of_what_is_read(name: str, known: bool) -> None:
     assert images.has_known_extension(name) == known
+    assert images.is_named_as_image(name) == (known or name == "e.gif")

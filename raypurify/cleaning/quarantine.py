@@ -55,6 +55,7 @@ def inspect(unit: Unit, max_pixels: int, count: int | None = None, work: Cleanin
             [sys.executable, "-m", "raypurify.cleaning.quarantine"],
             input=pickle.dumps((unit, limits, work)),
             stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         said = [json.loads(line) for line in child.stdout.decode().splitlines()]
         if child.returncode == 0:

@@ -240,7 +240,7 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
                 about: dict[str, Any] = {
                     "id": f"{entry.key}#{name}{f'~{seen[name]}' if seen[name] > 1 else ''}",
                     "name": name,
-                    "is_image": images.has_known_extension(name),
+                    "is_image": images.is_named_as_image(name),
                 }
                 if member.size > LARGEST_MEMBER:
                     reason = f"has {member.size} bytes; a tar's members may have {LARGEST_MEMBER}"

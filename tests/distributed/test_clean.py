@@ -160,9 +160,14 @@ def test_a_tar_keeps_its_samples_together(tmp_path: Path) -> None:
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
+        member = tarfile.TarInfo("030.gif")
+        member.size = len(encoded(0, 5, 5, "GIF"))
+        tar.addfile(member, io.BytesIO(encoded(0, 5, 5, "GIF")))
     output = str(tmp_path / "out")
     totals = clean(CleaningConfig(input=str(tmp_path / "in"), purifier="identity"), POOL, output)
-    assert (totals.cleaned, totals.rejected) == (29, 1)
+    assert (totals.cleaned, totals.rejected) == (29, 2)
+    reasons = {row["id"]: row["reason"] for row in accounts(output, "rejects")}
+    assert reasons["shard.tar#030.gif"] == "is a GIF; expected PNG, JPEG, WebP, BMP or TIFF"
     with tarfile.open(storage.join(output, "images", "shard.tar")) as tar:
         names = tar.getnames()
     expected = [f"{index:03d}.{kind}" for index in range(30) for kind in ("png", "json")]

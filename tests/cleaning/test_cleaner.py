@@ -1,0 +1,208 @@
+"""Units cleaned in this process: models that fail on some images, inputs that end it, several units at a time."""
+
+import io
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from raypurify import storage
+from raypurify.cleaning import plan, quarantine, reader, schedule
+from raypurify.cleaning.base import Entry, Unit
+from raypurify.cleaning.cleaner import Cleaner, Cleaning
+from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.drafts import Sizes
+from raypurify.cleaning.inputs import listed
+from raypurify.data import files
+from raypurify.images import encode_png
+
+BRIGHT = 5
+
+
+def image(index: int, height: int = 12, *, corner: int = 0) -> bytes:
+    pixels = np.random.default_rng(index).integers(0, 255, (height, 10, 3), dtype=np.uint8)
+    pixels[0, 0] = corner
+    return encode_png(pixels)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    """Twenty images; one has a bright corner, four are of another height."""
+    (tmp_path / "in").mkdir()
+    for index in range(20):
+        height = 13 if index >= 16 else 12
+        corner = 255 if index == BRIGHT else 0
+        (tmp_path / "in" / f"{index:02d}.png").write_bytes(image(index, height, corner=corner))
+    return str(tmp_path / "in")
+
+
+def units_of(source: str, output: str, sizes: Sizes | None = None) -> list[Unit]:
+    plan.freeze(output, listed(source, output=output), extension="png", sizes=sizes)
+    return [schedule.load(unit.part, unit.name) for unit in schedule.schedule(output)]
+
+
+def cleaner(source: str, output: str, purifier: str, classifier: str | None = None) -> Cleaner:
+    config = CleaningConfig(input=source, purifier=purifier, classifier=classifier)
+    return Cleaner(Cleaning.load(config, output), "cpu", batch=8, threads=1)
+
+
+def test_images_that_a_purifier_fails_on_are_rejects(source: str, tmp_path: Path):
+    output = str(tmp_path / "out")
+    [unit] = units_of(source, output)
+    cleaned = cleaner(source, output, "models_that_fail:Picky")(unit)
+    reasons = {reject["id"]: (reject["stage"], reject["reason"]) for reject in cleaned.rejects}
+    name = "the purifier models_that_fail:Picky fails on it: "
+    assert reasons == {
+        f"{BRIGHT:02d}.png": ("purify", f"{name}RuntimeError: a bright corner"),
+        **{f"{index}.png": ("purify", f"{name}IndexError: thirteen rows") for index in range(16, 20)},
+    }
+    assert len(cleaned.rows) == 15
+    assert len(storage.list_files(f"{output}/images")) == 15
+
+
+def test_images_that_a_classifier_fails_on_have_no_labels(source: str, tmp_path: Path):
+    output = str(tmp_path / "out")
+    [unit] = units_of(source, output)
+    rows = cleaner(source, output, "identity", "models_that_fail:Judge")(unit).rows
+    assert {row["height"] for row in rows if row["pred_input"] is None} == {12}
+    assert {row["height"] for row in rows if row["pred_cleaned"] is not None} == {13}
+
+
+def test_a_lack_of_memory_is_no_reject(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(image(0, 40))
+    output = str(tmp_path / "out")
+    [unit] = units_of(str(tmp_path / "in"), output)
+    clean = cleaner(str(tmp_path / "in"), output, "models_that_fail:Starved")
+    with pytest.raises(torch.OutOfMemoryError):
+        clean(unit)
+
+
+def test_an_image_that_ends_the_process_in_the_purifier_is_found(source: str, tmp_path: Path):
+    output = str(tmp_path / "out")
+    [unit] = units_of(source, output)
+    clean = cleaner(source, output, "models_that_fail:Deadly")
+    assert quarantine.inspect(unit, 1 << 20).killers == {}
+    killers = quarantine.inspect(unit, 1 << 20, work=clean.work).killers
+    assert killers == {f"{BRIGHT:02d}.png": "ends the process that cleans it (SIGSEGV)"}
+    cleaned = clean(unit, killers)
+    assert [reject["id"] for reject in cleaned.rejects] == list(killers)
+    assert len(cleaned.rows) == 19
+
+
+def test_units_at_the_same_time_give_the_same(source: str, tmp_path: Path):
+    found = []
+    for at_once in (1, 4):
+        output = str(tmp_path / f"out-{at_once}")
+        units = units_of(source, output, Sizes(unit_entries=2))
+        assert len(units) == 10
+        clean = cleaner(source, output, "gaussian_noise,sigma=0.1")
+        with ThreadPoolExecutor(at_once) as pool:
+            rows = [row for cleaned in pool.map(clean, units) for row in cleaned.rows]
+        for row in rows:
+            row["output"] = row["output"].removeprefix(output)
+        found.append((rows, [storage.read_bytes(url) for url in storage.list_files(f"{output}/images")]))
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 20
+
+
+def write_rows(path: Path, rows: int, group: int) -> list[bytes]:
+    images = [image(index) for index in range(rows)]
+    table = pa.table({"image": images, "number": range(rows)})
+    pq.write_table(table, path, row_group_size=group)
+    return images
+
+
+LIMITS = reader.Limits(max_pixels=1 << 20)
+
+
+@pytest.mark.parametrize("group", [1000, 100, 64, 7])
+def test_every_row_is_read_once_whatever_its_row_group(tmp_path: Path, group: int):
+    images = write_rows(tmp_path / "a.parquet", 300, group)
+    units = units_of(str(tmp_path / "a.parquet"), str(tmp_path / "out"), Sizes(unit_entries=16))
+    if group == 1000:
+        assert sorted(len(unit.entries) for unit in units) == [1, 3, 3, 3, 3, 3, 3]
+    ids, numbers, pixels = [], [], []
+    for unit in units:
+        for found in reader.groups(unit, LIMITS):
+            assert found.table is not None
+            numbers += found.table["number"].to_pylist()
+            for item in found.inputs:
+                assert item.picture is not None, item.reason
+                ids.append(item.id)
+                pixels.append(encode_png(item.picture.pixels))
+    assert ids == [f"a.parquet#{number}" for number in range(300)]
+    assert numbers == list(range(300))
+    assert pixels == images
+
+
+def test_a_part_of_a_row_group_is_fetched_and_no_more(tmp_path: Path, s3: str):
+    """Of a group on S3, what comes before the rows, but not what follows them."""
+    rows = [np.random.default_rng(index).bytes(2000) for index in range(20_000)]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "large.parquet", row_group_size=20_000, compression="none")
+    url = f"{s3}/parts/large.parquet"
+    storage.write_bytes(url, (tmp_path / "large.parquet").read_bytes())
+    entry = Entry(key="large.parquet", url=url, kind="parquet", size=-1, version="", first=0, rows=10, output="")
+    opened: list[CountedReads] = []
+    real = files.open_file
+
+    def counted(name: str) -> CountedReads:
+        opened.append(CountedReads(real(name)))
+        return opened[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "open_file", counted)
+        unit = Unit(name="0", entries=(entry, replace(entry, first=10)))
+        found = [item for group in reader.groups(unit, LIMITS) for item in group.inputs]
+    assert len(found) == 20
+    assert len(opened) == 1
+    assert opened[0].count < 12_000_000
+
+
+class CountedReads(io.RawIOBase):
+    """A real file that counts the bytes that are read of it."""
+
+    def __init__(self, file: io.IOBase) -> None:
+        self.file, self.count = file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self.file.read(size)  # type: ignore[attr-defined]
+        self.count += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def test_runs_and_tars_that_end_their_process_are_rejects(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    write_rows(tmp_path / "in" / "a.parquet", 30, 30)
+    with tarfile.open(tmp_path / "in" / "b.tar", "w") as tar:
+        info = tarfile.TarInfo("0.png")
+        info.size = len(image(0))
+        tar.addfile(info, io.BytesIO(image(0)))
+    units = units_of(str(tmp_path / "in"), str(tmp_path / "out"), Sizes(unit_entries=10))
+    killers = {"a.parquet#10..": "ends it", "b.tar": "ends it too"}
+    said: list[str] = []
+    limits = replace(LIMITS, killers=killers, announce=said.append)
+    items = [item for unit in units for group in reader.groups(unit, limits) for item in group.inputs]
+    reasons = {item.id: item.reason for item in items if item.picture is None}
+    assert reasons == {**{f"a.parquet#{row}": "ends it" for row in range(10, 20)}, "b.tar": "ends it too"}
+    assert len(items) == 31
+    assert {"a.parquet#0..", "a.parquet#20..", "a.parquet#0", "a.parquet#29"} <= set(said)
+    assert not {"a.parquet#10..", "a.parquet#10", "b.tar"} & set(said)
