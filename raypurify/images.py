@@ -207,7 +207,7 @@ def has_known_extension(name: str) -> bool:
 
 def is_named_as_image(name: str) -> bool:
     """Whether a file of this name says that it is an image, also of a format which :func:`read_picture` refuses."""
-    return has_known_extension(name) or name.lower().rpartition(".")[2] in _REFUSED and "." in name
+    return has_known_extension(name) or (name.lower().rpartition(".")[2] in _REFUSED and "." in name)
 
 
 def pixels_of(data: bytes) -> int:
