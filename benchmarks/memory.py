@@ -2,8 +2,10 @@
 
 A cleaning is of 32x32 images in Parquet on the local disk, by a median filter. Each job runs in a fresh process with a
 Ray of its own. The figure is the unique set size (memory that no other process shares), sampled five times a second, of
-the driver and of the largest worker. Whether a cleaning's time is linear is told by a third run of 27,500: the 22,500
-images that follow should take as long as the 22,500 before, so that the start, which is slow, counts in neither.
+the driver and of the largest worker.
+
+Whether a cleaning's time is linear is told by the timelines of three more runs, without the sampling: past the first
+fifth, in which Ray's own processes still start, the next two fifths are held against the last two.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import time
 from pathlib import Path
 
 import _harness
+import numpy as np
 import psutil
 from cleaning import ROWS, parquet
 
@@ -29,17 +32,34 @@ def evaluation(limit: int, data: str) -> dict[str, float]:
 
 
 def cleaning(limit: int, folder: str) -> dict[str, float]:
-    """Of ``limit`` images; with ``seconds``."""
-    flags = ["--input", folder, "--purifier", "median_filter", "--limit", str(limit // ROWS)]
-    return peaks("clean.py", flags)
+    """Of ``limit`` images."""
+    return peaks("clean.py", ["--input", folder, "--purifier", "median_filter", "--limit", str(limit // ROWS)])
+
+
+def fifths(folder: str, count: int) -> tuple[float, float]:
+    """Seconds that a cleaning of ``count`` images takes for the second and third fifth, and for the last two."""
+    with tempfile.TemporaryDirectory() as output:
+        subprocess.run(
+            command("clean.py", ["--input", folder, "--purifier", "median_filter"], output),
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        timeline = json.loads(Path(output, "run", "run.json").read_text())["attempts"][0]["counts"]["timeline"]
+    seconds, done = zip(*timeline, strict=True)
+    start, middle, end = np.interp([count / 5, count * 3 / 5, count], done, seconds)
+    return float(middle - start), float(end - middle)
+
+
+def command(job: str, flags: list[str], output: str) -> list[str]:
+    """A job on two one-CPU actors, into ``OUTPUT/run``."""
+    pool = ["--actors", "2", "--cpus-per-actor", "1", "--output", output + "/run"]
+    return [sys.executable, str(JOBS / job), *flags, *pool]
 
 
 def peaks(job: str, flags: list[str]) -> dict[str, float]:
-    """Peak MiB of a job's driver and of its largest worker, and seconds from its first image to its last."""
+    """Peak MiB of a job's driver and of its largest worker."""
     with tempfile.TemporaryDirectory() as output:
-        pool = ["--actors", "2", "--cpus-per-actor", "1", "--output", output + "/run"]
-        command = [sys.executable, str(JOBS / job), *flags, *pool]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command(job, flags, output), stdout=subprocess.DEVNULL)
         most = {"driver": 0.0, "worker": 0.0}
         while process.poll() is None:
             most["driver"] = max(most["driver"], _unique(psutil.Process(process.pid)))
@@ -48,9 +68,8 @@ def peaks(job: str, flags: list[str]) -> dict[str, float]:
                     most["worker"] = max(most["worker"], _unique(child))
             time.sleep(0.2)
         if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed with exit status {process.returncode}")
-        counts = json.loads(Path(output, "run", "run.json").read_text())["attempts"][0]["counts"]
-    return {**most, "seconds": counts["in"] / counts["images_per_second"]}
+            raise RuntimeError(f"{job} {' '.join(flags)} failed with exit status {process.returncode}")
+    return most
 
 
 def _is_worker(process: psutil.Process) -> bool:
@@ -82,16 +101,15 @@ def main() -> None:
             small, large = sizes[job]
             few, many = run(small, data), run(large, data)
             if job == "cleaning":
-                middle = run((small + large) // 2, data)["seconds"]
-                first, second = middle - few["seconds"], many["seconds"] - middle
+                seconds = np.median([fifths(data, large) for _ in range(3)], axis=0)
                 results.append(
                     _harness.result(
-                        "cleaning: the second half of the images",
+                        "cleaning: the last two fifths of the images",
                         "s",
-                        second,
-                        first,
-                        "the first half",
-                        (large - small) // 2,
+                        float(seconds[1]),
+                        float(seconds[0]),
+                        "the two before",
+                        large * 2 // 5,
                         higher_is_better=False,
                     )
                 )
@@ -105,7 +123,7 @@ def main() -> None:
                     large,
                     higher_is_better=False,
                 )
-                for name in ("driver", "worker")
+                for name in few
             ]
     _harness.report("memory", results, packages=("torch", "ray"))
 
