@@ -21,8 +21,8 @@ class Progress:
     def __init__(self, what: str, *, total: int, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.count, self.note = 0, ""
-        self._first: tuple[float, int] | None = None
-        self._started = self._said = time.monotonic()
+        self._began = time.time()
+        self._said = time.monotonic()
         self._said_count = -1
         self._bar: Bar | None = None
 
@@ -41,12 +41,19 @@ class Progress:
             self._bar.start()
         return self
 
-    def advance(self, count: int, note: str = "") -> None:
-        """``count`` more are done."""
+    def advance(self, count: int, note: str = "", began: float | None = None) -> None:
+        """``count`` more are done.
+
+        Args:
+            count: how many.
+            note: shown until the next one.
+            began: when the work on them began, in seconds of the clock: a start before the first work slows no rate.
+        """
+        if began is not None:
+            self._began = began if self.count == 0 else min(self._began, began)
         self.count += count
         self.note = note
         rate = self._rate()
-        self._first = self._first or (time.monotonic(), self.count)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.count, rate=f"{rate:,.0f} {self.unit}/s", note=note)
         elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
@@ -61,11 +68,7 @@ class Progress:
             self._line(self._rate())
 
     def _rate(self) -> float:
-        """What is done in a second, since the first was done: the start is slow, and says nothing of what is left."""
-        began, before = self._first or (self._started, 0)
-        if self.count == before:
-            began, before = self._started, 0
-        return (self.count - before) / max(time.monotonic() - began, 1e-9)
+        return self.count / max(time.time() - self._began, 1e-9)
 
     def _line(self, rate: float) -> None:
         self._said, self._said_count = time.monotonic(), self.count

@@ -6,7 +6,6 @@ unit that is done again gives the same bytes.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -95,10 +94,7 @@ class Slot:
 
 
 class Cleaner:
-    """Cleans units on a device.
-
-    Several threads may clean a unit each: one of them computes at a time, while the others read and write.
-    """
+    """Cleans units on a device."""
 
     def __init__(self, work: Cleaning, device: str, *, batch: int, threads: int) -> None:
         self.work, self.device, self.batch, self.threads = work, device, batch, threads
@@ -107,7 +103,6 @@ class Cleaner:
         self.channels = channels_of(work.purifier, self.purifier, device)
         self.tiling = Tiling()
         self.encoders = ThreadPoolExecutor(threads)
-        self.turn = threading.Lock()
 
     def __call__(self, unit: Unit, killers: Mapping[str, str] | None = None, count: int | None = None) -> Cleaned:
         """Clean a unit and publish its images.
@@ -194,9 +189,8 @@ class Cleaner:
         pictures = [cast(Picture, slot.item.picture) for slot in slots]
         before = np.stack([picture.pixels for picture in pictures])
         after = purified if purified.shape == before.shape else _grey(purified)
-        with self.turn:
-            measures = compare(after, before)
-            labels = self._labels(before), self._labels(after)
+        measures = compare(after, before)
+        labels = self._labels(before), self._labels(after)
         for index, (slot, picture) in enumerate(zip(slots, pictures, strict=True)):
             slot.measures = {name: _number(values[index]) for name, values in measures.items()}
             slot.measures |= {"pred_input": labels[0][index], "pred_cleaned": labels[1][index]}
@@ -211,15 +205,14 @@ class Cleaner:
             slot.pixels = None
 
     def _purified(self, slots: Sequence[Slot]) -> NDArray[np.uint8]:
-        with self.turn:
-            return purify_pixels(
-                self.purifier,
-                np.stack([cast(NDArray[np.uint8], slot.pixels) for slot in slots]),
-                [seed_of(self.work.config.seed, "purify", slot.item.id) for slot in slots],
-                tiling=self.tiling,
-                device=self.device,
-                precision=self.work.config.precision,
-            )
+        return purify_pixels(
+            self.purifier,
+            np.stack([cast(NDArray[np.uint8], slot.pixels) for slot in slots]),
+            [seed_of(self.work.config.seed, "purify", slot.item.id) for slot in slots],
+            tiling=self.tiling,
+            device=self.device,
+            precision=self.work.config.precision,
+        )
 
     def _labels(self, pixels: NDArray[np.uint8]) -> Sequence[int | None]:
         """The classifier's labels of (N, H, W, C), or None for each where there is no classifier of such images."""

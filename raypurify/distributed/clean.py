@@ -6,7 +6,6 @@ import dataclasses
 import math
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -32,8 +31,6 @@ DEATHS = 2
 """Workers that may end while they are at a unit before its inputs are looked at one by one."""
 MOST_DEATHS = 10
 """Workers that may end at a unit: some end at the fault of another unit, or of none."""
-ON_GPU = 2
-"""Units that an actor with a GPU is at. One on CPUs is at one: two gave 0.77 of a bare loop's images/s, one 0.92."""
 ENOUGH = 1000
 """Images after which the share of rejects is judged."""
 REASONS = 20
@@ -194,12 +191,11 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
         [(unit.name, unit.part) for unit in todo], _block, name="Units", read_cpus=pool.read_cpus, ordered=False
     )
     with Progress("cleaning", total=sum(unit.images or 0 for unit in todo), unit="images") as progress:
-        at_once = ON_GPU if pool.gpus_per_actor > 0 else 1
-        for row in through(CleaningActor, (work, held.attempt, pool), blocks, len(todo), pool, at_once=at_once):
+        for row in through(CleaningActor, (work, held.attempt, pool), blocks, len(todo), pool):
             held.check()
             counts.add(row)
             rejected = counts.sums["rejected"]
-            progress.advance(row["in"], note=f"{rejected:,} rejected" if rejected else "")
+            progress.advance(row["in"], note=f"{rejected:,} rejected" if rejected else "", began=row["started"])
             if counts.sums["in"] >= ENOUGH:
                 _check_rejects(work.output, rejected, counts.sums["in"], max_rejects)
 
@@ -218,24 +214,21 @@ def _block(unit: str, part: str) -> pa.Table:
 
 
 class CleaningActor:
-    """Cleans the units that blocks name; with a GPU ``ON_GPU`` of them, each in a thread, so that it need not wait for
-    the reads and writes of one."""
+    """Cleans the unit that a block names."""
 
     def __init__(self, reference: ray.ObjectRef[tuple[Cleaning, str, ActorPool]]) -> None:
         self.work, self.attempt, pool = ray.get(reference)
         set_threads(pool)
         self.clean = Cleaner(self.work, pool.device, batch=pool.batch, threads=pool.cpus_per_actor)
-        self.reported = retries.counts()
-        self.reporting = threading.Lock()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Clean one unit, and account for it.
 
         Returns:
             One row: ``in``, ``out``, ``rejected`` (images), ``bytes_in``, ``bytes_out``, ``requests``, ``retries``,
-            ``started`` and ``ended`` (seconds of the clock). Requests are those of all threads since the last row.
+            ``started`` and ``ended`` (seconds of the clock).
         """
-        started = time.time()
+        started, before = time.time(), retries.counts()
         unit = schedule.load(block["part"][0].as_py(), block["unit"][0].as_py())
         cleaned = self.clean(unit, self._killers(unit))
         lease.check(self.work.output, self.attempt)
@@ -246,16 +239,11 @@ class CleaningActor:
             "rejected": len(cleaned.rejects),
             "bytes_in": unit.size,
             "bytes_out": cleaned.bytes_out,
-            **self._requests(),
+            **retries.since(before),
             "started": started,
             "ended": time.time(),
         }
         return pa.Table.from_pylist([row])
-
-    def _requests(self) -> dict[str, int]:
-        with self.reporting:
-            since, self.reported = retries.since(self.reported), retries.counts()
-        return since
 
     def _killers(self, unit: Unit) -> dict[str, str]:
         """Look at a unit's inputs one by one, if workers of this attempt have ended while they were at it.

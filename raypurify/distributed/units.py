@@ -40,7 +40,7 @@ class ActorPool:
     cpus_per_actor: int = 1
     """CPUs, and threads of arithmetic, of an actor."""
     gpus_per_actor: float = 0
-    """GPUs of an actor; may be a fraction."""
+    """GPUs of an actor; may be a fraction: with 0.5 one actor computes while the other reads and writes."""
     read_cpus: float = 0.5
     """CPUs of a task that reads and decodes, where reads run apart."""
     reads: Literal["fused", "apart"] = "fused"
@@ -140,24 +140,17 @@ def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str) -> di
             counts["in"] += row["rows"]
             counts["out"] += row["rows"] - row["rejected"]
             first, last = min(first, row["started"]), max(last, row["ended"])
-            progress.advance(row["rows"])
+            progress.advance(row["rows"], began=row["started"])
     return {**counts, "images_per_second": round(counts["in"] / max(last - first, 1e-9), 1)} if units else counts
 
 
 def through(
-    actor: type[Callable[[pa.Table], pa.Table]],
-    knowledge: object,
-    blocks: Dataset,
-    count: int,
-    pool: ActorPool,
-    *,
-    at_once: int = 1,
+    actor: type[Callable[[pa.Table], pa.Table]], knowledge: object, blocks: Dataset, count: int, pool: ActorPool
 ) -> Iterator[dict[str, Any]]:
     """Send ``count`` blocks through a pool of actors; the rows that these give back, as they come.
 
     Args:
         actor: a class that is made with a reference to ``knowledge``, which all actors of a node share.
-        at_once: threads that call an actor.
     """
     if not count:
         return
@@ -173,10 +166,8 @@ def through(
             min_size=actors,
             max_size=max(actors, min(pool.max_actors or actors, count)),
             initial_size=actors,
-            max_tasks_in_flight_per_actor=max(2, at_once),
-            enable_true_multi_threading=at_once > 1,
+            max_tasks_in_flight_per_actor=2,
         ),
-        max_concurrency=at_once,
     )
     yield from done.iter_rows()
 

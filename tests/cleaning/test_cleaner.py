@@ -1,8 +1,7 @@
-"""Units cleaned in this process: models that fail on some images, inputs that end it, several units at a time."""
+"""Units cleaned in this process: models that fail on some images, inputs that end it, runs of long row groups."""
 
 import io
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,22 +93,6 @@ def test_an_image_that_ends_the_process_in_the_purifier_is_found(source: str, tm
     cleaned = clean(unit, killers)
     assert [reject["id"] for reject in cleaned.rejects] == list(killers)
     assert len(cleaned.rows) == 19
-
-
-def test_units_at_the_same_time_give_the_same(source: str, tmp_path: Path):
-    found = []
-    for at_once in (1, 4):
-        output = str(tmp_path / f"out-{at_once}")
-        units = units_of(source, output, Sizes(unit_entries=2))
-        assert len(units) == 10
-        clean = cleaner(source, output, "gaussian_noise,sigma=0.1")
-        with ThreadPoolExecutor(at_once) as pool:
-            rows = [row for cleaned in pool.map(clean, units) for row in cleaned.rows]
-        for row in rows:
-            row["output"] = row["output"].removeprefix(output)
-        found.append((rows, [storage.read_bytes(url) for url in storage.list_files(f"{output}/images")]))
-    assert found[0] == found[1]
-    assert len(found[0][1]) == 20
 
 
 def write_rows(path: Path, rows: int, group: int) -> list[bytes]:
