@@ -165,6 +165,7 @@ class Tally:
         for name in self.sums:
             self.sums[name] += row[name]
         self.first, self.last = min(self.first, row["started"]), max(self.last, row["ended"])
+        self.timeline[:1] = [(round(self.first - self.started, 1), 0)]
         self.timeline.append((round(self.last - self.started, 1), self.sums["in"]))
         if len(self.timeline) > 2 * POINTS:
             del self.timeline[1:-1:2]

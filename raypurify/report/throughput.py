@@ -20,7 +20,7 @@ POINTS_A_BIN = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The time of one attempt, or of a pause between two."""
+    """The time in which an attempt worked on images, or the pause between two."""
 
     started: datetime
     seconds: float
@@ -55,7 +55,8 @@ def read(run: Mapping[str, Any]) -> Throughput:
 
     Args:
         run: ``run.json``, whose attempts' counts hold ``in`` (images), ``images_per_second`` and ``timeline``: lists of
-            seconds since the attempt's start and images done in it. An attempt that was cut off holds none of them.
+            seconds since the attempt's start and images done in it, the first of them none, as the work begins. An
+            attempt that was cut off holds none of them.
     """
     listed = attempts.listed(run)
     lengths = [_seconds(attempt) for attempt in listed]
@@ -78,32 +79,47 @@ def read(run: Mapping[str, Any]) -> Throughput:
 def _spans(listed: Sequence[Mapping[str, Any]], lengths: Sequence[float | None]) -> tuple[Span, ...]:
     total = sum(length or 0.0 for length in lengths)
     timed = [
-        (started, length, attempt)
+        (started, length, _timeline(attempt))
         for attempt, length in zip(listed, lengths, strict=True)
         if (started := attempts.time_of(attempt.get("started"))) is not None
     ]
     timed.sort(key=lambda item: item[0])
     spans: list[Span] = []
-    end, cut_off = timed[0][0].timestamp() if timed else 0.0, 0
-    for started, length, attempt in timed:
+    end = timed[0][0].timestamp() if timed and timed[0][1] is None else None
+    cut_off = 0
+    for started, length, timeline in timed:
         if length is None:
             cut_off += 1
             continue
-        pause = started.timestamp() - end
-        if pause > 0:
-            spans.append(Span(started=datetime.fromtimestamp(end, started.tzinfo), seconds=pause, cut_off=cut_off))
-        if length > 0:
-            spans.append(Span(started=started, seconds=length, rates=_rates(_timeline(attempt), length, total)))
-        end, cut_off = started.timestamp() + length, 0
+        first, last = _work(timeline, length)
+        begin = started.timestamp() + first
+        if end is not None and begin > end:
+            spans.append(
+                Span(started=datetime.fromtimestamp(end, started.tzinfo), seconds=begin - end, cut_off=cut_off)
+            )
+        if last > first:
+            moment = datetime.fromtimestamp(begin, started.tzinfo)
+            spans.append(Span(started=moment, seconds=last - first, rates=_rates(timeline, first, last, total)))
+        end, cut_off = started.timestamp() + last, 0
     return tuple(spans)
 
 
-def _rates(timeline: NDArray[np.float64], length: float, total: float) -> tuple[float, ...]:
-    """Images a second in equal parts of an attempt; their sum is that of the timeline."""
+def _work(timeline: NDArray[np.float64], length: float) -> tuple[float, float]:
+    """When the work on images began and ended, in seconds since the attempt's start; all of it where none is recorded.
+
+    A timeline that begins with no images begins with the work.
+    """
+    if len(timeline) < 2 or timeline[0, 1]:
+        return 0.0, length
+    return float(timeline[0, 0]), float(timeline[-1, 0])
+
+
+def _rates(timeline: NDArray[np.float64], first: float, last: float, total: float) -> tuple[float, ...]:
+    """Images a second in equal parts of an attempt's work; their sum is that of the timeline."""
     if len(timeline) == 0:
         return (0.0,)
-    bins = max(1, min(round(BINS * length / total), len(timeline) // POINTS_A_BIN))
-    edges = np.linspace(0.0, length, bins + 1)
+    bins = max(1, min(round(BINS * (last - first) / total), len(timeline) // POINTS_A_BIN))
+    edges = np.linspace(first, last, bins + 1)
     done = np.interp(edges, *np.vstack([np.zeros(2), timeline]).T)
     return tuple(float(rate) for rate in np.diff(done) / np.diff(edges))
 
