@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -100,10 +101,12 @@ def sample(output: str, count: int) -> Unit:
     for planned in chosen:
         mine = load(planned.part, planned.name).entries
         wanted = max(1, count // len(chosen))
-        mine = mine[:: max(1, len(mine) // wanted)][:wanted]
-        entries += [
-            dataclasses.replace(entry, rows=min(entry.rows, count)) if entry.kind == "parquet" and entry.rows else entry
-            for entry in mine
-            if entry.kind != "tar" or not entries
-        ]
+        if mine[0].kind == "parquet":
+            entries.append(dataclasses.replace(mine[0], rows=min(mine[0].rows or 0, wanted)))
+        elif mine[0].kind == "image":
+            # Not every n-th: names may have a rhythm.
+            rows = random.Random(0).sample(range(len(mine)), min(wanted, len(mine)))
+            entries += [mine[row] for row in sorted(rows)]
+        elif not entries:
+            entries += mine
     return Unit(name="sample", entries=tuple(entries))

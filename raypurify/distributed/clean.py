@@ -36,7 +36,9 @@ ENOUGH = 1000
 REASONS = 20
 """Of rejects, that are printed."""
 TRIED = 32
-"""Images that are tried before the work."""
+"""Images that are tried before the work; eight times as many in a dry run."""
+TRIAL_SECONDS = 10
+"""Of a dry run, about."""
 POINTS = 100
 """Of the timeline, at least, once there are as many."""
 
@@ -53,7 +55,7 @@ class CleaningArguments:
     max_rejects: float = 0.1
     """Stop when more than this share of the images is rejected, in [0, 1]; 1: never."""
     dry_run: bool = False
-    """Count, try a few images, estimate the time, and write nothing."""
+    """Count, try up to 256 images, estimate the time, and write nothing."""
 
     def __post_init__(self) -> None:
         if self.resources.reads != "fused":
@@ -275,26 +277,42 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         work = Cleaning.load(config, folder)
         counts = _plan(config, folder, output=output)
-        sample = schedule.sample(folder, TRIED)
         _warn(work, folder)
-        cleaner = Cleaner(work, "cpu", batch=resources.batch, threads=1)
-        killers = quarantine.inspect(sample, config.max_pixels, TRIED).killers
-        started = time.perf_counter()
-        cleaned = cleaner(sample, killers, TRIED)
-        rate = (len(cleaned.rows) + len(cleaned.rejects)) / (time.perf_counter() - started)
+        tried, rejects, rate = _trial(work, resources, schedule.sample(folder, 8 * TRIED))
         skipped = plan.skipped_files(folder)
-    for reject in cleaned.rejects:
+    for reject in rejects:
         print(f"rejected: {reject['id']}: {reject['reason']}")
     return {
         "files": counts.files,
         "images": counts.images if not counts.tars else f"{counts.images} and those of {counts.tars} tars",
         "gigabytes": counts.size / 1e9,
         "skipped_files": ", ".join(f"{count} {kind}" for kind, count in skipped.items()) or "none",
-        "tried": len(cleaned.rows) + len(cleaned.rejects),
-        "rejected": len(cleaned.rejects),
+        "tried": tried,
+        "rejected": len(rejects),
         "images_per_second": rate * resources.actors,
         "estimated": formats.duration(counts.images / (rate * resources.actors)) if rate else "unknown",
     }
+
+
+def _trial(work: Cleaning, resources: ActorPool, sample: Unit) -> tuple[int, list[dict[str, Any]], float]:
+    """Clean a sample, a few inputs at a time, for ``TRIAL_SECONDS`` or so: images, rejects, and images a second."""
+    cleaner = Cleaner(work, "cpu", batch=resources.batch, threads=1)
+    killers = quarantine.inspect(sample, work.config.max_pixels, 2 * TRIED).killers
+    rejects: list[dict[str, Any]] = []
+    counts, seconds = [], []
+    step = TRIED if sample.entries[0].kind == "image" else 1
+    for start in range(0, len(sample.entries), step):
+        began = time.perf_counter()
+        few = Unit(name=f"sample-{start}", entries=sample.entries[start : start + step])
+        cleaned = cleaner(few, killers, 2 * TRIED)
+        rejects += cleaned.rejects
+        counts.append(len(cleaned.rows) + len(cleaned.rejects))
+        seconds.append(time.perf_counter() - began)
+        if sum(seconds) > TRIAL_SECONDS:
+            break
+    # The first few are slow: the network is called for the first time.
+    timed = slice(1 if len(counts) > 1 else 0, None)
+    return sum(counts), rejects, sum(counts[timed]) / sum(seconds[timed])
 
 
 def _warn(work: Cleaning, folder: str) -> list[str]:

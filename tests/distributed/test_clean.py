@@ -13,7 +13,7 @@ from PIL import Image
 
 from raypurify import storage
 from raypurify.cleaning.config import CleaningConfig
-from raypurify.distributed.clean import clean
+from raypurify.distributed.clean import clean, dry_run
 from raypurify.distributed.units import ActorPool
 from raypurify.images import decode
 
@@ -172,6 +172,19 @@ def test_a_tar_keeps_its_samples_together(tmp_path: Path) -> None:
         names = tar.getnames()
     expected = [f"{index:03d}.{kind}" for index in range(30) for kind in ("png", "json")]
     assert names == [name for name in expected if name != "004.png"]
+
+
+def test_a_dry_run_counts_tries_and_writes_nothing(
+    corpus: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = put(str(tmp_path / "in"), corpus)
+    config = CleaningConfig(input=source, purifier="identity")
+    found = dry_run(config, POOL, str(tmp_path / "out"))
+    assert (found["files"], found["images"], found["tried"], found["rejected"]) == (44, 44, 44, 1)
+    assert found["skipped_files"] == "1 .txt"
+    assert found["images_per_second"] > 0
+    assert "rejected: damaged.jpg" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("shards", ["parquet", "webdataset"])
