@@ -123,7 +123,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
             return _composited(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"more than the {MAX_PIXELS} pixels allowed: {error}") from error
-    except ValueError:
+    except (ValueError, MemoryError):
         raise
     except Exception as error:
         # Pillow's plugins raise whatever a damaged file leads them to: SyntaxError, struct.error, IndexError, ...
@@ -274,7 +274,7 @@ def _reasons(kind: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except PictureError:
+    except (PictureError, MemoryError):
         raise
     except Exception as error:
         # Pillow's plugins raise whatever a damaged file leads them to: SyntaxError, struct.error, IndexError, ...

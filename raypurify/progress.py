@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts towards a total, on standard error."""
+    """Counts towards a total (0: it is not known), on standard error."""
 
     def __init__(self, what: str, *, total: int, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -37,7 +37,7 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
             )
             self._bar = Bar(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(self.what, total=self.total, rate="", note="")
+            self._task = self._bar.add_task(self.what, total=self.total or None, rate="", note="")
             self._bar.start()
         return self
 
@@ -72,10 +72,11 @@ class Progress:
 
     def _line(self, rate: float) -> None:
         self._said, self._said_count = time.monotonic(), self.count
-        left = (self.total - self.count) / rate if rate else 0.0
+        left = max(0, self.total - self.count) / rate if rate else 0.0
         note = f", {self.note}" if self.note else ""
-        done = f"{self.what}: {self.count:,}/{self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s"
-        print(f"{done}, {left:,.0f} s left{note}", file=sys.stderr, flush=True)
+        total, left_over = (f"/{self.total:,}", f", {left:,.0f} s left") if self.total else ("", "")
+        done = f"{self.what}: {self.count:,}{total} {self.unit}, {rate:,.0f} {self.unit}/s"
+        print(f"{done}{left_over}{note}", file=sys.stderr, flush=True)
 
 
 def print_table(table: pa.Table) -> None:

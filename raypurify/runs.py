@@ -95,6 +95,8 @@ def open_run(
         raise ValueError(f"{output} holds files, but no run.json, so they are something else's: give another --output")
     if overwrite:
         storage.remove(storage.join(output, storage.SUCCESS))
+        # Cut off here, what is left would look like a run with much of its work done.
+        storage.write_json(path, {"identity": {"overwriting": True}, "attempts": []})
         storage.clear(output, keep=(lease.NAME, "run.json"))
         storage.remove(path)
     if not storage.exists(path):
@@ -107,8 +109,9 @@ def open_run(
 
 
 def _is_free(output: str) -> bool:
-    """Whether nothing is there but a lease."""
-    return all(url == storage.join(output, lease.NAME) for url in storage.list_files(output))
+    """Whether nothing is there but a lease, or drafts of one."""
+    names = (url.rpartition("/")[2] for url in storage.list_files(output))
+    return all(name == lease.NAME or storage.is_draft(name) for name in names)
 
 
 def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

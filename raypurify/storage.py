@@ -197,6 +197,11 @@ def clear(url: str, *, keep: Collection[str]) -> None:
             remove(join(url, name))
 
 
+def is_draft(name: str) -> bool:
+    """Whether a file of this name is one that is being written, or was when its process ended."""
+    return _DRAFT.fullmatch(name) is not None
+
+
 def remove_drafts(url: str) -> None:
     """Remove what writers that were killed have left below a local folder; object stores keep no such thing.
 
@@ -205,7 +210,7 @@ def remove_drafts(url: str) -> None:
     if is_local(url):
         for folder, _, names in os.walk(filesystem(url)[1]):
             for name in names:
-                if _DRAFT.fullmatch(name):
+                if is_draft(name):
                     with contextlib.suppress(FileNotFoundError):
                         os.remove(os.path.join(folder, name))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from raypurify.cleaning import plan
 from raypurify.cleaning.cleaner import CHANGES, Cleaned
 from raypurify.cleaning.digests import Digests
 from raypurify.cleaning.generations import whole
-from raypurify.cleaning.schedule import Planned, live_keys, schedule
+from raypurify.cleaning.schedule import Planned, schedule, superseded
+from raypurify.cleaning.streams import concurrently
 
 MOST_CHANGED = 12
 """Images that the report shows."""
@@ -156,23 +158,20 @@ def retire(output: str) -> None:
         for entry, is_stale in plan.superseded(output, generation):
             if is_stale:
                 storage.remove(storage.join(output, "images", entry.output))
-    for unit in schedule(output):
-        if unit.superseded < min(new):
-            continue
-        live = live_keys(output, unit)
-        for part, columns in PARTS:
-            table = _read(output, part, unit.name, columns)
-            keep = [_key(name, live) for name in table["id"].to_pylist()]
-            if not all(keep):
-                kept = table.filter(pa.array(keep, pa.bool_()))
-                storage.write_table(storage.join(output, part, f"{unit.name}.parquet"), kept)
+    touched = concurrently(lambda item: _keep(output, *item), superseded(output, min(new)), at_once=READS_AT_ONCE)
+    deque(touched, maxlen=0)
     for number in new:
         storage.write_bytes(marks[number], b"")
 
 
-def _key(name: str, live: set[str]) -> bool:
-    """Whether an id is that of an input with one of these keys."""
-    return name in live or name.rpartition("#")[0] in live
+def _keep(output: str, unit: str, live: set[str]) -> None:
+    """Keep a unit's accounts of ``live`` image files. Other inputs are units of their own: all or nothing of one is."""
+    for part, columns in PARTS:
+        table = _read(output, part, unit, columns)
+        keep = [name in live for name in table["id"].to_pylist()]
+        if not all(keep):
+            kept = table.filter(pa.array(keep, pa.bool_()))
+            storage.write_table(storage.join(output, part, f"{unit}.parquet"), kept)
 
 
 PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))

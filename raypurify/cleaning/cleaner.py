@@ -141,6 +141,7 @@ class Cleaner:
         for item in inputs:
             slot = self._slot(item)
             line.append(slot)
+            behind += len(item.other or b"")
             if slot.pixels is not None:
                 behind += slot.pixels[:, :, 0].size
                 kind = (*slot.pixels.shape, cast(Picture, item.picture).pixels.shape[2])
@@ -227,7 +228,9 @@ class Cleaner:
         except Exception as error:
             if is_of_machine(error):
                 raise
-            return [None] * len(pixels)
+            if len(pixels) == 1:
+                return [None]
+            return [label for one in pixels for label in self._labels(one[None])]
 
     def _take(self, slot: Slot, group: Group, sink: writer.Sink, done: Cleaned) -> None:
         """Hand an input that is through to its sink, and note what became of it."""

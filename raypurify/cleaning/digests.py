@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_left
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,10 @@ class Digests:
         """Add a name to a set that is not sealed."""
         self.values.append(_digest(name))
 
+    def update(self, digests: NDArray[np.uint64]) -> None:
+        """Add names by their digests."""
+        self.values.frombytes(digests.tobytes())
+
     def seal(self) -> Digests:
         """Sort the set, in place: from now on it can be asked, and not added to."""
         if self.values:
@@ -37,6 +42,14 @@ class Digests:
         index = bisect_left(self.values, digest)
         return index < len(self.values) and self.values[index] == digest
 
+    def holds(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of some names are in this sealed set, by their digests."""
+        if not self.values:
+            return np.zeros(len(digests), np.bool_)
+        values = np.frombuffer(self.values, np.uint64)
+        found: NDArray[np.bool_] = values[np.minimum(np.searchsorted(values, digests), len(values) - 1)] == digests
+        return found
+
     def crowded(self, *others: Digests) -> Digests:
         """The names of this sealed set that it holds twice, or that are in another."""
         found = Digests()
@@ -47,15 +60,13 @@ class Digests:
         for other in others:
             for start in range(0, len(own), CHUNK):
                 chunk = own[start : start + CHUNK]
-                found.values.frombytes(chunk[_are_in(chunk, other)].tobytes())
+                found.update(chunk[other.holds(chunk)])
         return found.seal()
 
 
-def _are_in(chunk: NDArray[np.uint64], other: Digests) -> NDArray[np.bool_]:
-    if not other.values:
-        return np.zeros(len(chunk), np.bool_)
-    values = np.frombuffer(other.values, np.uint64)
-    return values[np.minimum(np.searchsorted(values, chunk), len(values) - 1)] == chunk
+def digests_of(names: Iterable[str]) -> NDArray[np.uint64]:
+    """The digest of each name."""
+    return np.array([_digest(name) for name in names], np.uint64)
 
 
 def _digest(name: str) -> int:

@@ -18,7 +18,9 @@ SHORTEST = 12
 """Bytes of the shortest Parquet file: two marks and the length of its footer."""
 
 READINGS = 8
-"""How often a row group is read, at most: to reach a row, what is before it in its group has to be read too."""
+"""How often a row group is read, as long as ``TOGETHER`` allows: to reach a row, what is before it has to be read."""
+TOGETHER = 16
+"""Runs of a unit, at most: what is done again when it is cut off, and what its accounts hold in memory."""
 
 
 class Run(NamedTuple):
@@ -38,7 +40,7 @@ def runs(url: str, size: int, *, rows: int, most: int) -> list[Run]:
     """The runs of a file, in order; one of no rows for a file without any.
 
     A run ends where a row group does, unless the group is longer than a run: such a group is cut evenly, and its runs
-    are spread over ``READINGS`` units at most.
+    are spread over ``READINGS`` units, or more of ``TOGETHER`` runs.
 
     Args:
         url: a Parquet file.
@@ -103,7 +105,7 @@ def _evenly(first: int, count: int, total: int, rows: int, most: int) -> list[Ru
     """``count`` rows of ``total`` bytes in runs as equal as can be."""
     parts = min(count, max(-(-count // rows), -(-total // most)))
     edges = [first + count * part // parts for part in range(parts + 1)] if parts else []
-    together = -(-parts // READINGS)
+    together = min(-(-parts // READINGS), TOGETHER)
     return [
         Run(start, stop - start, joins=number % together > 0) for number, (start, stop) in enumerate(pairwise(edges))
     ]

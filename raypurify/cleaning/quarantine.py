@@ -21,12 +21,14 @@ from pathlib import Path
 
 from raypurify.cleaning import reader
 from raypurify.cleaning.base import Unit
-from raypurify.cleaning.cleaner import Cleaner, Cleaning
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, is_of_machine
 
-CULPRITS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGKILL", "SIGSYS")
-"""Signals that a fault ends a process with; SIGKILL is how the system takes back memory."""
+CULPRITS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGKILL", "SIGSYS", "out of memory")
+"""How a fault ends a process; SIGKILL is how the system takes back memory."""
 OUT_OF_MEMORY = 77
-"""Exit status of a child that was given less memory than it asked for."""
+"""Exit status of a process that was given less memory than it asked for."""
+MANY = 20
+"""Inputs that may end their process before it is asked whether the model does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,43 +48,66 @@ def inspect(unit: Unit, max_pixels: int, count: int | None = None, work: Cleanin
         work: do also what follows, on a CPU, but for writing.
 
     Raises:
-        RuntimeError: the child failed for another reason than an input, such as a store that does not answer.
+        RuntimeError: the child failed for another reason than an input, such as a store that does not answer; or so
+            many inputs end it that the model must be the culprit.
     """
     killers: dict[str, str] = {}
+    shapes: dict[int, tuple[int, int, int]] = {}
+    done = 0
     while True:
         limits = reader.Limits(max_pixels=max_pixels, killers=killers, count=count)
         child = subprocess.run(
             [sys.executable, "-m", "raypurify.cleaning.quarantine"],
-            input=pickle.dumps((unit, limits, work)),
+            input=pickle.dumps((unit, limits, work, done)),
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         said = [json.loads(line) for line in child.stdout.decode().splitlines()]
+        shapes |= {word["done"]: tuple(word["shape"]) for word in said if word.get("shape")}
         if child.returncode == 0:
-            return Findings(killers=killers, shapes=tuple(tuple(word["shape"]) for word in said if "shape" in word))
+            return Findings(killers=killers, shapes=tuple(shapes[number] for number in sorted(shapes)))
+        done = max((word["done"] + 1 for word in said if "done" in word), default=done)
         begun = [word["begin"] for word in said if "begin" in word]
-        how = signal.Signals(-child.returncode).name if child.returncode < 0 else f"exit status {child.returncode}"
-        if child.returncode == OUT_OF_MEMORY:
-            how = "out of memory"
-        if (child.returncode != OUT_OF_MEMORY and how not in CULPRITS) or not begun or begun[-1] in killers:
+        how = _end(child.returncode)
+        if how not in CULPRITS or not begun or begun[-1] in killers:
             raise RuntimeError(f"unit {unit.name}: its inputs can't be looked at ({how}; the lines above may say why)")
         killers[begun[-1]] = f"ends the process that cleans it ({how})"
+        if work and len(killers) >= MANY and len(killers) > done / 2:
+            raise RuntimeError(
+                f"unit {unit.name}: {len(killers)} of its first {done + 1} inputs end the process that cleans them "
+                f"({how}), so it may well be the purifier ({work.config.purifier}) or the classifier that does"
+            )
+
+
+def _end(status: int) -> str:
+    if status == OUT_OF_MEMORY:
+        return "out of memory"
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
 def main() -> None:
     """The child: try the unit on standard input."""
     _be_first_to_go()
-    unit, limits, work = pickle.load(sys.stdin.buffer)
-    limits = dataclasses.replace(limits, announce=lambda name: print(json.dumps({"begin": name}), flush=True))
-    cleaner = Cleaner(work, "cpu", batch=1, threads=1) if work else None
+    # What a model prints must not get among this process' own words.
+    words = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(**word: object) -> None:
+        print(json.dumps(word), file=words, flush=True)
+
+    unit, limits, work, done = pickle.load(sys.stdin.buffer)
+    limits = dataclasses.replace(limits, announce=lambda name: say(begin=name))
     try:
-        for group in reader.groups(unit, limits):
-            for item in group.inputs:
-                if item.picture is not None:
-                    print(json.dumps({"shape": item.picture.pixels.shape}), flush=True)
-                if cleaner:
-                    cleaner.try_out(item)
-    except MemoryError:
+        cleaner = Cleaner(work, "cpu", batch=1, threads=1) if work else None
+        inputs = (item for group in reader.groups(unit, limits) for item in group.inputs)
+        for number, item in enumerate(inputs):
+            if cleaner and number >= done:
+                cleaner.try_out(item)
+            say(done=number, shape=item.picture.pixels.shape if item.picture else None)
+    except Exception as error:
+        if not is_of_machine(error):
+            raise
+        print(error, file=sys.stderr)
         os._exit(OUT_OF_MEMORY)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import tarfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,8 +28,8 @@ READS_AT_ONCE = 32
 OUTAGES = (RefusedError, UnavailableError, files.StoreError)
 """What a store says that says nothing of the file: no reason to reject it."""
 TROUBLE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-LARGEST_MEMBER = 1 << 30
-"""Bytes of a tar's member that is read: it is held in memory."""
+LARGEST_FILE = 1 << 30
+"""Bytes of an image file, or of a tar's member, that is read: it is held in memory."""
 BUFFER = 4 << 20
 """Bytes of a column that are fetched at a time of a row group whose rows are not all wanted."""
 DECODED_AHEAD = 1 << 24
@@ -47,7 +46,8 @@ class Limits:
     killers: Mapping[str, str] = field(default_factory=dict)
     """Inputs that end the process that cleans them, by their ids or their entries', and how: they are rejected."""
     announce: Callable[[str], None] | None = None
-    """Is told the id of each entry before it is opened, and of each image before it is decoded."""
+    """Is told the id of each entry before it is opened, and of each image before it is read and decoded; nothing is
+    done ahead then."""
     count: int | None = None
     """Images of a group after which the others are left out; None: all."""
 
@@ -101,7 +101,7 @@ def groups(unit: Unit, limits: Limits) -> Iterator[Group]:
     for kind, run in groupby(unit.entries, key=lambda entry: entry.kind):
         if kind == "image":
             entries = tuple(run)
-            yield Group(entries=entries, inputs=_decoded(_files(entries), limits))
+            yield Group(entries=entries, inputs=_decoded(_files(entries, limits), limits))
             continue
         if kind == "tar":
             for entry in run:
@@ -116,22 +116,40 @@ def is_passing(error: BaseException) -> bool:
     return retries.is_transient(error) or getattr(error, "errno", None) in TROUBLE
 
 
-def _files(entries: tuple[Entry, ...]) -> Iterator[Encoded]:
-    urls = [entry.url for entry in entries]
-    for index, data in storage.read_many(urls, at_once=READS_AT_ONCE):
-        entry = entries[index]
-        if isinstance(data, Exception) and is_passing(data):
-            raise data
-        if isinstance(data, Exception):
-            yield Encoded(id=entry.key, name=entry.key, reason=str(data))
-        elif entry.size >= 0 and len(data) != entry.size:
-            yield Encoded(
-                id=entry.key,
-                name=entry.key,
-                reason=changed(entry, len(data)),
-            )
+def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Encoded]:
+    wanted = [entry for entry in entries if entry.size <= LARGEST_FILE and entry.id not in limits.killers]
+
+    def one_by_one(announce: Callable[[str], None]) -> Iterator[tuple[int, bytes | Exception]]:
+        for entry in wanted:
+            announce(entry.id)
+            yield from storage.read_many([entry.url])
+
+    urls = (entry.url for entry in wanted)
+    contents = one_by_one(limits.announce) if limits.announce else storage.read_many(urls, at_once=READS_AT_ONCE)
+    for entry in entries:
+        if entry.id in limits.killers:
+            yield Encoded(id=entry.key, name=entry.key)
+        elif entry.size > LARGEST_FILE:
+            yield Encoded(id=entry.key, name=entry.key, reason=_too_large(entry.size))
         else:
-            yield Encoded(id=entry.key, name=entry.key, data=data)
+            yield _file(entry, next(contents)[1])
+
+
+def _file(entry: Entry, data: bytes | Exception) -> Encoded:
+    reason = None
+    if isinstance(data, Exception):
+        if is_passing(data):
+            raise data
+        reason = str(data).replace(f" {entry.url}", "").replace(f"{entry.url}: ", "")
+    elif entry.size >= 0 and len(data) != entry.size:
+        reason = changed(entry, len(data))
+    if reason is not None or isinstance(data, Exception):
+        return Encoded(id=entry.key, name=entry.key, reason=reason)
+    return Encoded(id=entry.key, name=entry.key, data=data)
+
+
+def _too_large(size: int) -> str:
+    return f"has {size} bytes; at most {LARGEST_FILE} are read of an image"
 
 
 def changed(entry: Entry, size: int) -> str:
@@ -146,8 +164,10 @@ def _runs_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Group]
         values: Iterable[bytes | NDArray[np.uint8] | ValueError]
         try:
             values = [table] * len(ids) if isinstance(table, ValueError) else parquet.encoded_images(table)
-        except ValueError as error:
-            values = [error] * len(ids)
+        except (ValueError, KeyError, pa.ArrowException) as error:
+            # KeyError: two columns of images.
+            table = ValueError(str(error))
+            values = [table] * len(ids)
         rows = (_row(i, name, value) for i, name, value in zip(ids, names, values, strict=True))
         rest = None if isinstance(table, ValueError) else table
         yield Group(entries=(entry,), inputs=_decoded(rows, limits), table=rest)
@@ -174,7 +194,7 @@ def _tables(entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | V
             for table in _slices(opened, entries, limits):
                 yield table
                 given += 1
-    except OUTAGES:
+    except (MemoryError, *OUTAGES):
         raise
     except (ValueError, OSError, pa.ArrowException) as error:
         if is_passing(error):
@@ -218,7 +238,23 @@ def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> It
                 break
             at += len(batch)
             batch = next(batches, None)
-        yield pa.Table.from_batches(kept, schema=file.schema_arrow)
+        table = pa.Table.from_batches(kept, schema=file.schema_arrow)
+        if len(table) != (entry.rows or 0):
+            raise ValueError(f"expected {entry.rows} rows from row {entry.first} on, got {len(table)}: it is damaged")
+        yield table
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header. A damaged one, and a missing end, are errors, which tarfile takes for the archive's end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
 
 
 def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
@@ -230,9 +266,10 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
         limits.announce(entry.id)
     seen: dict[str, int] = {}
     try:
-        with files.open_file(entry.url) as opened, tarfile.open(fileobj=opened, mode="r|*") as tar:
+        with files.open_file(entry.url) as opened, tarfile.open(fileobj=opened, mode="r|*", tarinfo=_Header) as tar:
             for member in tar:
-                if not member.isfile():
+                is_link = (member.islnk() or member.issym()) and images.is_named_as_image(member.name)
+                if not member.isfile() and not is_link:
                     continue
                 # A name in another encoding than UTF-8 comes with bytes that no text can hold.
                 name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
@@ -242,14 +279,20 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
                     "name": name,
                     "is_image": images.is_named_as_image(name),
                 }
-                if member.size > LARGEST_MEMBER:
-                    reason = f"has {member.size} bytes; a tar's members may have {LARGEST_MEMBER}"
-                    yield Encoded(**about, reason=reason)
+                if is_link:
+                    yield Encoded(**about, reason=f"is a link to {member.linkname}; links in a tar are not followed")
+                elif member.size > LARGEST_FILE:
+                    yield Encoded(**about, reason=_too_large(member.size))
+                elif about["id"] in limits.killers:
+                    yield Encoded(**about)
                 else:
+                    if limits.announce:
+                        limits.announce(about["id"])
                     yield Encoded(**about, data=cast(IO[bytes], tar.extractfile(member)).read())
-    except OUTAGES:
+    except (MemoryError, *OUTAGES):
         raise
-    except (tarfile.TarError, zlib.error, EOFError, ValueError, OSError, RecursionError) as error:
+    except Exception as error:
+        # A damaged archive makes tarfile raise also what it does not document: TypeError, IndexError, ...
         if is_passing(error):
             raise
         yield Encoded(id=entry.key, name=entry.key, reason=f"the tar can't be read to its end: {error}")
@@ -261,8 +304,9 @@ def _decoded(encoded: Iterable[Encoded], limits: Limits) -> Iterator[Input]:
         ahead: deque[tuple[int, Future[Input]]] = deque()
         pixels = 0
         for position, item in enumerate(islice(encoded, limits.count)):
-            while limits.announce and ahead:
-                yield ahead.popleft()[1].result()
+            if limits.announce:
+                yield _decode(position, item, limits)
+                continue
             size = _pixels(item, limits)
             while ahead and (pixels + size > DECODED_AHEAD or len(ahead) >= 2 * limits.threads):
                 before, future = ahead.popleft()
@@ -278,8 +322,6 @@ def _pixels(item: Encoded, limits: Limits) -> int:
     """Pixels that an image says it has, from its header."""
     if item.data is None or not item.is_image or item.id in limits.killers:
         return 0
-    if limits.announce:
-        limits.announce(item.id)
     return images.pixels_of(item.data)
 
 
@@ -291,6 +333,8 @@ def _decode(position: int, item: Encoded, limits: Limits) -> Input:
         return Input(**about, stage="decode", reason=limits.killers[item.id])
     if not item.is_image:
         return Input(**about, other=item.data)
+    if limits.announce:
+        limits.announce(item.id)
     if item.picture is not None:
         height, width = item.picture.pixels.shape[:2]
         if not 0 < height * width <= limits.max_pixels:

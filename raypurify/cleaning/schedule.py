@@ -6,14 +6,15 @@ import dataclasses
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import groupby
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypurify import schema, storage
 from raypurify.cleaning.base import Entry, Unit
-from raypurify.cleaning.digests import Digests
+from raypurify.cleaning.digests import Digests, digests_of
 from raypurify.cleaning.generations import whole
 
 
@@ -26,8 +27,6 @@ class Planned:
     """URL of the plan's file that holds its entries."""
     images: int | None
     """Those of its inputs that no later generation plans anew; None for a tar, whose images nobody has counted."""
-    superseded: int
-    """The last generation that plans some of its inputs anew; 0 for none."""
 
 
 def schedule(output: str) -> Iterator[Planned]:
@@ -36,6 +35,21 @@ def schedule(output: str) -> Iterator[Planned]:
     Raises:
         ValueError: there is no whole plan.
     """
+    for table, part in _parts(output):
+        yield from _planned(table, part)
+
+
+def superseded(output: str, since: int) -> Iterator[tuple[str, set[str]]]:
+    """Units some of whose inputs generation ``since`` or a later one plans anew, and the keys of their other inputs."""
+    for table, _ in _parts(output):
+        touched = pc.unique(table.filter(pc.greater_equal(table["last"], since))["unit"])
+        rows = table.filter(pc.is_in(table["unit"], touched)).select(["unit", "key", "last"]).to_pylist()
+        for name, same in groupby(rows, key=lambda row: row["unit"]):
+            yield name, {row["key"] for row in same if not row["last"]}
+
+
+def _parts(output: str) -> Iterator[tuple[pa.Table, str]]:
+    """The plan's files and their URLs; ``last`` is the last generation that plans an input anew, 0 where none does."""
     generations = whole(output)
     if not generations:
         raise ValueError(f"{output}: there is no plan; freeze one first")
@@ -43,13 +57,14 @@ def schedule(output: str) -> Iterator[Planned]:
     for generation, mark in reversed(generations):
         keys = Digests()
         for number, table in enumerate(generation.planned(mark, ["unit", "key", "kind", "rows"])):
-            names = table["key"].to_pylist()
-            last = [next((other for other, planned in later.items() if name in planned), 0) for name in names]
-            table = table.append_column("last", pa.array(last, pa.int64()))
-            yield from _planned(table, generation.part("part", number))
-            if generation.number:
-                for name in names:
-                    keys.add(name)
+            last = np.zeros(len(table), np.int64)
+            if len(generations) > 1:
+                digests = digests_of(table["key"].to_pylist())
+                for other, planned in later.items():
+                    last[(last == 0) & planned.holds(digests)] = other
+                if generation.number:
+                    keys.update(digests)
+            yield table.append_column("last", pa.array(last)), generation.part("part", number)
         later[generation.number] = keys.seal()
 
 
@@ -58,7 +73,7 @@ def _planned(table: pa.Table, part: str) -> Iterator[Planned]:
     summed = (
         table.append_column("images", rows)
         .group_by("unit", use_threads=False)
-        .aggregate([("images", "sum"), ("images", "count"), ("last", "max"), ("last", "count")])
+        .aggregate([("images", "sum"), ("images", "count"), ("last", "count")])
     )
     for row in summed.to_pylist():
         known = row["images_count"] == row["last_count"]
@@ -66,31 +81,23 @@ def _planned(table: pa.Table, part: str) -> Iterator[Planned]:
             name=row["unit"],
             part=part,
             images=row["images_sum"] if known else None,
-            superseded=row["last_max"],
         )
 
 
 def load(part: str, name: str) -> Unit:
     """The unit of this name, in this file of a plan."""
-    table = _part(part)
-    rows = table.filter(pc.equal(table["unit"], name)).drop_columns("unit").to_pylist()
-    return Unit(name=name, entries=tuple(Entry(**row) for row in rows))
+    return find(read(part), name)
 
 
-@lru_cache(maxsize=2)
-def _part(part: str) -> pa.Table:
+def read(part: str) -> pa.Table:
+    """A file of a plan, for :func:`find`."""
     return storage.read_table(part, schema.PLAN.names)
 
 
-def live_keys(output: str, planned: Planned) -> set[str]:
-    """Keys of a unit's inputs that no later generation plans anew."""
-    generations = whole(output)
-    number = int(planned.name.partition("-")[0])
-    keys = {entry.key for entry in load(planned.part, planned.name).entries}
-    for generation, mark in generations[number + 1 :]:
-        for table in generation.planned(mark, ["key"]):
-            keys -= set(pc.filter(table["key"], pc.is_in(table["key"], pa.array(sorted(keys)))).to_pylist())
-    return keys
+def find(table: pa.Table, name: str) -> Unit:
+    """The unit of this name."""
+    rows = table.filter(pc.equal(table["unit"], name)).drop_columns("unit").to_pylist()
+    return Unit(name=name, entries=tuple(Entry(**row) for row in rows))
 
 
 def sample(output: str, count: int) -> Unit:

@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from typing import IO, Protocol, cast
 
 import pyarrow as pa
@@ -113,13 +114,15 @@ class Rows:
         if self.table is None or not self.kept:
             storage.remove(self.url)
             return
-        table = self.table.take(pa.array(self.kept, pa.int64()))
+        # Some types of columns can be cut and joined, but not taken from.
+        runs = (list(run) for _, run in groupby(enumerate(self.kept), key=lambda pair: pair[1] - pair[0]))
+        table = pa.concat_tables([self.table.slice(run[0][1], len(run)) for run in runs])
         column = parquet.image_column(table.schema)
         index = table.schema.get_field_index(column)
         old, encoded = table.column(index), pa.array(self.images, pa.binary())
         if pa.types.is_struct(old.type):
-            paths = old.combine_chunks().field("path") if old.type.get_field_index("path") >= 0 else None
-            fields = {"bytes": encoded, **({"path": paths} if paths is not None else {})}
+            fields = {name: old.combine_chunks().field(name) for name in (field.name for field in old.type)}
+            fields["bytes"] = encoded
             encoded = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
         field = pa.field(column, encoded.type, metadata=table.schema.field(index).metadata)
         storage.write_table(self.url, table.set_column(index, field, encoded))
@@ -145,6 +148,8 @@ class Shard:
     def close(self) -> None:
         if self.rows:
             storage.write_table(self.url, pa.Table.from_pylist(self.rows, SHARD))
+        else:
+            storage.remove(self.url)
 
 
 SHARD = pa.schema(
@@ -194,4 +199,6 @@ class Tar:
         if self.names:
             self.file.seek(0)
             storage.write_file(self.url, cast(IO[bytes], self.file), content_type="application/x-tar")
+        else:
+            storage.remove(self.url)
         self.file.close()

@@ -13,7 +13,7 @@ row is named by its file and its number in it. A shard is one row group.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -291,9 +291,11 @@ def _bytes(value: Any) -> bytes:
     return data
 
 
-def _pixels(value: Any, shape: Sequence[int] | None) -> NDArray[np.uint8]:
-    if not value.is_valid or not shape or None in shape:
+def _pixels(value: Any, shape: Any) -> NDArray[np.uint8]:
+    if not value.is_valid or not shape or (isinstance(shape, list) and None in shape):
         raise ValueError("the image or its shape is null")
+    if not isinstance(shape, list) or not all(isinstance(side, int) for side in shape):
+        raise ValueError(f"expected a shape [H, W] or [H, W, C] of integers, got {shape}")
     pixels: NDArray[np.uint8] = value.values.to_numpy()
     if len(shape) not in (2, 3) or (*shape, 1)[2] not in (1, 3) or len(pixels) != np.prod(shape):
         raise ValueError(f"expected the shape [H, W] or [H, W, 1 or 3] of {len(pixels)} values, got {shape}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ import ray
 from raypurify import images, lease, retries, runs, storage
 from raypurify.cleaning import accounts, inputs, plan, quarantine, schedule
 from raypurify.cleaning.base import Unit
-from raypurify.cleaning.cleaner import Cleaner, Cleaning
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, is_of_machine
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.generations import Counts
 from raypurify.cleaning.trial import first_look
@@ -85,7 +87,7 @@ def main(arguments: CleaningArguments) -> None:
     )
     print_table(pa.Table.from_pylist([totals.shown()]))
     for reason, count in sorted(totals.reasons.items(), key=lambda item: -item[1])[:REASONS]:
-        print(f"rejected: {count:,} x {reason}")
+        print(formats.visible(f"rejected: {count:,} x {reason}"))
     print(f"images: {storage.join(output, 'images')}\nreport: {storage.join(output, 'report.html')}")
 
 
@@ -193,7 +195,9 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
     blocks = streams.read_blocks(
         [(unit.name, unit.part) for unit in todo], _block, name="Units", read_cpus=pool.read_cpus, ordered=False
     )
-    with Progress("cleaning", total=sum(unit.images or 0 for unit in todo), unit="images") as progress:
+    known = all(unit.images is not None for unit in todo)
+    total = sum(unit.images or 0 for unit in todo) if known else 0
+    with Progress("cleaning", total=total, unit="images") as progress:
         for row in through(CleaningActor, (work, held.attempt, pool), blocks, len(todo), pool):
             held.check()
             counts.add(row)
@@ -222,6 +226,7 @@ class CleaningActor:
     def __init__(self, reference: ray.ObjectRef[tuple[Cleaning, str, ActorPool]]) -> None:
         self.work, self.attempt, pool = ray.get(reference)
         set_threads(pool)
+        self.read = lru_cache(maxsize=2)(schedule.read)
         self.clean = Cleaner(self.work, pool.device, batch=pool.batch, threads=pool.cpus_per_actor)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -232,8 +237,15 @@ class CleaningActor:
             ``started`` and ``ended`` (seconds of the clock).
         """
         started, before = time.time(), retries.counts()
-        unit = schedule.load(block["part"][0].as_py(), block["unit"][0].as_py())
-        cleaned = self.clean(unit, self._killers(unit))
+        unit = schedule.find(self.read(block["part"][0].as_py()), block["unit"][0].as_py())
+        try:
+            cleaned = self.clean(unit, self._killers(unit))
+        except Exception as error:
+            if not is_of_machine(error):
+                raise
+            # Like a worker that the system ends for want of memory: two of them, and its inputs are looked at.
+            print(f"unit {unit.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(quarantine.OUT_OF_MEMORY)
         lease.check(self.work.output, self.attempt)
         accounts.publish(self.work.output, unit.name, cleaned)
         row: dict[str, Any] = {
@@ -281,7 +293,7 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
         tried, rejects, rate = _trial(work, resources, schedule.sample(folder, 8 * TRIED))
         skipped = plan.skipped_files(folder)
     for reject in rejects:
-        print(f"rejected: {reject['id']}: {reject['reason']}")
+        print(formats.visible(f"rejected: {reject['id']}: {reject['reason']}"))
     return {
         "files": counts.files,
         "images": counts.images if not counts.tars else f"{counts.images} and those of {counts.tars} tars",
@@ -290,7 +302,9 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
         "tried": tried,
         "rejected": len(rejects),
         "images_per_second": rate * resources.actors,
-        "estimated": formats.duration(counts.images / (rate * resources.actors)) if rate else "unknown",
+        "estimated": "unknown"
+        if counts.tars or not rate
+        else formats.duration(counts.images / rate / resources.actors),
     }
 
 

@@ -4,6 +4,7 @@ import io
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from raypurify import storage
-from raypurify.cleaning import plan, quarantine, reader, schedule
+from raypurify.cleaning import accounts, plan, quarantine, reader, schedule
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.cleaning.cleaner import Cleaner, Cleaning
 from raypurify.cleaning.config import CleaningConfig
@@ -22,6 +23,7 @@ from raypurify.data import files
 from raypurify.images import encode_png
 
 BRIGHT = 5
+LIMITS = reader.Limits(max_pixels=1 << 20)
 
 
 def image(index: int, height: int = 12, *, corner: int = 0) -> bytes:
@@ -95,14 +97,163 @@ def test_an_image_that_ends_the_process_in_the_purifier_is_found(source: str, tm
     assert len(cleaned.rows) == 19
 
 
+def test_what_a_model_prints_is_not_taken_for_a_word_of_the_child(source: str, tmp_path: Path):
+    output = str(tmp_path / "out")
+    [unit] = units_of(source, output)
+    clean = cleaner(source, output, "models_that_fail:Talkative")
+    assert quarantine.inspect(unit, 1 << 20, work=clean.work).killers == {}
+
+
+def test_a_model_that_ends_the_process_on_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quarantine, "MANY", 3)
+    (tmp_path / "in").mkdir()
+    for index in range(10):
+        (tmp_path / "in" / f"{index}.png").write_bytes(image(index, 33))
+    output = str(tmp_path / "out")
+    [unit] = units_of(str(tmp_path / "in"), output)
+    clean = cleaner(str(tmp_path / "in"), output, "models_that_fail:Fatal")
+    with pytest.raises(RuntimeError, match=r"3 of its first 3 .* it may well be the purifier .models_that_fail:Fatal."):
+        quarantine.inspect(unit, 1 << 20, work=clean.work)
+
+
+def test_a_child_goes_on_behind_the_last_culprit(source: str, tmp_path: Path):
+    for name in ("10.png", "15.png"):
+        (tmp_path / "in" / name).write_bytes(image(0, corner=255))
+    output = str(tmp_path / "out")
+    [unit] = units_of(source, output)
+    clean = cleaner(source, output, "models_that_fail:Deadly")
+    found = quarantine.inspect(unit, 1 << 20, work=clean.work)
+    assert list(found.killers) == [f"{BRIGHT:02d}.png", "10.png", "15.png"]
+    assert len(found.shapes) == 17
+
+
+def publish(unit: Unit, clean: Cleaner) -> None:
+    accounts.publish(clean.work.output, unit.name, clean(unit))
+
+
+def test_a_file_that_changes_every_night(tmp_path: Path):
+    """Its unit, and then the unit of the update, have nothing left that is theirs."""
+    folder, output = tmp_path / "in", str(tmp_path / "out")
+    folder.mkdir()
+    for night, height in enumerate((10, 20, 30, 40)):
+        (folder / "a.png").write_bytes(image(night, height))
+        if night:
+            changes = plan.update(output, listed(str(folder), output=output), extension="png")
+            assert (changes.new, changes.changed) == (0, 1)
+        else:
+            plan.freeze(output, listed(str(folder), output=output), extension="png")
+        clean = cleaner(str(folder), output, "identity")
+        newest = max(schedule.schedule(output), key=lambda unit: unit.name)
+        publish(schedule.load(newest.part, newest.name), clean)
+        accounts.retire(output)
+        totals = accounts.add_up(output)
+        assert (totals.cleaned, totals.rejected) == (1, 0)
+        [row] = rows_of(output, "manifest")
+        assert row["height"] == height
+    assert len(storage.list_files(f"{output}/plan", accounts.RETIRED)) == 3
+
+
+def rows_of(output: str, part: str) -> list[dict[str, Any]]:
+    return [row for url in storage.list_files(f"{output}/{part}") for row in pq.read_table(url).to_pylist()]
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def items_of(path: Path, output: str) -> list[reader.Input]:
+    return [
+        item for unit in units_of(str(path), output) for group in reader.groups(unit, LIMITS) for item in group.inputs
+    ]
+
+
+@pytest.mark.parametrize("damage", ["flipped header", "cut in a header", "cut after a member", "cut in a member"])
+def test_a_damaged_tar_says_so_and_gives_what_comes_before(tmp_path: Path, damage: str):
+    data = bytearray(tar_of({f"{index}.png": image(index) for index in range(10)}))
+    with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
+        sixth = [member.offset for member in tar][5]
+    if damage == "flipped header":
+        data[sixth + 3] ^= 0x55
+    else:
+        del data[sixth + {"cut in a header": 100, "cut after a member": 0, "cut in a member": 600}[damage] :]
+    (tmp_path / "a.tar").write_bytes(data)
+    items = items_of(tmp_path / "a.tar", str(tmp_path / "out"))
+    assert [item.id for item in items if item.picture is not None] == [f"a.tar#{index}.png" for index in range(5)]
+    [reject] = [item for item in items if item.picture is None]
+    assert (reject.id, reject.stage) == ("a.tar", "read")
+    assert "the tar can't be read to its end" in reject.reason
+
+
+def test_links_in_a_tar_are_rejects(tmp_path: Path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("a.png")
+        info.size = len(image(0))
+        tar.addfile(info, io.BytesIO(image(0)))
+        for name, kind in (("b.png", tarfile.LNKTYPE), ("c.png", tarfile.SYMTYPE), ("d.txt", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "a.png"
+            tar.addfile(link)
+    items = items_of(tmp_path / "a.tar", str(tmp_path / "out"))
+    assert {item.id: item.reason for item in items} == {
+        "a.tar#a.png": "",
+        **{f"a.tar#{name}.png": "is a link to a.png; links in a tar are not followed" for name in "bc"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"image": [[1, 2, 3, 4]], "shape": [4.0]}, "expected a shape"),
+        ({"image": [[1, 2, 3, 4]], "shape": ["2x2"]}, "expected a shape"),
+        ({"image": [[1, 2, 3, 4]], "shape": [[2.0, 2.0]]}, "expected a shape"),
+        ({"image": [[1, 2, 3, 4]], "shape": [None]}, "null"),
+    ],
+)
+def test_odd_columns_are_rejects(tmp_path: Path, columns: dict[str, list[Any]], reason: str):
+    kind = {"image": pa.list_(pa.uint8())}
+    table = pa.table({name: pa.array(values, kind.get(name)) for name, values in columns.items()})
+    pq.write_table(table, tmp_path / "a.parquet")
+    [item] = items_of(tmp_path / "a.parquet", str(tmp_path / "out"))
+    assert item.picture is None
+    assert reason in item.reason
+
+
+def test_columns_of_any_type_are_kept_where_rows_are_rejected(tmp_path: Path):
+    images = [image(index) if index % 3 else b"broken" for index in range(7)]
+    table = pa.table({"image": images, "text": pa.array([str(index) for index in range(7)], pa.string_view())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    output = str(tmp_path / "out")
+    [unit] = units_of(str(tmp_path / "a.parquet"), output)
+    cleaned = cleaner(str(tmp_path / "a.parquet"), output, "identity")(unit)
+    assert (len(cleaned.rows), len(cleaned.rejects)) == (4, 3)
+    [url] = storage.list_files(f"{output}/images")
+    assert pq.read_table(url)["text"].to_pylist() == ["1", "2", "4", "5"]
+
+
+def test_a_tar_that_can_no_longer_be_read_leaves_nothing(tmp_path: Path):
+    (tmp_path / "a.tar").write_bytes(tar_of({"0.png": image(0)}))
+    output = str(tmp_path / "out")
+    [unit] = units_of(str(tmp_path / "a.tar"), output)
+    clean = cleaner(str(tmp_path / "a.tar"), output, "identity")
+    assert len(clean(unit).rows) == 1
+    assert len(storage.list_files(f"{output}/images")) == 1
+    (tmp_path / "a.tar").write_bytes(b"garbage" * 1000)
+    [reject] = clean(unit).rejects
+    assert reject["id"] == "a.tar"
+    assert storage.list_files(f"{output}/images") == []
+
+
 def write_rows(path: Path, rows: int, group: int) -> list[bytes]:
     images = [image(index) for index in range(rows)]
     table = pa.table({"image": images, "number": range(rows)})
     pq.write_table(table, path, row_group_size=group)
     return images
-
-
-LIMITS = reader.Limits(max_pixels=1 << 20)
 
 
 @pytest.mark.parametrize("group", [1000, 100, 64, 7])
