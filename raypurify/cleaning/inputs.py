@@ -83,12 +83,12 @@ def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Ite
     if glob:
         root, pattern = glob
         begins = re.split(r"[*?[]", pattern, maxsplit=1)[0]
-        return _below(root, Selection(skipped, pattern), url, begins=begins)
+        return _below(root, Selection(skipped, pattern), url, output, begins=begins)
     file = None if url.endswith("/") else _stat(where)
     if file is None or (
         where.startswith("http") and kind_of(lists.name_of(where)) is None and not lists.is_text(where)
     ):
-        return _below(where, Selection(skipped), url)
+        return _below(where, Selection(skipped), url, output)
     if lists.is_list(file):
         return _of_list(file, output, skipped)
     return iter((_single(file),))
@@ -179,9 +179,9 @@ def _stat(where: str) -> File | None:
         return files.stat(where)
 
 
-def _below(root: str, selection: Selection, url: str, *, begins: str = "") -> Iterator[Listed]:
+def _below(root: str, selection: Selection, url: str, output: str, *, begins: str = "") -> Iterator[Listed]:
     found = False
-    for seen in walks.files_below(root, selection, begins=begins):
+    for seen in walks.files_below(root, selection, output, begins=begins):
         found = True
         kind = kind_of(seen.key)
         assert kind is not None

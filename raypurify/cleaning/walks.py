@@ -1,7 +1,7 @@
 """The files below a folder of any store, in the order of their keys' UTF-8 bytes, streaming.
 
 - **Local**: a walk that sorts one folder at a time; folders with very many files are sorted through a temporary file.
-  Symbolic links are followed, but not back to a folder that the walk is in.
+  Symbolic links are followed, but not back to a folder that the walk is in, nor to the run's output.
 - **S3**: the pages of ListObjectsV2, which come in that order; the next page is fetched while this one is used.
 - **Other stores** (``gs://``, ``http(s)://``, ``memory://``, ...): listed folder by folder, as fsspec does, and sorted
   through a temporary file. One folder's listing is held in memory. Pages over HTTP tell neither sizes nor versions.
@@ -53,12 +53,13 @@ class Selection(Protocol):
         ...
 
 
-def files_below(root: str, selection: Selection, *, begins: str = "") -> Iterator[Seen]:
+def files_below(root: str, selection: Selection, output: str, *, begins: str = "") -> Iterator[Seen]:
     """The wanted files below an absolute path or URL, sorted by key.
 
     Args:
         root: the folder.
         selection: which are wanted.
+        output: a folder that is not entered, though links may lead to it.
         begins: what the keys of wanted files begin with: it shortens the listing of S3.
 
     Raises:
@@ -67,7 +68,7 @@ def files_below(root: str, selection: Selection, *, begins: str = "") -> Iterato
     with files.naming(root):
         fs, path = storage.filesystem(root)
         if storage.is_local(root):
-            yield from _local(path, selection)
+            yield from _local(path, selection, output)
         elif "s3" in fs.protocol:
             yield from _s3(fs, path, root.partition("://")[0], selection, begins)
         else:
@@ -82,8 +83,11 @@ class _Folder:
     identity: tuple[int, int]
 
 
-def _local(root: str, selection: Selection) -> Iterator[Seen]:
+def _local(root: str, selection: Selection, output: str) -> Iterator[Seen]:
     above = [_folder("", root)]
+    closed = (
+        {_identity(storage.filesystem(output)[1])} if storage.is_local(output) and storage.exists(output) else set()
+    )
     while above:
         here = above[-1]
         shown, name = next(here.names, ("", ""))
@@ -95,14 +99,18 @@ def _local(root: str, selection: Selection) -> Iterator[Seen]:
                 yield seen
         elif selection.enters(here.prefix + shown[:-1]):
             folder = _folder(here.prefix + shown, os.path.join(here.path, name[:-1]))
-            if all(folder.identity != other.identity for other in above):
+            if folder.identity not in closed and all(folder.identity != other.identity for other in above):
                 above.append(folder)
 
 
 def _folder(prefix: str, path: str) -> _Folder:
-    found = os.stat(path)
     names = cast(Iterator[tuple[str, str]], ordered(_names(path)))
-    return _Folder(prefix, path, names, (found.st_dev, found.st_ino))
+    return _Folder(prefix, path, names, _identity(path))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
 
 
 def _names(folder: str) -> Iterator[tuple[str, str]]:

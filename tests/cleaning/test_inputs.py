@@ -178,6 +178,14 @@ def test_symbolic_links(tmp_path: Path, output: str):
     assert {found["broken.png"].size, found["itself.png"].size} == {-1}
 
 
+def test_a_link_to_the_output_is_not_followed(tmp_path: Path):
+    root = write(tmp_path / "in", ["a.png"])
+    output = write(tmp_path / "out", ["images/a.png"])
+    (root / "cleaned").symlink_to(output)
+    assert keys_of(listed(str(root), output=str(output))) == ["a.png"]
+    assert keys_of(listed(str(root), output=str(tmp_path / "other"))) == ["a.png", "cleaned/images/a.png"]
+
+
 def test_pipes_are_left_out_and_names_that_are_no_utf8_can_be_stored(tmp_path: Path, output: str):
     root = write(tmp_path / "in", ["a.png"])
     os.mkfifo(root / "pipe.png")
