@@ -76,6 +76,17 @@ class Run:
         )
 
 
+@contextmanager
+def hold(output: str, identity: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Run]:
+    """:func:`open_run`, by a process that no other writes to the output beside while the block runs.
+
+    Raises:
+        ValueError: another process holds the output's lease; see also :func:`open_run`.
+    """
+    with lease.hold(output) as held:
+        yield open_run(output, identity, overwrite=overwrite, check=held.check)
+
+
 def open_run(
     output: str, identity: Mapping[str, Any], *, overwrite: bool = False, check: Callable[[], None] = lambda: None
 ) -> Run:

@@ -52,3 +52,30 @@ def test_files_of_something_else_are_left_alone(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="something else"):
             runs.open_run(str(tmp_path), {"seed": 1}, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_run_that_is_held_refuses_a_second(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    with runs.hold(output, {"seed": 1}) as run:
+        run.begin()
+        with pytest.raises(ValueError, match="writes to this output since"), runs.hold(output, {"seed": 1}):
+            pass
+    with runs.hold(output, {"seed": 1}) as run:
+        assert not run.finished
+
+
+def test_an_overwrite_that_was_cut_off_is_not_taken_for_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = str(tmp_path)
+    runs.open_run(output, {"seed": 1}).begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "clear", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            runs.open_run(output, {"seed": 1}, overwrite=True)
+    with pytest.raises(ValueError, match="--overwrite"):
+        runs.open_run(output, {"seed": 1})
+    assert not runs.open_run(output, {"seed": 1}, overwrite=True).finished
+
+
+def test_drafts_of_a_lease_do_not_make_an_output_anothers(tmp_path: Path) -> None:
+    (tmp_path / ("._LEASE." + "0" * 32)).write_text("{}")
+    assert runs.open_run(str(tmp_path), {"seed": 1}).attempts == []

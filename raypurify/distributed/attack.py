@@ -59,7 +59,7 @@ def attack(
         ``n``, and :func:`raypurify.generation.rounding_effect` over all images; ``run.json`` holds them too.
 
     Raises:
-        ValueError, FileNotFoundError: bad input, or an output that belongs to another run.
+        ValueError, FileNotFoundError: bad input, or an output that belongs to another run, or that one writes to.
         RuntimeError: images that are neither written nor rejected.
     """
     output = storage.absolute(output)
@@ -70,18 +70,18 @@ def attack(
     identity = _identity(config, source, networks)
     if getattr(plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack)), "couples_batch", False):
         identity["batch"] = resources.batch
-    run = runs.open_run(output, identity, overwrite=overwrite)
     units = units_of(source)
-    if not run.finished:
-        written = {storage.stem(url) for url in storage.list_files(storage.join(output, "images"), ".parquet")}
-        missing = [unit for unit in units if unit.name not in written]
-        hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
-        cluster.check_output(output, shared_filesystem=shared_filesystem)
-        with run.attempt(hardware, dataclasses.asdict(resources)):
-            work = Generation(config=config, networks=networks, output=output)
-            run.counts.update(stream(work, missing, resources, "attacking"))
-            run.counts.update(_figures(output, source))
-        run.finish()
+    with runs.hold(output, identity, overwrite=overwrite) as run:
+        if not run.finished:
+            written = {storage.stem(url) for url in storage.list_files(storage.join(output, "images"), ".parquet")}
+            missing = [unit for unit in units if unit.name not in written]
+            hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
+            cluster.check_output(output, shared_filesystem=shared_filesystem)
+            with run.attempt(hardware, dataclasses.asdict(resources)):
+                work = Generation(config=config, networks=networks, output=output)
+                run.counts.update(stream(work, missing, resources, "attacking"))
+                run.counts.update(_figures(output, source))
+            run.finish()
     return _figures(output, source)
 
 

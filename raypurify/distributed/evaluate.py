@@ -75,7 +75,7 @@ def evaluate(
         The summary (``schema.SUMMARY``) of this call's cells; ``summary.parquet`` also holds those of earlier calls.
 
     Raises:
-        ValueError, FileNotFoundError: bad input, or an output that belongs to another run.
+        ValueError, FileNotFoundError: bad input, or an output that belongs to another run, or that one writes to.
         RuntimeError: images that are neither scored nor rejected.
     """
     output = storage.absolute(output)
@@ -84,25 +84,25 @@ def evaluate(
         raise ValueError(f"{config.data}: an evaluation needs labels, and these images have none")
     grid = evaluation.build_grid(config, source.name, source.rows, resources.batch)
     _check_shapes(grid, source)
-    run = runs.open_run(output, _identity(config, source), overwrite=overwrite)
-    cells = _with_earlier_cells(output, grid)
     units = units_of(source)
-    missing = _missing(output, grid, units)
-    if missing or not run.finished:
-        storage.remove(storage.join(output, storage.SUCCESS))
-        hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
-        cluster.check_output(output, shared_filesystem=shared_filesystem)
-        with run.attempt(hardware, {**dataclasses.asdict(config), **dataclasses.asdict(resources)}):
-            storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
-            work = Evaluation(grid=grid, output=output)
-            run.counts.update(stream(work, missing, resources, "evaluating"))
-            rejects = storage.list_files(storage.join(output, "rejects"), ".parquet")
-            run.counts["rejected"] = len(storage.read_tables(rejects, schema.REJECTS))
-            own = {cell.hash for cell in grid.cells}
-            results.write_summary(output, cells, own, source.rows - run.counts["rejected"])
-            _write_samples(work, resources, units)
-        write_report(output, curves=_curves(config))
-        run.finish()
+    with runs.hold(output, _identity(config, source), overwrite=overwrite) as run:
+        cells = _with_earlier_cells(output, grid)
+        missing = _missing(output, grid, units)
+        if missing or not run.finished:
+            storage.remove(storage.join(output, storage.SUCCESS))
+            hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
+            cluster.check_output(output, shared_filesystem=shared_filesystem)
+            with run.attempt(hardware, {**dataclasses.asdict(config), **dataclasses.asdict(resources)}):
+                storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
+                work = Evaluation(grid=grid, output=output)
+                run.counts.update(stream(work, missing, resources, "evaluating"))
+                rejects = storage.list_files(storage.join(output, "rejects"), ".parquet")
+                run.counts["rejected"] = len(storage.read_tables(rejects, schema.REJECTS))
+                own = {cell.hash for cell in grid.cells}
+                results.write_summary(output, cells, own, source.rows - run.counts["rejected"])
+                _write_samples(work, resources, units)
+            write_report(output, curves=_curves(config))
+            run.finish()
     summary = storage.read_table(storage.join(output, "summary.parquet"))
     return summary.filter(pc.is_in(summary["cell"], pa.array([cell.hash for cell in grid.cells])))
 

@@ -177,7 +177,7 @@ def train(
         URL of the trained model, ``OUTPUT/model``.
 
     Raises:
-        ValueError: bad input, or an output that belongs to another run.
+        ValueError: bad input, or an output that belongs to another run, or that one writes to.
         ray.train.v2.api.exceptions.TrainingFailedError: workers failed more than ``max_failures`` times.
     """
     output = storage.absolute(output)
@@ -187,17 +187,16 @@ def train(
     for name, model in (("classifier", job.victim), ("initial", job.initial)):
         if model is not None:
             identity[f"{name}_sha256"] = model.sha256
-    run = runs.open_run(output, identity, overwrite=overwrite)
-    trained = storage.join(output, "model")
-    if run.finished:
-        return trained
-    hardware = cluster.connect(resources.workers * resources.cpus_per_worker, use_gpu=resources.use_gpu)
-    cluster.check_output(output, shared_filesystem=shared_filesystem)
-    with run.attempt(hardware, dataclasses.asdict(resources)):
-        result = _trainer(job, output).fit()
-        run.counts.update(_publish(result.checkpoint, output))
-    run.finish()
-    return trained
+    with runs.hold(output, identity, overwrite=overwrite) as run:
+        if not run.finished:
+            hardware = cluster.connect(resources.workers * resources.cpus_per_worker, use_gpu=resources.use_gpu)
+            cluster.check_output(output, shared_filesystem=shared_filesystem)
+            with run.attempt(hardware, dataclasses.asdict(resources)):
+                result = _trainer(job, output).fit()
+                run.check()
+                run.counts.update(_publish(result.checkpoint, output))
+            run.finish()
+    return storage.join(output, "model")
 
 
 def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
