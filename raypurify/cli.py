@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
+from raypurify import runs
+from raypurify.lease import LeaseLostError
+from raypurify.retries import UnavailableError
+
 Arguments = TypeVar("Arguments")
 
 
@@ -19,7 +23,7 @@ def run(main: Callable[[Arguments], Any], default: Arguments, argv: Sequence[str
 
     A file given as ``--config FILE.yaml`` sets flags by their names; flags on the command line win. Errors of the input
     are printed without a traceback. The process exits with 0, with 1 where the work failed, with 2 where the input was
-    refused.
+    refused, with 130 where it was interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -28,6 +32,12 @@ def run(main: Callable[[Arguments], Any], default: Arguments, argv: Sequence[str
     except (ValueError, FileNotFoundError, PermissionError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except (runs.StoppedError, UnavailableError, LeaseLostError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: what is done stays done; give the same command to go on", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse(default: Arguments, argv: Sequence[str], description: str | None = None) -> Arguments:

@@ -17,6 +17,10 @@ from raypurify import __version__, lease, storage
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "torchattacks", "scikit-image")
 
 
+class StoppedError(RuntimeError):
+    """A job was stopped for a reason that its message tells in full."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Destination:
     """Where a job writes."""

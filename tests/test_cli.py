@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from raypurify import cli
+from raypurify import cli, runs
+from raypurify.retries import UnavailableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,26 @@ def test_refused_input_exits_with_2_and_says_why(
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (runs.StoppedError("too many rejects"), 1, "error: too many rejects"),
+        (UnavailableError("no answer"), 1, "error: no answer"),
+        (KeyboardInterrupt(), 130, "give the same command to go on"),
+    ],
+)
+def test_a_job_that_was_stopped_says_so_without_a_traceback(
+    error: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_: Flags) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(stop, Flags(), [])
+    assert stopped.value.code == code
+    assert message in capsys.readouterr().err
 
 
 def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:

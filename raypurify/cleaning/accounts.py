@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -46,9 +46,16 @@ class Totals:
     relabelled: int | None = None
     """Images that the classifier took for something else afterwards; None without a classifier."""
     reasons: dict[str, int] = field(default_factory=dict)
-    """Rejects by reason, numbers in it left out."""
+    """Rejects by reason; where reasons differ in numbers and details only, as one without them."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Files of other kinds in the input, by extension."""
     most_changed: list[dict[str, Any]] = field(default_factory=list)
     """Rows of ``schema.MANIFEST`` and their ``unit``, the lowest PSNR first, a few of a unit at most."""
+
+    @property
+    def left_alone(self) -> str:
+        """The files of other kinds, for a sentence."""
+        return ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.items())
 
     @property
     def n(self) -> int:
@@ -90,7 +97,7 @@ def add_up(output: str) -> Totals:
     Raises:
         RuntimeError: an input is in neither manifest nor rejects, or is there twice; names the unit.
     """
-    totals, sums, ids = Totals(), _Sums(), Digests()
+    totals, sums, ids, reasons = Totals(skipped=plan.skipped_files(output)), _Sums(), Digests(), _Reasons()
     for unit, manifest, rejects in _accounts(output):
         if unit.images is not None and len(manifest) + len(rejects) != unit.images:
             found = f"{len(manifest)} cleaned and {len(rejects)} rejected"
@@ -100,11 +107,7 @@ def add_up(output: str) -> Totals:
         sums.add(manifest)
         totals.cleaned += len(manifest)
         totals.rejected += len(rejects)
-        for reason in rejects["reason"].to_pylist():
-            kind = re.sub(r"\d+", "N", re.split(r"[;(]| begins with", reason)[0]).strip()[:120]
-            if kind not in totals.reasons and len(totals.reasons) >= KINDS:
-                kind = "others"
-            totals.reasons[kind] = totals.reasons.get(kind, 0) + 1
+        reasons.add(rejects["reason"].to_pylist())
         totals.most_changed = heapq.nsmallest(
             MOST_CHANGED,
             totals.most_changed + _first(manifest, unit.name),
@@ -112,7 +115,39 @@ def add_up(output: str) -> Totals:
         )
     if ids.seal().crowded().values:
         raise RuntimeError(f"{output}: an image is accounted for twice; see the ids in manifest/ and rejects/")
+    totals.reasons = reasons.counts()
     return sums.into(totals)
+
+
+def some_reasons(output: str) -> dict[str, int]:
+    """The most frequent reasons in the latest files of rejects, for a message."""
+    reasons = _Reasons()
+    for url in storage.list_files(storage.join(output, "rejects"), ".parquet")[-READS_AT_ONCE:]:
+        reasons.add(storage.read_table(url, ["reason"])["reason"].to_pylist())
+    return dict(sorted(reasons.counts().items(), key=lambda item: -item[1])[:5])
+
+
+class _Reasons:
+    """Counts reasons by their kind: what they have in common but for numbers and details."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, tuple[int, str | None]] = {}
+
+    def add(self, reasons: Iterable[str]) -> None:
+        for reason in reasons:
+            kind = re.sub(r"\d+", "N", re.split(r"[;(]| begins with", reason)[0]).strip()[:120]
+            if kind not in self.kinds and len(self.kinds) >= KINDS:
+                kind = "others"
+            count, known = self.kinds.get(kind, (0, reason))
+            self.kinds[kind] = count + 1, known if known == reason else None
+
+    def counts(self) -> dict[str, int]:
+        """How often each; one that was the same each time is there in full."""
+        found: dict[str, int] = {}
+        for kind, (count, reason) in self.kinds.items():
+            shown = kind if reason is None else reason[:300]
+            found[shown] = found.get(shown, 0) + count
+        return found
 
 
 def _first(manifest: pa.Table, unit: str) -> list[dict[str, Any]]:

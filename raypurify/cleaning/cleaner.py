@@ -36,6 +36,8 @@ CHANGES = 4
 """Images of a unit that are kept for the report."""
 THUMBNAIL = 256
 """Pixels, the longest side of these."""
+LOSSY = ("jpeg", "webp")
+"""Formats that change pixels: an image is measured, and labelled, as it was written."""
 TRIAL = (32, 32)
 """Pixels of the black images that a purifier is tried on, if it does not say which it was trained on."""
 
@@ -190,20 +192,24 @@ class Cleaner:
         pictures = [cast(Picture, slot.item.picture) for slot in slots]
         before = np.stack([picture.pixels for picture in pictures])
         after = purified if purified.shape == before.shape else _grey(purified)
-        measures = compare(after, before)
-        labels = self._labels(before), self._labels(after)
-        for index, (slot, picture) in enumerate(zip(slots, pictures, strict=True)):
-            slot.measures = {name: _number(values[index]) for name, values in measures.items()}
-            slot.measures |= {"pred_input": labels[0][index], "pred_cleaned": labels[1][index]}
-            slot.cleaned = after[index]
-            slot.encoded = self.encoders.submit(
+        encoded = [
+            self.encoders.submit(
                 images.encode,
-                replace(picture, pixels=after[index]),
+                replace(picture, pixels=pixels),
                 config.format,
                 quality=config.quality,
                 keep_exif=config.keep_exif,
             )
-            slot.pixels = None
+            for picture, pixels in zip(pictures, after, strict=True)
+        ]
+        if config.format in LOSSY:
+            after = np.stack([_reread(future, pixels) for future, pixels in zip(encoded, after, strict=True)])
+        measures = compare(after, before)
+        labels = self._labels(before), self._labels(after)
+        for index, slot in enumerate(slots):
+            slot.measures = {name: _number(values[index]) for name, values in measures.items()}
+            slot.measures |= {"pred_input": labels[0][index], "pred_cleaned": labels[1][index]}
+            slot.cleaned, slot.encoded, slot.pixels = after[index], encoded[index], None
 
     def _purified(self, slots: Sequence[Slot]) -> NDArray[np.uint8]:
         return purify_pixels(
@@ -324,6 +330,15 @@ def takes(classifier: models.Model, shape: tuple[int, ...]) -> bool:
     """Whether a classifier, by its checkpoint, takes images of (H, W, C); one that does not say takes all."""
     known = classifier.config.get("image_shape")
     return known is None or tuple(known) == tuple(shape)
+
+
+def _reread(encoded: Future[tuple[bytes, tuple[str, ...]]], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, C) as a reader of the written file sees it; ``pixels`` where it could not be encoded."""
+    try:
+        read = images.read_picture(encoded.result()[0]).pixels
+    except ValueError:
+        return pixels
+    return read if read.shape == pixels.shape else _grey(read[None])[0]
 
 
 def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

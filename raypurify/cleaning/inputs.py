@@ -94,6 +94,11 @@ def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Ite
     return iter((_single(file),))
 
 
+def absolute(url: str) -> str:
+    """An input that means the same in another working directory; a final slash, which makes it a folder, stays."""
+    return storage.absolute(url) + "/" * url.endswith("/")
+
+
 def kind_of(name: str) -> Kind | None:
     """What a file of this name is taken for; None where it is no input."""
     name = name.lower()

@@ -9,6 +9,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -66,6 +68,8 @@ class CleaningArguments:
             raise ValueError("update: shards can't be changed in places; clean into mirrored outputs, or start afresh")
         if self.update and self.cleaning.limit is not None:
             raise ValueError("update: it takes up the whole input, and this run has a limit; leave one of the two out")
+        if self.update and self.dry_run:
+            raise ValueError("dry_run: it tells of the whole input, not of an update; leave one of the two out")
         if not 0 <= self.max_rejects <= 1:
             raise ValueError(f"max_rejects must be in [0, 1]; got {self.max_rejects!r}")
 
@@ -74,7 +78,10 @@ def main(arguments: CleaningArguments) -> None:
     """Clean images of any size and number, streamed by Ray Data: each ends up cleaned or in rejects, exactly once."""
     output = storage.absolute(arguments.destination.output)
     if arguments.dry_run:
-        print_table(pa.Table.from_pylist([dry_run(arguments.cleaning, arguments.resources, output)]))
+        found = dry_run(arguments.cleaning, arguments.resources, output)
+        print_table(pa.Table.from_pylist([found]))
+        if found["rejected"] > arguments.max_rejects * found["tried"]:
+            print(f"warning: by this sample the run would stop, by --max-rejects={arguments.max_rejects}")
         return
     totals = clean(
         arguments.cleaning,
@@ -88,6 +95,8 @@ def main(arguments: CleaningArguments) -> None:
     print_table(pa.Table.from_pylist([totals.shown()]))
     for reason, count in sorted(totals.reasons.items(), key=lambda item: -item[1])[:REASONS]:
         print(formats.visible(f"rejected: {count:,} x {reason}"))
+    if totals.skipped:
+        print(formats.visible(f"left alone, for they are no images: {totals.left_alone}"))
     print(f"images: {storage.join(output, 'images')}\nreport: {storage.join(output, 'report.html')}")
 
 
@@ -114,9 +123,11 @@ def clean(
 
     Raises:
         ValueError, FileNotFoundError: bad input, another run's output, or one that is being written.
-        RuntimeError: too many rejects, or images that are in neither manifest nor rejects, or there twice.
+        StoppedError: too many rejects.
+        RuntimeError: images that are in neither manifest nor rejects, or there twice.
     """
     output = storage.absolute(output)
+    config = dataclasses.replace(config, input=inputs.absolute(config.input))
     mark = retries.counts()
     inputs.check_apart(config.input, output)
     work = Cleaning.load(config, output)
@@ -126,17 +137,19 @@ def clean(
         run = runs.open_run(output, identity, overwrite=overwrite, check=held.check)
         is_whole = run.finished and accounts.is_whole(output)
         if is_whole and not update:
+            print("already finished: nothing is left to do; --update looks for what is new or has changed")
             return accounts.add_up(output)
-        run.begin()
-        if is_whole:
-            _update(config, output)
-        else:
-            _plan(config, output, output=output)
+        with _nothing_left(output, is_new=not run.attempts):
+            run.begin()
+            if is_whole:
+                _update(config, output)
+            else:
+                _plan(config, output, output=output)
+            run.counts["warnings"] = _warn(work, output)
         storage.remove(storage.join(output, storage.SUCCESS))
         hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
         cluster.check_output(output, shared_filesystem=shared_filesystem)
         with run.attempt(hardware, dataclasses.asdict(resources)):
-            run.counts["warnings"] = _warn(work, output)
             counts = Tally(mark)
             try:
                 _stream(work, resources, counts, max_rejects, held)
@@ -152,6 +165,18 @@ def clean(
         write_cleaning_report(output, totals, accounts.pictures(output, totals))
         run.finish()
     return totals
+
+
+@contextmanager
+def _nothing_left(output: str, *, is_new: bool) -> Iterator[None]:
+    """Let an input that is refused before a run's first attempt leave nothing that the next command would run into."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError):
+        if is_new:
+            for name in ("plan", "run.json"):
+                storage.remove(storage.join(output, name))
+        raise
 
 
 class Tally:
@@ -186,7 +211,7 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
     """Clean the units that are not accounted for, and count.
 
     Raises:
-        RuntimeError: more than ``max_rejects`` of the images are rejected.
+        StoppedError: more than ``max_rejects`` of the images are rejected.
     """
     done = accounts.finished_units(work.output)
     todo = [unit for unit in schedule.schedule(work.output) if unit.name not in done]
@@ -209,9 +234,11 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
 
 def _check_rejects(output: str, rejected: int, n: int, most: float) -> None:
     if rejected > most * n:
-        raise RuntimeError(
-            f"{rejected:,} of {n:,} images are rejected, more than --max-rejects={most} allows; "
-            f"{storage.join(output, 'rejects')} says why. What is done stays done: give a higher --max-rejects to go on"
+        some = ", ".join(f"{count:,} x {reason}" for reason, count in accounts.some_reasons(output).items())
+        raise runs.StoppedError(
+            f"{rejected:,} of {n:,} images are rejected, more than --max-rejects={most} allows. Among them: "
+            f"{formats.visible(some)}. {storage.join(output, 'rejects')} has each. What is done stays done: give a "
+            "higher --max-rejects to go on"
         )
 
 
@@ -285,6 +312,7 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
     Raises:
         ValueError, FileNotFoundError: bad input.
     """
+    config = dataclasses.replace(config, input=inputs.absolute(config.input))
     inputs.check_apart(config.input, output)
     with tempfile.TemporaryDirectory() as folder:
         work = Cleaning.load(config, folder)
@@ -296,8 +324,8 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
         print(formats.visible(f"rejected: {reject['id']}: {reject['reason']}"))
     return {
         "files": counts.files,
-        "images": counts.images if not counts.tars else f"{counts.images} and those of {counts.tars} tars",
-        "gigabytes": counts.size / 1e9,
+        "images": counts.images if not counts.tars else f"{counts.images}, and what {counts.tars} tar(s) hold",
+        "size": formats.size(counts.size),
         "skipped_files": ", ".join(f"{count} {kind}" for kind, count in skipped.items()) or "none",
         "tried": tried,
         "rejected": len(rejects),

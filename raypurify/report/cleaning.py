@@ -83,6 +83,7 @@ def cleaning_page(run: Mapping[str, Any], totals: Totals, pictures: Sequence[Map
         "cleaning.css",
         title=_headline(totals, speed, rate),
         totals=totals,
+        left_alone=formats.visible(totals.left_alone),
         input=_name(identity.get("input")),
         purifier=_name(identity.get("purifier")),
         classifier=_name(identity.get("classifier")),

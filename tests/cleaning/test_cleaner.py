@@ -16,11 +16,11 @@ from raypurify import storage
 from raypurify.cleaning import accounts, plan, quarantine, reader, schedule
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.cleaning.cleaner import Cleaner, Cleaning
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.config import CleaningConfig, Format
 from raypurify.cleaning.drafts import Sizes
 from raypurify.cleaning.inputs import listed
 from raypurify.data import files
-from raypurify.images import encode_png
+from raypurify.images import decode, encode_png
 
 BRIGHT = 5
 LIMITS = reader.Limits(max_pixels=1 << 20)
@@ -73,6 +73,27 @@ def test_images_that_a_classifier_fails_on_have_no_labels(source: str, tmp_path:
     rows = cleaner(source, output, "identity", "models_that_fail:Judge")(unit).rows
     assert {row["height"] for row in rows if row["pred_input"] is None} == {12}
     assert {row["height"] for row in rows if row["pred_cleaned"] is not None} == {13}
+
+
+@pytest.mark.parametrize("format", ["jpeg", "webp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lossy_images_are_measured_as_they_are_written(tmp_path: Path, format: Format, channels: int):
+    (tmp_path / "in").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, channels), dtype=np.uint8)
+    (tmp_path / "in" / "a.png").write_bytes(encode_png(pixels))
+    output = str(tmp_path / "out")
+    [unit] = units_of(str(tmp_path / "in"), output)
+    config = CleaningConfig(input=str(tmp_path / "in"), purifier="identity", format=format, quality=40)
+    [row] = Cleaner(Cleaning.load(config, output), "cpu", batch=8, threads=1)(unit).rows
+    [url] = storage.list_files(f"{output}/images")
+    written = (
+        decode(storage.read_bytes(url)).mean(axis=2, keepdims=True)
+        if channels == 1
+        else decode(storage.read_bytes(url))
+    )
+    difference = np.abs(np.rint(written).astype(np.int64) - pixels)
+    assert difference.max() > 10
+    assert row["linf"] == pytest.approx(difference.max() / 255, abs=1e-6)
 
 
 def test_a_lack_of_memory_is_no_reject(tmp_path: Path):

@@ -16,6 +16,7 @@ from raypurify.cleaning.config import CleaningConfig
 from raypurify.distributed.clean import clean, dry_run
 from raypurify.distributed.units import ActorPool
 from raypurify.images import decode
+from raypurify.runs import StoppedError
 
 POOL = ActorPool(actors=1, batch=8)
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -104,6 +105,23 @@ def test_a_run_goes_on_where_it_stopped(corpus: dict[str, bytes], tmp_path: Path
     assert set(again) == set(whole)
     changed = {url for url in whole if whole[url] != again[url]}
     assert {url.rpartition("/")[2] for url in changed} <= {"run.json", "report.html"}
+
+
+def test_a_relative_input_is_the_same_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(str(tmp_path / "a" / "in"), {"x.png": encoded(0, 5, 5), "notes.txt": b"text"})
+    put(str(tmp_path / "b" / "in"), {"y.png": encoded(1, 5, 5)})
+    output = str(tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "a")
+    totals = clean(CleaningConfig(input="in", purifier="identity"), POOL, output)
+    assert (totals.cleaned, totals.left_alone) == (1, "1 .txt")
+    assert "were left alone: 1 .txt" in Path(output, "report.html").read_text()
+    assert clean(CleaningConfig(input=str(tmp_path / "a" / "in"), purifier="identity"), POOL, output).cleaned == 1
+    assert "already finished" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "b")
+    with pytest.raises(ValueError, match="holds a run with input"):
+        clean(CleaningConfig(input="in", purifier="identity"), POOL, output)
 
 
 def test_an_update_cleans_what_is_new_or_changed(corpus: dict[str, bytes], tmp_path: Path) -> None:
@@ -209,6 +227,10 @@ def test_refusals(corpus: dict[str, bytes], tmp_path: Path, small_purifier: str)
         clean(CleaningConfig(input=source, purifier="identity"), POOL, f"{source}/out")
     with pytest.raises(ValueError, match="channel"):
         clean(CleaningConfig(input=source, purifier=small_purifier), POOL, str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="no such file or folder"):
+        clean(CleaningConfig(input=f"{source}-wrong", purifier="identity"), POOL, str(tmp_path / "out"))
+    # What was refused leaves nothing that the next command would be held against.
+    assert storage.list_files(str(tmp_path / "out")) == []
     bad = put(str(tmp_path / "bad"), {f"{index}.png": b"no" for index in range(1000)})
-    with pytest.raises(RuntimeError, match="max-rejects"):
+    with pytest.raises(StoppedError, match=r"Among them: [\d,]+ x is not an image: .* it begins with b'no'"):
         clean(CleaningConfig(input=bad, purifier="identity"), POOL, str(tmp_path / "out2"), max_rejects=0.5)
