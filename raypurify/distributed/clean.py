@@ -236,7 +236,7 @@ def _check_rejects(output: str, rejected: int, n: int, most: float) -> None:
     if rejected > most * n:
         some = ", ".join(f"{count:,} x {reason}" for reason, count in accounts.some_reasons(output).items())
         raise runs.StoppedError(
-            f"{rejected:,} of {n:,} images are rejected, more than --max-rejects={most} allows. Among them: "
+            f"{rejected:,} of {n:,} images are rejected, more than --max-rejects={most} allows. Reasons so far: "
             f"{formats.visible(some)}. {storage.join(output, 'rejects')} has each. What is done stays done: give a "
             "higher --max-rejects to go on"
         )

@@ -232,5 +232,5 @@ def test_refusals(corpus: dict[str, bytes], tmp_path: Path, small_purifier: str)
     # What was refused leaves nothing that the next command would be held against.
     assert storage.list_files(str(tmp_path / "out")) == []
     bad = put(str(tmp_path / "bad"), {f"{index}.png": b"no" for index in range(1000)})
-    with pytest.raises(StoppedError, match=r"Among them: [\d,]+ x is not an image: .* it begins with b'no'"):
+    with pytest.raises(StoppedError, match=r"Reasons so far: [\d,]+ x is not an image: .* it begins with b'no'"):
         clean(CleaningConfig(input=bad, purifier="identity"), POOL, str(tmp_path / "out2"), max_rejects=0.5)
