@@ -48,13 +48,13 @@ class Totals:
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejects by reason; where reasons differ in numbers and details only, as one without them."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """Files of other kinds in the input, by extension."""
+    """What the listing passed over: files of other kinds, by extension, and duplicate lines of a list."""
     most_changed: list[dict[str, Any]] = field(default_factory=list)
     """Rows of ``schema.MANIFEST`` and their ``unit``, the lowest PSNR first, a few of a unit at most."""
 
     @property
     def left_alone(self) -> str:
-        """The files of other kinds, for a sentence."""
+        """What was passed over, for a sentence."""
         return ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.items())
 
     @property

@@ -116,7 +116,7 @@ def test_a_relative_input_is_the_same_from_anywhere(
     monkeypatch.chdir(tmp_path / "a")
     totals = clean(CleaningConfig(input="in", purifier="identity"), POOL, output)
     assert (totals.cleaned, totals.left_alone) == (1, "1 .txt")
-    assert "were left alone: 1 .txt" in Path(output, "report.html").read_text()
+    assert "named twice: 1 .txt" in Path(output, "report.html").read_text()
     assert clean(CleaningConfig(input=str(tmp_path / "a" / "in"), purifier="identity"), POOL, output).cleaned == 1
     assert "already finished" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path / "b")
