@@ -165,7 +165,7 @@ def test_bad_input_is_refused_before_any_work(local_ray: None, small_classifier:
     def refused(message: str, resources: TrainingResources = RESOURCES, **changes: object) -> None:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             train(dataclasses.replace(CLASSIFIER, **changes), resources, output)  # type: ignore[arg-type]
-        assert not storage.exists(output)
+        assert storage.list_files(output) == []
 
     refused("unknown name 'c_net'", model="c_net")
     refused("unknown name 'pgdd'", model="cru_net", classifier=small_classifier, attacks=("pgdd",))
