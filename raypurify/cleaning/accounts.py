@@ -17,7 +17,7 @@ import pyarrow as pa
 from raypurify import schema, storage
 from raypurify.cleaning import plan
 from raypurify.cleaning.cleaner import CHANGES, Cleaned
-from raypurify.cleaning.digests import Digests
+from raypurify.cleaning.digests import Digests, digests_of
 from raypurify.cleaning.generations import whole
 from raypurify.cleaning.schedule import Planned, schedule, superseded
 from raypurify.cleaning.streams import concurrently
@@ -102,8 +102,7 @@ def add_up(output: str) -> Totals:
         if unit.images is not None and len(manifest) + len(rejects) != unit.images:
             found = f"{len(manifest)} cleaned and {len(rejects)} rejected"
             raise RuntimeError(f"{output}, unit {unit.name}: {found}, of {unit.images} images")
-        for name in manifest["id"].to_pylist() + rejects["id"].to_pylist():
-            ids.add(name)
+        ids.update(digests_of(manifest["id"].to_pylist() + rejects["id"].to_pylist()))
         sums.add(manifest)
         totals.cleaned += len(manifest)
         totals.rejected += len(rejects)

@@ -136,16 +136,15 @@ def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Encoded]:
 
 
 def _file(entry: Entry, data: bytes | Exception) -> Encoded:
-    reason = None
     if isinstance(data, Exception):
         if is_passing(data):
             raise data
         reason = str(data).replace(f" {entry.url}", "").replace(f"{entry.url}: ", "")
     elif entry.size >= 0 and len(data) != entry.size:
         reason = changed(entry, len(data))
-    if reason is not None or isinstance(data, Exception):
-        return Encoded(id=entry.key, name=entry.key, reason=reason)
-    return Encoded(id=entry.key, name=entry.key, data=data)
+    else:
+        return Encoded(id=entry.key, name=entry.key, data=data)
+    return Encoded(id=entry.key, name=entry.key, reason=reason)
 
 
 def _too_large(size: int) -> str:
