@@ -55,8 +55,8 @@ def _score_tables(output: str, cell: str, columns: Sequence[str]) -> Iterator[pa
     """Some columns of a cell, a few units at a time."""
     urls = storage.list_files(scores_folder(output, cell), ".parquet")
     wanted = pa.schema([schema.SCORES.field(name) for name in columns])
-    for start in range(0, len(urls), storage.READS_AT_ONCE):
-        yield storage.read_tables(urls[start : start + storage.READS_AT_ONCE], wanted)
+    for start in range(0, len(urls), storage.REQUESTS_AT_ONCE):
+        yield storage.read_tables(urls[start : start + storage.REQUESTS_AT_ONCE], wanted)
 
 
 class _Totals:

@@ -19,6 +19,7 @@ fsspec reads its variables, and ``~/.config/fsspec/*.json``, when it is imported
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 from collections.abc import Awaitable
 from typing import Any, TypeVar, cast
@@ -35,6 +36,9 @@ SLOWEST = 4 * 2**10
 """Bytes a second: a body that comes or goes slower than this, beyond the read timeout, is given up and tried again."""
 
 CONNECTIONS = 64
+
+DELETED_AT_ONCE = 1000
+"""Objects that one request deletes: S3 allows no more."""
 
 BUFFERED = 256 * 2**20
 """Bytes: a body up to this size is read within its attempt. Larger ones are read in ranges, as s3fs does."""
@@ -193,6 +197,26 @@ class S3(S3FileSystem):
                 version_id=version_id or version,
             ),
         )
+
+    async def _remove(self, path: str) -> None:
+        """Delete the object at a path, and those below it, by their keys: no name is taken for a pattern."""
+        bucket, key, _ = self.split_path(path)
+        keys = []
+        if key:
+            with contextlib.suppress(FileNotFoundError):
+                await self._call_s3("head_object", Bucket=bucket, Key=key)
+                keys.append(key)
+        below = f"{key}/" if key else ""
+        async for page in self._list_pages("list_objects_v2", Bucket=bucket, Prefix=below, **self.req_kw):
+            keys += [found["Key"] for found in page.get("Contents", ())]
+        batches = [keys[start : start + DELETED_AT_ONCE] for start in range(0, len(keys), DELETED_AT_ONCE)]
+        await asyncio.gather(*(self._delete(bucket, batch) for batch in batches))
+
+    remove = sync_wrapper(_remove)
+
+    async def _delete(self, bucket: str, keys: list[str]) -> None:
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        await self._call_s3("delete_objects", Bucket=bucket, Delete=wanted)
 
     async def _read_version(self, path: str) -> tuple[bytes, str]:
         """An object and its entity tag."""

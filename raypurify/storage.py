@@ -33,7 +33,7 @@ from raypurify.retries import NoBucketError, RefusedError, UnavailableError, red
 T = TypeVar("T")
 
 SUCCESS = "_SUCCESS"
-READS_AT_ONCE = 16
+REQUESTS_AT_ONCE = 16
 
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 20
@@ -177,10 +177,28 @@ def stem(url: str) -> str:
 
 
 def remove(url: str) -> None:
-    """Remove the file or folder at ``url``, if it is there."""
+    """Remove the file or folder at ``url``, if it is there. ``*``, ``?`` and ``[`` mean themselves."""
     if exists(url):
         with contextlib.suppress(FileNotFoundError):
-            on_store(url, lambda fs, path: fs.rm(path, recursive=True))
+            on_store(url, _removed)
+
+
+def _removed(fs: AbstractFileSystem, path: str) -> None:
+    # But for local files, fsspec's own rm takes names for patterns.
+    kinds = protocols(fs)
+    if "file" in kinds:
+        fs.rm(path, recursive=True)
+    elif "s3" in kinds:
+        fs.remove(path)
+    else:
+        found = fs.find(path, withdirs=True, detail=True)
+        folders = [name for name, info in found.items() if info.get("type") == "directory"]
+        files = {name for name in found if name not in folders} | ({path} if fs.isfile(path) else set())
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            deque(pool.map(fs.rm_file, files), maxlen=0)
+        for folder in sorted(folders, reverse=True):
+            with contextlib.suppress(FileNotFoundError):  # it was there for its files only
+                fs.rmdir(folder)
 
 
 def clear(url: str, *, keep: Collection[str]) -> None:
@@ -369,7 +387,7 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
 
 def read_tables(urls: Iterable[str], schema: pa.Schema) -> pa.Table:
     """The columns of ``schema`` in several Parquet files, in the order of ``urls``; no row for no file."""
-    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         tables = list(pool.map(lambda url: read_table(url, schema.names).cast(schema), urls))
     return pa.concat_tables([schema.empty_table(), *tables])
 

@@ -12,7 +12,7 @@ import pytest
 from fault_proxy import Faults
 from servers import faulty
 
-from raypurify import storage
+from raypurify import conditional, storage
 
 
 def test_a_write_replaces_the_whole_file_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -102,6 +102,78 @@ def test_every_operation_on_every_store(place: str) -> None:
     assert storage.list_files(place) == []
     with pytest.raises(FileNotFoundError, match=r"there is no file .*a\.bin"):
         storage.read_bytes(url)
+
+
+NAMES = [
+    *("a*", "a?", "a[1]", "[!a]", "{a,b}", "**", "a]b", "50%25", "%", "a%2Fb", "a#b", "#", "a b", " a", "a\nb", "a~"),
+    "\udcff",
+]
+"""Of files and folders; the last one is no UTF-8."""
+
+
+def paths(urls: list[str]) -> set[str]:
+    return {storage.filesystem(url)[1] for url in urls}
+
+
+def below(folder: str) -> set[str]:
+    return paths(storage.list_files(folder))
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_names_mean_themselves_to_every_operation(place: str, name: str) -> None:
+    if name == "\udcff" and not storage.is_local(place):
+        pytest.skip("a name that is no UTF-8 can be on a disk only")
+    if "\n" in name and place.startswith("s3"):
+        pytest.skip("the server of the tests has no route for a newline in a key")
+    others = [storage.join(place, other) for other in ("a", "a1", "ab", "abc", "b", "a/b", "a1b", "50", " ", "50%")]
+    folder, beside = storage.join(place, name), [f"{url}/x.bin" for url in others]
+    for number, url in enumerate(beside):
+        storage.write_bytes(url, str(number).encode())
+    file, deep = storage.join(folder, name), storage.join(folder, name, name)
+    assert not storage.exists(folder)
+    assert storage.list_files(folder) == []
+    storage.write_bytes(storage.join(folder, "first"), b"first")
+    storage.write_file(file + ".tar", io.BytesIO(b"tar"))
+    storage.write_bytes(deep, b"deep")
+    assert conditional.create(file + ".once", b"1")
+    assert not conditional.create(file + ".once", b"2")
+    data, version = conditional.read(file + ".once")
+    assert data == b"1"
+    second = conditional.replace(file + ".once", b"2", version)
+    assert second
+    assert not conditional.remove(file + ".once", version)
+    table = pa.table({"n": [1]})
+    storage.write_table(file + ".parquet", table)
+    storage.write_json(file + ".json", [name.isascii()])
+    storage.mark_success(folder)
+    ends = [".json", ".once", ".parquet", ".tar"]
+    there = [f"{folder}/{storage.SUCCESS}", f"{folder}/first", deep, *(file + end for end in ends)]
+    assert below(folder) == paths(there)
+    assert paths(storage.list_files(folder, ".tar")) == paths([file + ".tar"])
+    assert all(storage.exists(url) for url in (folder, file, *there))
+    assert storage.is_success(folder)
+    contents = [b"deep", b"first", b"tar", b"2"]
+    assert [data for _, data in storage.read_many([deep, f"{folder}/first", file + ".tar", file + ".once"])] == contents
+    assert storage.read_table(file + ".parquet").equals(table)
+    assert storage.read_json(file + ".json") == [name.isascii()]
+    storage.remove(file + "*")
+    assert below(folder) == paths(there)
+    assert conditional.remove(file + ".once", second)
+    storage.remove(file + ".tar")
+    storage.clear(folder, keep=["first", name + ".json"])
+    assert below(folder) == paths([f"{folder}/first", file + ".json"])
+    storage.remove(folder)
+    assert not storage.exists(folder)
+    assert [storage.read_bytes(url) for url in beside] == [str(number).encode() for number in range(len(beside))]
+
+
+def test_an_object_and_those_below_it_go_together(s3: str) -> None:
+    place = f"{s3}/{uuid.uuid4().hex}"
+    for url in (place, f"{place}/a", f"{place}-beside"):
+        storage.write_bytes(url, b"x")
+    storage.remove(place)
+    assert not storage.exists(place)
+    assert storage.exists(f"{place}-beside")
 
 
 def test_the_content_type_is_kept_on_s3(s3: str) -> None:
