@@ -29,6 +29,10 @@ RAMP = 16
 _VALUES_AT_ONCE = 1 << 20
 
 
+class NotFiniteError(ValueError):
+    """A purifier gave pixels that are NaN or infinite, which no 8 bits can say."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
     """How large images are cut.
@@ -82,6 +86,7 @@ def purify_pixels(
         (N, H, W, C) uint8.
 
     Raises:
+        NotFiniteError: the purifier gave NaN or infinity.
         ValueError: another shape or dtype, tiles that are too small for the purifier, or a purifier that changes the
             shape.
     """
@@ -126,7 +131,10 @@ class _Run:
             y = purify(self.purifier, x, seeds)
         if y.shape != x.shape:
             raise ValueError(f"{type(self.purifier).__name__} made {tuple(y.shape)} of {tuple(x.shape)}")
-        return y[..., :height, :width].float().cpu()
+        y = y[..., :height, :width].float().cpu()
+        if not y.isfinite().all():
+            raise NotFiniteError("its pixels are not finite: NaN or infinity")
+        return y
 
 
 def purified_strips(
@@ -148,7 +156,7 @@ def purified_strips(
         (C, rows, W) float32 on the CPU, before rounding: from top to bottom, H rows in all.
 
     Raises:
-        ValueError: as :func:`purify_pixels`.
+        NotFiniteError, ValueError: as :func:`purify_pixels`.
     """
     run = _Run(purifier, device, precision)
     height, width, channels = image.shape

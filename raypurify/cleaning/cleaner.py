@@ -25,7 +25,7 @@ from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.reader import Group, Input
 from raypurify.images import Picture
 from raypurify.seeds import seed_of
-from raypurify.tiles import Tiling, compare, purify_pixels
+from raypurify.tiles import NotFiniteError, Tiling, compare, purify_pixels
 from raypurify.training import autocast
 
 BATCH_PIXELS = 1 << 22
@@ -307,6 +307,9 @@ def channels_of(model: models.Model, purifier: nn.Module, device: str) -> int | 
     for channels in (1, 3):
         try:
             purify_pixels(purifier, np.zeros((1, height, width, channels), np.uint8), [0], device=device)
+            taken.append(channels)
+        except NotFiniteError:
+            # A purifier that divides by the brightest pixel takes a black image, too.
             taken.append(channels)
         except Exception as error:
             if is_of_machine(error):

@@ -36,6 +36,13 @@ class Starved(nn.Module):
         return x
 
 
+class Divides(nn.Module):
+    """Divides by the corner: NaN where all pixels are black, infinity where only the corner is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x[:, :, :1, :1]
+
+
 class Judge(nn.Module):
     """A classifier that fails on images of a height of 12."""
 

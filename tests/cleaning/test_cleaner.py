@@ -67,6 +67,22 @@ def test_images_that_a_purifier_fails_on_are_rejects(source: str, tmp_path: Path
     assert len(storage.list_files(f"{output}/images")) == 15
 
 
+def test_images_that_a_purifier_makes_nan_or_infinite_are_rejects(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    pixels = np.full((6, 12, 10, 3), 100, np.uint8)
+    pixels[2] = 0  # 0 / 0
+    pixels[4, 0, 0] = 0  # 100 / 0
+    for index in range(6):
+        (tmp_path / "in" / f"{index}.png").write_bytes(encode_png(pixels[index]))
+    output = str(tmp_path / "out")
+    [unit] = units_of(str(tmp_path / "in"), output)
+    cleaned = cleaner(str(tmp_path / "in"), output, "models_that_fail:Divides")(unit)
+    assert {reject["id"]: reject["stage"] for reject in cleaned.rejects} == {"2.png": "purify", "4.png": "purify"}
+    assert all("NaN or infinity" in reject["reason"] for reject in cleaned.rejects)
+    assert [row["id"] for row in cleaned.rows] == ["0.png", "1.png", "3.png", "5.png"]
+    assert len(storage.list_files(f"{output}/images")) == 4
+
+
 def test_images_that_a_classifier_fails_on_have_no_labels(source: str, tmp_path: Path):
     output = str(tmp_path / "out")
     [unit] = units_of(source, output)
