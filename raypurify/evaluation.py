@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raypurify import metrics, models, plugins, schema
 from raypurify.adaptive import Composite, is_differentiable, is_random
-from raypurify.attacks import Attack
+from raypurify.attacks import Attack, run_attack
 from raypurify.masking import MaskingCheck
 from raypurify.purifiers import purify
 from raypurify.seeds import seed_of
@@ -346,7 +346,7 @@ class Evaluator:
     def _group(self, group: Group, attack: Attack, clean: _Clean, cells: Sequence[Cell]) -> Iterator[Scored]:
         victim = self._victim(group)
         seeds = [seed_of(self.grid.config.seed, str(group.attack), name, 0, 0) for name in clean.ids]
-        attacked = attack(victim, clean.x, clean.y, seeds=seeds)
+        attacked = run_attack(attack, victim, clean.x, clean.y, seeds=seeds)
         x_adv = attacked.x_adv
         shared = {
             "id": list(clean.ids),

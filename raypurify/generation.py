@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raypurify import metrics, models, plugins, schema
 from raypurify.adaptive import Composite, is_differentiable
-from raypurify.attacks import Attack
+from raypurify.attacks import Attack, run_attack
 from raypurify.images import encode_png, to_uint8_nhwc
 from raypurify.purifiers import purify
 from raypurify.seeds import seed_of
@@ -83,7 +83,7 @@ class Generator:
         """
         with torch.no_grad(), autocast(self.device, self.config.precision):
             seeds = [seed_of(self.config.seed, self.config.attack, name, 0, 0) for name in ids]
-            attacked = self.attack(self._victim(), x, y, seeds=seeds)
+            attacked = run_attack(self.attack, self._victim(), x, y, seeds=seeds)
             pixels = to_uint8_nhwc(attacked.x_adv)
             rounded = torch.from_numpy(pixels).to(x.device).permute(0, 3, 1, 2).float().div(255)
             images = {"clean": x, "adversarial": attacked.x_adv, "rounded": rounded}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypurify import plugins
-from raypurify.attacks import Attack
+from raypurify.attacks import Attack, run_attack
 from raypurify.seeds import derive, seed_of
 
 Precision = Literal["float32", "bfloat16"]
@@ -188,7 +188,7 @@ class PurifierObjective:
             if rows.size:
                 seeds = derive([batch.seeds[row] for row in rows.tolist()], attack)
                 where = torch.from_numpy(rows).to(batch.x.device)
-                x_adv[where] = attack(self.victim, batch.x[where], batch.y[where], seeds=seeds).x_adv
+                x_adv[where] = run_attack(attack, self.victim, batch.x[where], batch.y[where], seeds=seeds).x_adv
         return x_adv
 
 

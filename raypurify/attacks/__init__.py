@@ -6,7 +6,7 @@ A plugin file defines a frozen keyword-only dataclass, whose fields are the atta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -51,6 +51,22 @@ class Attack(Protocol):
             target: (N,) int64: go towards these classes instead of away from y.
         """
         ...
+
+
+def run_attack(
+    attack: Attack, victim: nn.Module, x: Tensor, y: Tensor, *, seeds: Sequence[int], target: Tensor | None = None
+) -> Attacked:
+    """What an attack makes of a batch; an image that it turned into NaN or infinity comes back unmodified.
+
+    A prediction of such an image says nothing, so it must not pass for a success.
+    """
+    result = attack(victim, x, y, seeds=seeds, target=target)
+    return replace(result, x_adv=numbers(result.x_adv, x))
+
+
+def numbers(x_adv: Tensor, x: Tensor) -> Tensor:
+    """``x_adv``, with the image of ``x`` wherever one holds a pixel that is not a finite number."""
+    return torch.where(x_adv.isfinite().flatten(1).all(dim=1)[:, None, None, None], x_adv, x)
 
 
 def counted(x_adv: Tensor, *, steps: int, queries: int) -> Attacked:

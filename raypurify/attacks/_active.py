@@ -36,9 +36,13 @@ def logits_of(victim: nn.Module, x: Tensor) -> Tensor:
 
 
 def fools(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """Which images are where the attack wants them: (N,) bool; ties go to the first class, as in every prediction."""
+    """Which images are where the attack wants them: (N,) bool; ties go to the first class, as in every prediction.
+
+    Logits that are not finite, as those of an image that is none any more, fool nobody.
+    """
     predictions = logits.argmax(dim=1)
-    return predictions != y if target is None else predictions == target
+    there = predictions != y if target is None else predictions == target
+    return there & logits.isfinite().all(dim=1)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,12 @@ def input_gradient(victim: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         loss = F.cross_entropy(victim(x).float(), labels, reduction="sum")
-        return torch.autograd.grad(loss, x)[0]
+        return slope(loss, x)
+
+
+def slope(total: Tensor, x: Tensor) -> Tensor:
+    """Gradient of a scalar with respect to ``x``; 0 where it is not a number, so that an image stays an image."""
+    return torch.autograd.grad(total, x)[0].nan_to_num_()
 
 
 def predicted(victim: nn.Module, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
 from raypurify.attacks._active import Effort, margin
+from raypurify.attacks._gradients import slope
 
 CHECKS = 10
 """How often in a descent an image is asked whether it still improves."""
@@ -104,7 +105,7 @@ class CarliniWagner:
             excess = -ahead if targeted else ahead
             distance = (x_adv - x).flatten(1).square().sum(dim=1)
             loss = distance + c * (excess + self.confidence).clamp_min(0)
-            (gradient,) = torch.autograd.grad(loss.sum(), w)
+            gradient = slope(loss.sum(), w)
         return x_adv.detach(), excess.detach(), loss.detach(), gradient
 
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from raypurify.attacks import Attacked
 from raypurify.attacks._active import Effort, fools, logits_of, rivals, spread
 
+FLAT = torch.finfo(torch.float32).tiny ** 0.5
+"""Length of a gradient, in logits per unit of pixels, up to which it counts as zero."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepFool:
@@ -80,7 +83,7 @@ class DeepFool:
 def boundary_step(victim: nn.Module, x: Tensor, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """The shortest step to a boundary between class ``own`` (N,) and one of ``others`` (N, k), and all the distances.
 
-    The boundaries are those of the classifier linearised at ``x``. One forward pass, and k passes back of the whole
+    A boundary without a slope is infinitely far, and the step is zero where all are. The boundaries are those of the classifier linearised at ``x``. One forward pass, and k passes back of the whole
     batch: k in one (``is_grads_batched``) took 1.5 times as long on a CPU, and needs victims that can be vmapped.
 
     Returns:
@@ -91,12 +94,14 @@ def boundary_step(victim: nn.Module, x: Tensor, own: Tensor, others: Tensor) -> 
         logits = victim(x).float()
         gaps = (logits.gather(1, others) - logits.gather(1, own[:, None])).T
         slopes = torch.stack([torch.autograd.grad(gap.sum(), x, retain_graph=True)[0] for gap in gaps], dim=1)
-    lengths = slopes.flatten(2).norm(dim=2).clamp_min(torch.finfo(slopes.dtype).tiny ** 0.5)
-    distances = gaps.detach().T.abs() / lengths
-    first = distances.argmin(dim=1)
+    lengths = slopes.flatten(2).norm(dim=2)
+    flat = ~(lengths > FLAT)
+    distances = (gaps.detach().T.abs() / lengths).masked_fill(flat, torch.inf)
     images = torch.arange(len(x), device=x.device)
-    scale = distances[images, first] / lengths[images, first]
-    return spread(scale, x) * slopes[images, first], distances
+    first = distances.argmin(dim=1)
+    scale = (distances / lengths).masked_fill(flat, 0)[images, first]
+    step = spread(scale, x) * slopes[images, first]
+    return step.masked_fill(~spread(scale > 0, x), 0), distances
 
 
 def nearest(others: Tensor, active: Tensor, distances: Tensor, count: int) -> Tensor:

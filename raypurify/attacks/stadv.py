@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from raypurify.attacks import Attacked
 from raypurify.attacks._active import Effort, fools, logits_of, margin, spread
+from raypurify.attacks._gradients import slope
 
 SMOOTHING = 1e-8
 """Square pixels, added to a squared difference of the flow before its root."""
@@ -102,7 +103,7 @@ class StAdv:
             logits = victim(warped).float()
             excess = margin(logits, y) if target is None else -margin(logits, target)
             objective = excess.clamp_min(-self.kappa) + search.tau * flow_loss(flow, DESCENT_SMOOTHING)
-            (gradient,) = torch.autograd.grad(objective.sum(), flow)
+            gradient = slope(objective.sum(), flow)
         fooled = fools(logits, y, target) & (excess <= -self.kappa)
         return warped.detach(), fooled, gradient
 

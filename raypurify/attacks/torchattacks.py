@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypurify.attacks import Attacked, counted
+from raypurify.attacks import Attacked, counted, numbers
 from raypurify.attacks._gradients import predicted, project
 from raypurify.seeds import seed_of
 
@@ -167,8 +167,7 @@ class TorchAttack:
 
     def _settled(self, counter: _Counter, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         """The library's images in the box and in the ball, without those that are not numbers or that failed."""
-        lost = ~x_adv.isfinite().flatten(1).all(dim=1)
-        x_adv = torch.where(lost[:, None, None, None], x, x_adv).clamp(0, 1)
+        x_adv = numbers(x_adv, x).clamp(0, 1)
         if self.norm == "linf" and self.epsilon is not None:
             return project(x_adv, x, self.epsilon)
         if self.norm == "l2" and self.epsilon is not None:
@@ -220,7 +219,10 @@ class TorchAttack:
 
 
 class _Counter(nn.Module):
-    """The victim as the library sees it: float32 logits, a device even without parameters, and a count of images."""
+    """The victim as the library sees it: float32 logits, a device even without parameters, and a count of images.
+
+    The library reshapes gradients by ``view``, so they come in row-major order, whatever the victim's memory format.
+    """
 
     def __init__(self, victim: nn.Module, device: torch.device) -> None:
         super().__init__()
@@ -231,7 +233,10 @@ class _Counter(nn.Module):
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.victim(x[:, : self.channels]).float()
+        seen = x[:, : self.channels]
+        if seen.requires_grad:
+            seen.register_hook(lambda gradient: gradient.contiguous())
+        logits: Tensor = self.victim(seen).float()
         self.forwards += len(x)
         if logits.requires_grad:
             logits.register_hook(self._backward)
@@ -334,4 +339,4 @@ def _checked_images(x: Tensor, y: Tensor, target: Tensor | None, seeds: Sequence
             raise ValueError(f"{name} must be ({len(x)},) int64; got {tuple(labels.shape)} {labels.dtype}")
     if len(seeds) != len(x):
         raise ValueError(f"seeds must be one for each of {len(x)} images; got {len(seeds)}")
-    return x.detach().clamp(0, 1)
+    return x.detach().clamp(0, 1).contiguous()

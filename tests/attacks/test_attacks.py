@@ -1,6 +1,7 @@
 """Every attack, one table: a new file in raypurify/attacks is tested on arrival."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from raypurify import plugins
-from raypurify.attacks import Attack
+from raypurify.attacks import Attack, Attacked, counted, run_attack
 from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
 from raypurify.attacks.r_fgsm import RFGSM
@@ -100,6 +101,62 @@ def test_randomness_is_the_seeds_alone(name: str, victim: nn.Module, images: Ten
     torch.manual_seed(99)
     assert torch.equal(first, attack(victim, images, labels, seeds=range(9)).x_adv)
     assert not torch.equal(first, attack(victim, images, labels, seeds=range(1, 10)).x_adv)
+
+
+class Flat(nn.Module):
+    """Logits without a slope anywhere, as of a purifier that rounds; those of a pixel that is no number are numbers."""
+
+    def __init__(self, victim: nn.Module) -> None:
+        super().__init__()
+        self.victim = victim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 100 * self.victim((x > 0.5).float()) + 0 * x.nan_to_num().sum()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_without_a_gradient_stay_images(name: str, victim: nn.Module, images: Tensor) -> None:
+    flat = Flat(victim)
+    labels = flat(images).argmax(dim=1)
+    x_adv = build(name)(flat, images, labels, seeds=range(9)).x_adv
+    assert x_adv.isfinite().all()
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+
+
+class Breaking(nn.Module):
+    """Logits, and so gradients, that are no numbers once an image is another."""
+
+    def __init__(self, victim: nn.Module, clean: Tensor) -> None:
+        super().__init__()
+        self.victim, self.clean = victim, clean
+
+    def forward(self, x: Tensor) -> Tensor:
+        known = (x[:, None] - self.clean).abs().flatten(2).amax(dim=2).amin(dim=1) < 1e-3
+        return self.victim(x) * torch.where(known, 1, torch.nan)[:, None]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_that_are_no_numbers_fool_nobody(name: str, victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attack = build(name)
+    x_adv = attack(Breaking(victim, images), images, labels.clamp_min(1), seeds=range(9)).x_adv
+    assert x_adv.isfinite().all()
+    if attack.norm is None:
+        assert torch.equal(x_adv, images)
+
+
+def test_an_image_that_an_attack_made_none_comes_back_unmodified(
+    victim: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    def spoils(victim: nn.Module, x: Tensor, y: Tensor, *, seeds: Sequence[int], target: Tensor | None) -> Attacked:
+        x_adv = 1 - x
+        x_adv[2, 0, 3, 4], x_adv[5] = torch.nan, torch.inf
+        return counted(x_adv, steps=1, queries=2)
+
+    x_adv = run_attack(spoils, victim, images, labels, seeds=range(9)).x_adv
+    lost = torch.tensor([2, 5])
+    assert torch.equal(x_adv[lost], images[lost])
+    assert torch.equal(x_adv[0], 1 - images[0])
 
 
 def test_fgsm_equals_torchattacks(victim: nn.Module, images: Tensor, labels: Tensor) -> None:

@@ -196,6 +196,17 @@ def test_goes_towards_a_target_or_says_that_it_does_not(name: str, images: Tenso
         assert torch.equal(x_adv[missed], images[missed])
 
 
+@pytest.mark.parametrize("name", RUN)
+def test_the_memory_format_of_colour_makes_no_difference(name: str, images: Tensor) -> None:
+    victim = victim_for(name).to(memory_format=torch.channels_last)
+    labels = predictions(victim, images)
+    attack, last = build(name), images.contiguous(memory_format=torch.channels_last)
+    x_adv = attack(victim, last, labels, seeds=SEEDS).x_adv
+    assert x_adv.isfinite().all()
+    if name != "DeepFool":  # it stops on the boundary, where rounding decides
+        torch.testing.assert_close(x_adv, attack(victim, images, labels, seeds=SEEDS).x_adv, rtol=0, atol=1e-5)
+
+
 def test_upgd_compares_the_target_with_the_label(images: Tensor) -> None:
     victim = toy(4)
     labels = predictions(victim, images)
