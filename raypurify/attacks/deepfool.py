@@ -83,8 +83,9 @@ class DeepFool:
 def boundary_step(victim: nn.Module, x: Tensor, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """The shortest step to a boundary between class ``own`` (N,) and one of ``others`` (N, k), and all the distances.
 
-    A boundary without a slope is infinitely far, and the step is zero where all are. The boundaries are those of the classifier linearised at ``x``. One forward pass, and k passes back of the whole
-    batch: k in one (``is_grads_batched``) took 1.5 times as long on a CPU, and needs victims that can be vmapped.
+    The boundaries are those of the classifier linearised at ``x``: one without a slope is infinitely far, and the step
+    is zero where all are. One forward pass, and k passes back of the whole batch: k in one (``is_grads_batched``) took
+    1.5 times as long on a CPU, and needs victims that can be vmapped.
 
     Returns:
         the step (N, C, H, W), and the distance of each boundary (N, k).
