@@ -13,6 +13,7 @@ import yaml
 
 from raypurify import runs
 from raypurify.lease import LeaseLostError
+from raypurify.published import redacted
 from raypurify.retries import UnavailableError
 
 Arguments = TypeVar("Arguments")
@@ -30,10 +31,10 @@ def run(main: Callable[[Arguments], Any], default: Arguments, argv: Sequence[str
         arguments = parse(default, sys.argv[1:] if argv is None else argv, description=main.__doc__)
         main(arguments)
     except (ValueError, FileNotFoundError, PermissionError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     except (runs.StoppedError, UnavailableError, LeaseLostError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: what is done stays done; give the same command to go on", file=sys.stderr)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
+
+from raypurify.published import redacted
 
 T = TypeVar("T")
 
@@ -333,15 +334,6 @@ def status_of(error: BaseException) -> int | None:
         if isinstance(status, int):
             return status
     return None
-
-
-def redacted(text: str) -> str:
-    """``text`` without the queries of its URLs, which may be signed, and without a user and password in them.
-
-    What follows a question mark in a URL of S3 or Google Cloud Storage is a part of the key, and stays.
-    """
-    text = re.sub(r"(\w://)[^\s/@'\"]+@", r"\1…@", text)
-    return re.sub(r"\b((?!s3a?:|gc?s:)\w+://[^\s?'\"<>]*)\?[^\s'\"<>]*", r"\1?…", text)
 
 
 def _names(error: BaseException) -> set[str]:

@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 from raypurify import __version__, lease, storage
+from raypurify.published import redacted
 
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "torchattacks", "scikit-image")
 
@@ -75,9 +76,8 @@ class Run:
 
     def _write(self) -> None:
         self.check()
-        storage.write_json(
-            storage.join(self.output, "run.json"), {"identity": dict(self.identity), "attempts": self.attempts}
-        )
+        run = {"identity": dict(self.identity), "attempts": self.attempts}
+        storage.write_json(storage.join(self.output, "run.json"), redacted(run))
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def open_run(
 
     Args:
         output: URL of a folder.
-        identity: what is computed, as JSON values.
+        identity: what is computed, as JSON values. Credentials in URLs are neither written nor compared.
         overwrite: remove the run that is there, whatever its identity.
         check: raises where this process may no longer write to the output; see :meth:`raypurify.lease.Lease.check`.
 
@@ -130,6 +130,8 @@ def _is_free(output: str) -> bool:
 
 
 def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    # The signature in a URL changes, and is not written.
+    there, wanted = redacted(there), redacted(wanted)
     for name in dict.fromkeys([*wanted, *there]):
         if there.get(name) != wanted.get(name):
             raise ValueError(

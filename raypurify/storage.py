@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from raypurify import retries
-from raypurify.retries import NoBucketError, RefusedError, UnavailableError, redacted
+from raypurify.published import redacted
+from raypurify.retries import NoBucketError, RefusedError, UnavailableError
 
 T = TypeVar("T")
 
@@ -358,7 +359,8 @@ def _content(url: str) -> bytes | Exception:
 
 def write_json(url: str, value: Any) -> None:
     """Write ``value`` as indented JSON with a final newline."""
-    write_bytes(url, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    # JSON writes half a pair of surrogates, as in a name that is no UTF-8, just as Python's backslashes do.
+    write_bytes(url, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def read_json(url: str) -> Any:

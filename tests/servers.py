@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
+import http.server
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,3 +81,32 @@ def faulty(faults: Faults) -> Iterator[Proxy]:
     with running(target, faults) as proxy, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
+
+
+USER, WORD, SIGNATURE = "someone", "w0rd-s3cr3t", "s1gn4tur3-s3cr3t"
+
+
+@contextlib.contextmanager
+def guarded_web(folder: Path) -> Iterator[str]:
+    """A web server that gives a folder's files to who knows the word, or a signature; its host and port."""
+    basic = "Basic " + base64.b64encode(f"{USER}:{WORD}".encode()).decode()
+
+    class Guard(http.server.SimpleHTTPRequestHandler):
+        def send_head(self):  # type: ignore[no-untyped-def]
+            if self.headers.get("Authorization") == basic or f"sig={SIGNATURE}" in self.path:
+                return super().send_head()
+            self.send_error(403)
+            return None
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Guard, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def files_with(text: str, folder: Path) -> list[str]:
+    """Names of the files below a folder that hold a text, or are named by it."""
+    there = [path for path in folder.rglob("*") if path.is_file()]
+    return [str(path.relative_to(folder)) for path in there if text in str(path) or text.encode() in path.read_bytes()]

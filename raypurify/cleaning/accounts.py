@@ -21,6 +21,7 @@ from raypurify.cleaning.digests import Digests, digests_of
 from raypurify.cleaning.generations import whole
 from raypurify.cleaning.schedule import Planned, schedule, superseded
 from raypurify.cleaning.streams import concurrently
+from raypurify.published import published
 
 MOST_CHANGED = 12
 """Images that the report shows."""
@@ -69,16 +70,22 @@ class Totals:
 
 
 def publish(output: str, unit: str, cleaned: Cleaned) -> None:
-    """Write a unit's accounts: rejects first, for the manifest's file says that the unit is done."""
-    rejects = storage.join(output, "rejects", f"{unit}.parquet")
+    """Write a unit's accounts: rejects first, for the manifest's file says that the unit is done.
+
+    Credentials in URLs are left out, and what UTF-8 does not have is escaped.
+    """
     if cleaned.rejects:
-        storage.write_table(rejects, pa.Table.from_pylist(cleaned.rejects, schema.REJECTS))
+        _write(output, "rejects", unit, cleaned.rejects, schema.REJECTS)
     else:
-        storage.remove(rejects)  # of an attempt that was cut off, and could not read what now it could
-    changes = pa.Table.from_pylist(cleaned.changes, schema.CHANGES)
-    storage.write_table(storage.join(output, "samples", f"{unit}.parquet"), changes)
-    manifest = pa.Table.from_pylist(cleaned.rows, schema.MANIFEST)
-    storage.write_table(storage.join(output, "manifest", f"{unit}.parquet"), manifest)
+        # Of an attempt that was cut off, and could not read what now it could.
+        storage.remove(storage.join(output, "rejects", f"{unit}.parquet"))
+    _write(output, "samples", unit, cleaned.changes, schema.CHANGES)
+    _write(output, "manifest", unit, cleaned.rows, schema.MANIFEST)
+
+
+def _write(output: str, part: str, unit: str, rows: list[dict[str, Any]], columns: pa.Schema) -> None:
+    table = pa.Table.from_pylist(published(rows), columns)
+    storage.write_table(storage.join(output, part, f"{unit}.parquet"), table)
 
 
 def finished_units(output: str) -> set[str]:

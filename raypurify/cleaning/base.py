@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from raypurify.published import unescaped
 
 Kind = Literal["image", "parquet", "tar"]
 
@@ -28,6 +31,11 @@ class Entry:
     whose footer could not be read, or tells of no images: its reader says why in one reject."""
     output: str
     """Name of what it becomes, relative to the output's ``images/``."""
+
+    @classmethod
+    def planned(cls, row: Mapping[str, Any]) -> Entry:
+        """The entry in a row of ``schema.PLAN``, its unit left out."""
+        return cls(**{**row, "url": unescaped(row["url"])})
 
     @property
     def id(self) -> str:

@@ -11,6 +11,7 @@ from raypurify.cleaning import footers
 from raypurify.cleaning.base import Kind
 from raypurify.cleaning.inputs import Listed
 from raypurify.cleaning.streams import RUN, concurrently
+from raypurify.published import escaped
 
 FOOTERS_AT_ONCE = 16
 
@@ -53,7 +54,7 @@ class Draft(NamedTuple):
 
     def row(self, unit: str) -> tuple[Any, ...]:
         """Its values in the order of ``schema.PLAN``."""
-        return (unit, *self[: len(schema.PLAN) - 1])
+        return (unit, *self._replace(url=escaped(self.url))[: len(schema.PLAN) - 1])
 
 
 class Item(NamedTuple):

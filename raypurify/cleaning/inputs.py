@@ -30,6 +30,7 @@ from raypurify.cleaning.places import Place
 from raypurify.data import files
 from raypurify.data.base import DataError
 from raypurify.data.files import File
+from raypurify.published import encodable, redacted
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys((f".{extension}" for extension in sorted(images.EXTENSIONS)), "image"),
@@ -116,11 +117,12 @@ def check_apart(url: str, output: str) -> None:
     glob = _glob(storage.absolute(url))
     root = glob[0] if glob else url
     if Place(root).holds(output):
-        raise ValueError(
+        message = (
             f"the output {output} is inside the input {root}: its images would be inputs; choose a place beside it"
         )
+        raise ValueError(redacted(message))
     if Place(output).holds(root):
-        raise ValueError(f"the input {url} is inside the output {output}: choose another output")
+        raise ValueError(redacted(f"the input {url} is inside the output {output}: choose another output"))
 
 
 class Selection:
@@ -170,7 +172,7 @@ def _glob(where: str) -> tuple[str, str] | None:
         return None
     root = where[: found.start()].rpartition("/")[0]
     if root.endswith(":/") or not root:
-        raise ValueError(f"{where}: a glob needs a bucket or a folder before its first wildcard")
+        raise ValueError(f"{redacted(where)}: a glob needs a bucket or a folder before its first wildcard")
     return root, where[len(root) + 1 :]
 
 
@@ -201,11 +203,11 @@ def _single(file: File) -> Listed:
     kind = kind_of(name)
     if kind is None:
         raise DataError(f"{file.url}: expected a folder, or one of the {EXPECTED}, or a list (.txt, .csv, .parquet)")
-    return Listed(key=name, url=file.url, kind=kind, size=file.size, version=file.version)
+    return Listed(key=encodable(name), url=file.url, kind=kind, size=file.size, version=file.version)
 
 
 def _of_list(file: File, output: str, skipped: Counter[str]) -> Iterator[Listed]:
     for line in lists.files_in(file, output=output, skipped=skipped):
         # A list says what its files are: a name without an extension is an image's.
-        kind = kind_of(line.key.partition("?")[0]) or "image"
+        kind = kind_of(line.key) or "image"
         yield Listed(key=line.key, url=line.url, kind=kind, size=line.size, version=line.version)

@@ -4,8 +4,9 @@ A Parquet file with an image column holds images; one without, but with a column
 
 Lines are URLs, or paths relative to the list's folder; local absolute paths are allowed in local lists. Empty lines are
 left out. A file's key is its path relative to the list's folder where it is in there, and else its host or bucket and
-its path; the query of a web address is left out, unless its path has no extension. A URL that comes twice counts once;
-two URLs of one key (``s3://b/x`` and ``gs://b/x``) are refused.
+its path. User, password and query of a web address are left out; where its path has no extension, a hash of the query
+stands in its place, for that is what tells such files apart. A URL that comes twice counts once; two URLs of one key
+(``s3://b/x`` and ``gs://b/x``) are refused.
 
 The size and version of each are asked for, many at a time. One that is not there has size -1, and becomes a reject
 when it is read. The list itself is sorted through a temporary file, so that any number of lines fits in memory.
@@ -26,12 +27,14 @@ import pyarrow.parquet as pq
 
 from raypurify import storage
 from raypurify.cleaning import footers
+from raypurify.cleaning.names import short_hash
 from raypurify.cleaning.places import Place
 from raypurify.cleaning.streams import concurrently, ordered
 from raypurify.cleaning.walks import Seen
 from raypurify.data import files, parquet
 from raypurify.data.base import DataError
 from raypurify.data.files import File
+from raypurify.published import encodable
 
 TEXT = (".txt",)
 TABLES = (".csv", ".tsv")
@@ -66,7 +69,7 @@ def files_in(file: File, *, output: str, skipped: Counter[str]) -> Iterator[Seen
         DataError: the list can't be read, is empty, or has two files of one key.
         ValueError: a line is inside the output.
     """
-    folder = file.url.rpartition("/")[0]
+    folder = _without_query(file.url).rpartition("/")[0]
     place = Place(output)
     records = ordered(_located(line, folder, file.url, place) for line in _lines(file))
     stats = concurrently(_stat, _unique(records, file.url, skipped), at_once=STATS_AT_ONCE)
@@ -81,7 +84,11 @@ def files_in(file: File, *, output: str, skipped: Counter[str]) -> Iterator[Seen
 
 def name_of(url: str) -> str:
     """The last part of a path or URL, without an HTTP query."""
-    return (url.partition("?")[0] if url.startswith("http") else url).rpartition("/")[2]
+    return _without_query(url).rpartition("/")[2]
+
+
+def _without_query(url: str) -> str:
+    return url.partition("?")[0] if url.startswith("http") else url
 
 
 def _lines(file: File) -> Iterator[str]:
@@ -128,10 +135,13 @@ def _located(line: str, folder: str, list_url: str, output: Place) -> tuple[str,
 def _key(url: str, folder: str) -> str:
     is_web = url.startswith("http")
     key = url.removeprefix(folder + "/") if url.startswith(folder + "/") else url.rpartition("://")[2].lstrip("/")
-    path, mark, query = key.partition("?") if is_web else (key, "", "")
+    if not is_web:
+        return encodable(key)
+    path, mark, query = key.partition("?")
+    host, slash, rest = path.partition("/")
+    path = unquote(host.rpartition("@")[2] + slash + rest)
     # Behind a file's name a query is a signature or a size, and changes; without one it is what tells files apart.
-    named = "." in path.rpartition("/")[2]
-    return (unquote(path) if is_web else path) + ("" if named else mark + query)
+    return path if not mark or "." in path.rpartition("/")[2] else f"{path}~{short_hash(query)}"
 
 
 def _unique(records: Iterable[tuple[Any, ...]], list_url: str, skipped: Counter[str]) -> Iterator[tuple[str, str]]:

@@ -45,7 +45,7 @@ def output_name(key: str, kind: Kind, *, extension: str, run: str = "", level: i
         The name, relative; a function of the arguments alone. Different keys may have the same.
     """
     base = key if level == 1 else _stem(key)
-    mark = "~" + _hash(f"{level} {key}") if level >= LEVELS else ""
+    mark = "~" + short_hash(f"{level} {key}") if level >= LEVELS else ""
     end = f"{run}{mark}.{extension if kind == 'image' else kind}"
     *folders, name = base.split("/")
     parts = [_cut(_folder(part, extension), SEGMENT) for part in folders]
@@ -90,8 +90,9 @@ def _cut(text: str, limit: int) -> str:
     data = text.encode()
     if len(data) <= limit:
         return text
-    return data[: limit - 17].decode(errors="ignore").rstrip("/") + "~" + _hash(text)
+    return data[: limit - 17].decode(errors="ignore").rstrip("/") + "~" + short_hash(text)
 
 
-def _hash(text: str) -> str:
+def short_hash(text: str) -> str:
+    """16 hexadecimal digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

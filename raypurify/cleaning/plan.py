@@ -36,6 +36,7 @@ from raypurify.cleaning.inputs import Listed
 from raypurify.cleaning.names import folded
 from raypurify.cleaning.naming import Names
 from raypurify.cleaning.streams import Spool, ordered
+from raypurify.published import unescaped
 
 Marked = list[tuple[Generation, dict[str, Any]]]
 
@@ -170,7 +171,7 @@ def superseded(output: str, generation: int) -> Iterator[tuple[Entry, bool]]:
     for table in number.replaced(mark):
         for row in table.drop_columns("unit").to_pylist():
             is_stale = row.pop("is_stale")
-            yield Entry(**row), is_stale
+            yield Entry.planned(row), is_stale
 
 
 class _Replaced:
@@ -236,8 +237,8 @@ def _records(generations: Marked) -> Iterator[tuple[Any, ...]]:
     for generation, mark in generations:
         for table in generation.planned(mark):
             for row in table.to_pylist():
-                about = (row[name] for name in ("url", "kind", "size", "version", "rows", "output"))
-                yield (row["key"], -generation.number, row["first"], *about)
+                about = (row[name] for name in ("kind", "size", "version", "rows", "output"))
+                yield (row["key"], -generation.number, row["first"], unescaped(row["url"]), *about)
 
 
 def _outputs(generations: Marked, folds: bool) -> Digests:

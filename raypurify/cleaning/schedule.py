@@ -97,7 +97,7 @@ def read(part: str) -> pa.Table:
 def find(table: pa.Table, name: str) -> Unit:
     """The unit of this name."""
     rows = table.filter(pc.equal(table["unit"], name)).drop_columns("unit").to_pylist()
-    return Unit(name=name, entries=tuple(Entry(**row) for row in rows))
+    return Unit(name=name, entries=tuple(map(Entry.planned, rows)))
 
 
 def sample(output: str, count: int) -> Unit:

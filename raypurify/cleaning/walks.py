@@ -23,6 +23,7 @@ from fsspec import AbstractFileSystem
 from raypurify import storage
 from raypurify.cleaning.streams import ordered
 from raypurify.data import files
+from raypurify.published import escaped
 
 UNORDERED_BUCKET = "--x-s3"
 """How the names of S3's directory buckets end: they list in no order."""
@@ -123,12 +124,7 @@ def _names(folder: str) -> Iterator[tuple[str, str]]:
                 # A link to itself. Like one to nothing, it becomes a reject when it is read.
                 is_folder = False
             name = entry.name + "/" * is_folder
-            yield _text(name), name
-
-
-def _text(name: str) -> str:
-    """A name as text that can be stored: bytes that are no UTF-8 become U+FFFD and their hexadecimal digits."""
-    return "".join(f"\ufffd{ord(char) - 0xDC00:02X}" if "\udc80" <= char <= "\udcff" else char for char in name)
+            yield escaped(name), name
 
 
 def _seen(key: str, folder: _Folder, name: str) -> Seen | None:
@@ -137,10 +133,10 @@ def _seen(key: str, folder: _Folder, name: str) -> Seen | None:
     try:
         found = os.stat(path)
     except OSError:
-        return Seen(key=key, url=_text(path), size=-1, version="")
+        return Seen(key=key, url=path, size=-1, version="")
     if not stat.S_ISREG(found.st_mode):
         return None
-    return Seen(key=key, url=_text(path), size=found.st_size, version=str(found.st_mtime_ns))
+    return Seen(key=key, url=path, size=found.st_size, version=str(found.st_mtime_ns))
 
 
 def _s3(fs: AbstractFileSystem, path: str, scheme: str, selection: Selection, begins: str) -> Iterator[Seen]:

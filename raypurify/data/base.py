@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raypurify.published import redacted
+
 NO_LABEL = -1
 """The label of every row of a source without labels."""
 
 
 class DataError(ValueError):
-    """A file is not what its format asks for. The message names the file, and the offset or row."""
+    """A file is not what its format asks for. The message names the file, and the offset or row.
+
+    Credentials in URLs are left out of it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 @dataclass(frozen=True, kw_only=True)

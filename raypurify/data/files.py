@@ -24,7 +24,8 @@ from fsspec import AbstractFileSystem
 
 from raypurify import storage
 from raypurify.data.base import DataError
-from raypurify.retries import NoBucketError, RefusedError, UnavailableError, redacted
+from raypurify.published import redacted
+from raypurify.retries import NoBucketError, RefusedError, UnavailableError
 
 HASHED_WHOLE = 64 * 2**20
 """Bytes: a local file up to this size is identified by a hash of all its content."""

@@ -28,6 +28,7 @@ from raypurify.cleaning.trial import first_look
 from raypurify.distributed import cluster, streams
 from raypurify.distributed.units import ActorPool, set_threads, through
 from raypurify.progress import Progress, print_table
+from raypurify.published import escaped, unescaped
 from raypurify.report import formats
 from raypurify.report.cleaning import write_cleaning_report
 
@@ -244,7 +245,7 @@ def _check_rejects(output: str, rejected: int, n: int, most: float) -> None:
 
 def _block(unit: str, part: str) -> pa.Table:
     """The block that names a unit, and the file of the plan that holds it."""
-    return pa.table({"unit": [unit], "part": [part]})
+    return pa.table({"unit": [unit], "part": [escaped(part)]})
 
 
 class CleaningActor:
@@ -264,7 +265,7 @@ class CleaningActor:
             ``started`` and ``ended`` (seconds of the clock).
         """
         started, before = time.time(), retries.counts()
-        unit = schedule.find(self.read(block["part"][0].as_py()), block["unit"][0].as_py())
+        unit = schedule.find(self.read(unescaped(block["part"][0].as_py())), block["unit"][0].as_py())
         try:
             cleaned = self.clean(unit, self._killers(unit))
         except Exception as error:

@@ -24,6 +24,7 @@ from raypurify import schema, storage
 from raypurify.data import Rows, Source, read_rows
 from raypurify.distributed import streams
 from raypurify.progress import Progress
+from raypurify.published import published
 
 UNIT = 500
 """Rows of a unit: what is written together, and done again when it was cut off."""
@@ -192,7 +193,7 @@ class UnitActor:
         rejects = [reject for piece in pieces for reject in piece.rejects]
         if rejects:
             url = storage.join(self.work.output, "rejects", f"{unit.name}.parquet")
-            storage.write_table(url, pa.Table.from_pylist(rejects, schema.REJECTS))
+            storage.write_table(url, pa.Table.from_pylist(published(rejects), schema.REJECTS))
         self.process(unit, pieces)
         row = {"rows": unit.rows, "rejected": len(rejects), "started": started, "ended": time.time()}
         return pa.Table.from_pylist([row])

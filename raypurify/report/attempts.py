@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+from raypurify.published import redacted
 from raypurify.report import formats
 
 
@@ -18,7 +19,7 @@ def shown(run: Mapping[str, Any], counted: Mapping[str, str]) -> dict[str, Any]:
         run: ``run.json``.
         counted: which of an attempt's counts stand in the table, and their headings.
     """
-    safe = formats.redact(run)
+    safe = redacted(run)
     attempts = listed(safe)
     return {
         "identity": _json(safe.get("identity")),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raypurify import storage
+from raypurify.published import redacted
 from raypurify.report import attempts, figures, formats, templates, throughput
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def cleaning_page(run: Mapping[str, Any], totals: Totals, pictures: Sequence[Map
         pictures: rows of ``schema.CHANGES``. Of others than ``totals.most_changed`` nothing is shown.
     """
     run = formats.visible(run)
-    identity = formats.redact(_mapping(run.get("identity")))
+    identity = redacted(_mapping(run.get("identity")))
     speed = throughput.read(run)
     rate = None if speed.rate is None else formats.three_digits(speed.rate)
     return templates.render(
@@ -130,14 +131,14 @@ def _warnings(run: Mapping[str, Any]) -> list[str]:
     """The warnings of all attempts, each once."""
     given = [_mapping(attempt.get("counts")).get("warnings") for attempt in attempts.listed(run)]
     texts = [text for some in given if isinstance(some, list) for text in some]
-    return [formats.redact(str(text)) for text in dict.fromkeys(map(str, texts))]
+    return [redacted(str(text)) for text in dict.fromkeys(map(str, texts))]
 
 
 def _reasons(totals: Totals) -> list[tuple[str, int]]:
     """Reasons and how often, the most frequent first; rare ones are added up where there are many."""
     known = sorted(totals.reasons.items(), key=lambda item: (-item[1], item[0]))
     shown, others = known[:REASONS_SHOWN], known[REASONS_SHOWN:]
-    reasons = [(str(formats.redact(formats.visible(reason))), count) for reason, count in shown]
+    reasons = [(str(redacted(formats.visible(reason))), count) for reason, count in shown]
     if others:
         reasons.append((f"{formats.integer(len(others))} other reasons", sum(count for _, count in others)))
     return reasons
@@ -152,7 +153,7 @@ def _changes(totals: Totals, pictures: Sequence[Mapping[str, Any]]) -> list[Chan
 def _change(row: Mapping[str, Any], picture: Mapping[str, Any] | None) -> Change:
     labels = row["pred_input"], row["pred_cleaned"]
     return Change(
-        id=formats.redact(formats.visible(row["id"])),
+        id=redacted(formats.visible(row["id"])),
         width=row["width"],
         height=row["height"],
         psnr=row["psnr"],

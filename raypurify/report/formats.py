@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-HIDDEN = "(hidden)"
+from raypurify.published import redacted
+
 NOT_AVAILABLE = "–"
 NO_BREAK = "\u00a0"
-
-_SECRET_KEY = re.compile(
-    r"secret|passw|token|credential|signature|authorization|bearer|cookie|^key$|(api|access|account|private|session)_?-?key",
-    re.I,
-)
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
-_QUERY = re.compile(r"(?<=\S)(://[^\s?\"']+)\?[^\s\"',]+")
-
-
-def redact(value: Any) -> Any:
-    """``value`` (nested dicts, lists and strings) without what may be a credential.
-
-    Hidden are the values of keys that sound like one, and the user and the query string of URLs.
-    """
-    if isinstance(value, Mapping):
-        return {key: HIDDEN if _SECRET_KEY.search(str(key)) else redact(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [redact(item) for item in value]
-    if isinstance(value, str):
-        return _QUERY.sub(rf"\1?{HIDDEN}", _USER_INFO.sub("", value))
-    return value
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
@@ -108,7 +87,7 @@ def parameters(text: str) -> dict[str, str]:
     if not isinstance(params, dict):
         return {"params": text}
     shown = {key: item for key, item in params.items() if key not in ("eps", "epsilon") and item is not None}
-    return {key: f"{item:.4g}" if isinstance(item, float) else str(item) for key, item in redact(shown).items()}
+    return {key: f"{item:.4g}" if isinstance(item, float) else str(item) for key, item in redacted(shown).items()}
 
 
 def pairs(params: Mapping[str, str]) -> str:

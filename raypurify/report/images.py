@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from raypurify.published import redacted
 from raypurify.report import formats
 from raypurify.report.cells import Row, at_one_radius, featured, surrogate
 from raypurify.schema import NO_ATTACK
@@ -112,7 +113,7 @@ def _samples(table: pa.Table) -> list[Sample]:
     table = table.combine_chunks()
     samples: list[Sample] = table.drop_columns(list(images)).to_pylist()
     for position, sample in enumerate(samples):
-        sample["id"] = formats.redact(sample["id"])
+        sample["id"] = redacted(sample["id"])
         for kind in images:
             flat = table[kind][position].values.to_numpy(zero_copy_only=False)
             sample[kind] = flat.reshape(sample["shape"])

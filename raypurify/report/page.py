@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raypurify import schema, storage
 from raypurify.masking import DIFFERENCE, ZERO
+from raypurify.published import redacted
 from raypurify.report import attempts, figures, formats, templates
 from raypurify.report.budgets import budgets
 from raypurify.report.cells import Row, featured, is_trivial
@@ -81,7 +82,7 @@ def render(
     Raises:
         ValueError: a table without the columns that its schema names.
     """
-    rows: list[Row] = formats.redact(_checked(summary, schema.SUMMARY, "summary").to_pylist())
+    rows: list[Row] = redacted(_checked(summary, schema.SUMMARY, "summary").to_pylist())
     tables = read_tables(rows)
     samples = schema.SAMPLES.empty_table() if samples is None else _checked(samples, schema.SAMPLES, "samples")
     rejects = schema.REJECTS.empty_table() if rejects is None else _checked(rejects, schema.REJECTS, "rejects")
@@ -100,7 +101,7 @@ def render(
         curves=_curves(curves),
         run=attempts.shown(run, COUNTED),
         rejected=rejects.num_rows,
-        rejects=formats.redact(rejects.slice(0, REJECTS_SHOWN).to_pylist()),
+        rejects=redacted(rejects.slice(0, REJECTS_SHOWN).to_pylist()),
         ball=formats.ball,
         columns=schema.SUMMARY.names,
         masking_figures=FIGURES,
@@ -203,7 +204,7 @@ def _curves(curves: Mapping[str, pa.Table]) -> list[dict[str, Any]]:
         tail = max(1, len(finite) // 20)
         shown.append(
             {
-                "name": formats.redact(name),
+                "name": redacted(name),
                 "steps": len(loss),
                 "epochs": len(table["epoch"].unique()),
                 "broken": len(loss) - len(finite),

@@ -1,0 +1,76 @@
+"""A whole cleaning in this process, without Ray: the steps of ``raypurify.distributed.clean``, in its order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from raypurify import images, runs, storage
+from raypurify.cleaning import accounts, inputs, plan, schedule
+from raypurify.cleaning.cleaner import Cleaner, Cleaning
+from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.drafts import Sizes
+from raypurify.report.cleaning import write_cleaning_report
+
+
+def clean(
+    config: CleaningConfig,
+    output: str,
+    *,
+    update: bool = False,
+    overwrite: bool = False,
+    sizes: Sizes | None = None,
+    most: int | None = None,
+) -> accounts.Totals | None:
+    """Clean as a command would.
+
+    Args:
+        sizes: how the plan is cut.
+        most: units after which the process is killed; None: never.
+
+    Returns:
+        What became of the input; None where it was killed.
+    """
+    extension = images.FORMATS[config.format].extension
+    work = Cleaning.load(config, output)
+    run = runs.open_run(output, work.identity(), overwrite=overwrite)
+    is_new = plan.generations(output) == 0
+    run.begin()
+    if is_new:
+        skipped: Counter[str] = Counter()
+        entries = inputs.listed(config.input, output=output, skipped=skipped)
+        plan.freeze(output, entries, extension=extension, sizes=sizes, skipped=skipped)
+    cleaner = Cleaner(work, "cpu", batch=8, threads=1)
+    left = do_units(cleaner, most)
+    if update and not is_new and left != 0:
+        plan.update(output, inputs.listed(config.input, output=output), extension=extension, sizes=sizes)
+        left = do_units(cleaner, left)
+    if left == 0:
+        return None
+    accounts.retire(output)
+    totals = accounts.add_up(output)
+    write_cleaning_report(output, totals, accounts.pictures(output, totals))
+    run.finish()
+    return totals
+
+
+def do_units(cleaner: Cleaner, most: int | None) -> int | None:
+    """Clean the units that are not accounted for; how many more it may, 0 where one is left over, None: any number."""
+    output = cleaner.work.output
+    done = accounts.finished_units(output)
+    todo = [unit for unit in schedule.schedule(output) if unit.name not in done]
+    for unit in islice(todo, most):
+        accounts.publish(output, unit.name, cleaner(schedule.load(unit.part, unit.name)))
+    return None if most is None else max(0, most - len(todo)) if len(todo) <= most else 0
+
+
+def rows_of(output: str, part: str) -> list[dict[str, Any]]:
+    """The rows of ``manifest/`` or ``rejects/``."""
+    return [
+        row
+        for url in storage.list_files(storage.join(output, part), ".parquet")
+        for row in pq.read_table(url).to_pylist()
+    ]
