@@ -18,7 +18,8 @@ class Composite(nn.Module):
     A purifier that draws at random is drawn afresh in every call, ``draws`` times, and the logits are averaged
     (expectation over transformation, Athalye et al. 2018). The draws are those of ``seed`` and of how many calls came
     before, the same for all images of a batch, so that an image's result does not depend on its batch: attack each
-    batch with a composite of its own.
+    batch with a composite of its own. An attack whose calls depend on the batch begins its parts by
+    :meth:`begin_draws`.
 
     Args:
         classifier: images to logits.
@@ -43,14 +44,19 @@ class Composite(nn.Module):
         super().__init__()
         self.classifier, self.purifier, self.surrogate = classifier, purifier, surrogate
         self.straight_through, self.draws, self.seed = straight_through, draws, seed
+        self.part: tuple[object, ...] = ()
         self.calls = 0
+
+    def begin_draws(self, *part: object) -> None:
+        """Begin a part of an attack: what is drawn in it follows from its name and the calls since."""
+        self.part, self.calls = part, 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> (N, K) logits of the purified images."""
         if not is_random(self.purifier):
             return self.classifier(self._purified(x, ()))
         self.calls += 1
-        seeds = [seed_of(self.seed, "expectation", self.calls, draw) for draw in range(self.draws)]
+        seeds = [seed_of(self.seed, "expectation", *self.part, self.calls, draw) for draw in range(self.draws)]
         return torch.stack([self.classifier(self._purified(x, [seed] * len(x))) for seed in seeds]).mean(dim=0)
 
     def _purified(self, x: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +54,7 @@ class EvaluationConfig:
     """Purifiers of the adaptive setting, each also among the purifiers; all of them if none are given."""
     bpda: str = "identity"
     """Whose gradient the adaptive attacker takes in the place of a purifier's that has none: another purifier's, or
-    "none": that purifier's own, as an attacker would who knows no better."""
+    "none": that purifier's own, as an attacker would who knows no better. It has a gradient and does not draw."""
     eot: int = 10
     """Draws of a random purifier that the adaptive attacker averages over."""
     masking_images: int = 200
@@ -98,6 +97,8 @@ class Group:
     """Cells that share their attacked images: these are made once."""
 
     attack: plugins.Spec
+    resolved: plugins.Spec
+    """The attack with all its parameters: what its seeds come from, however it was written."""
     victim: int
     """The classifier that is attacked, by its number."""
     through: int | None
@@ -150,7 +151,8 @@ def build_grid(config: EvaluationConfig, dataset: str, rows: int, batch: int | N
         evaluated=len(classifiers),
         attackable=frozenset(model.sha256 for model in surrogates or classifiers),
         purifiers=purifiers,
-        stand_in=None if config.bpda == "none" else models.load("purifier", config.bpda),
+        stand_in=_stand_in(config),
+        masking_share=min(1.0, config.masking_images / max(rows, 1)),
         batch=batch,
     )
     groups = layout.groups()
@@ -168,8 +170,27 @@ def build_grid(config: EvaluationConfig, dataset: str, rows: int, batch: int | N
         purifiers=purifiers,
         stand_in=layout.stand_in,
         groups=groups,
-        masking_share=min(1.0, config.masking_images / max(rows, 1)),
+        masking_share=layout.masking_share,
     )
+
+
+def _stand_in(config: EvaluationConfig) -> models.Model | None:
+    """The purifier that ``bpda`` names.
+
+    Raises:
+        ValueError: it has no gradient, or draws at random.
+    """
+    if config.bpda == "none":
+        return None
+    model = models.load("purifier", config.bpda)
+    network = model.build()
+    if is_random(network) or not is_differentiable(network):
+        lack = "draws at random" if is_random(network) else "has no gradient itself"
+        raise ValueError(
+            f"bpda: {config.bpda!r} {lack}; name a purifier that has a gradient and does not draw at random, such as "
+            'identity or mean_filter, or "none"'
+        )
+    return model
 
 
 def _check_names(loaded: Sequence[models.Model]) -> None:
@@ -193,6 +214,7 @@ class _Layout:
     """Hashes of the classifiers that the transfer setting attacks."""
     purifiers: tuple[models.Model, ...]
     stand_in: models.Model | None
+    masking_share: float
     batch: int | None
 
     def groups(self) -> tuple[Group, ...]:
@@ -261,15 +283,19 @@ class _Layout:
         self, spec: plugins.Spec, victim: int, through: int | None, pairs: Sequence[tuple[str, int, int]]
     ) -> Group:
         attack, attacked = _attack(spec), self.classifiers[victim]
-        params = dataclasses.asdict(attack) if dataclasses.is_dataclass(attack) else dict(spec.params)
+        resolved = plugins.resolved(spec, attack)
+        params = dict(resolved.params)
         if getattr(attack, "couples_batch", False):
             params["batch"] = self.batch
-        models_seen = [attacked.sha256]
+        seen: list[Any] = [attacked.sha256]
         name = attacked.name
         if through is not None:
             name = f"{self.purifiers[through].name}+{name}"
-            params |= self._adaptation(through)
-            models_seen += [self.purifiers[through].sha256, self.stand_in.sha256 if self.stand_in else ""]
+            adaptation = self._adaptation(through)
+            params |= adaptation
+            seen += [self.purifiers[through].sha256, self.masking_share]
+            if "bpda" in adaptation and self.stand_in is not None:
+                seen.append(self.stand_in.sha256)
         cells = []
         for setting, classifier, purifier in pairs:
             row = {
@@ -284,17 +310,18 @@ class _Layout:
                 "purifier": self.purifiers[purifier].name,
             }
             evaluated = [self.classifiers[classifier].sha256, self.purifiers[purifier].sha256]
-            identity = [row, models_seen, evaluated, self.config.precision, self.config.seed]
-            digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+            identity = [row, str(resolved), seen, evaluated, self.config.precision, self.config.seed]
+            text = json.dumps(plugins.normalised(identity))
+            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
             cells.append(Cell(row={"cell": digest, **row}, classifier=classifier, purifier=purifier))
-        return Group(attack=spec, victim=victim, through=through, cells=tuple(cells))
+        return Group(attack=spec, resolved=resolved, victim=victim, through=through, cells=tuple(cells))
 
     def _adaptation(self, through: int) -> dict[str, Any]:
         """What an adaptive attacker adds to an attack's parameters, where the purifier asks for it."""
         purifier = self.purifiers[through].build()
         added: dict[str, Any] = {}
         if not is_differentiable(purifier):
-            added["bpda"] = self.config.bpda
+            added["bpda"] = self.stand_in.name if self.stand_in else "none"
         if is_random(purifier):
             added["eot"] = self.config.eot
         return added
@@ -344,8 +371,8 @@ class Evaluator:
                     yield from self._group(group, attack, clean, wanted)
 
     def _group(self, group: Group, attack: Attack, clean: _Clean, cells: Sequence[Cell]) -> Iterator[Scored]:
-        victim = self._victim(group)
-        seeds = [seed_of(self.grid.config.seed, str(group.attack), name, 0, 0) for name in clean.ids]
+        victim = self._victim(group, str(group.resolved))
+        seeds = [seed_of(self.grid.config.seed, str(group.resolved), name, 0, 0) for name in clean.ids]
         attacked = run_attack(attack, victim, clean.x, clean.y, seeds=seeds)
         x_adv = attacked.x_adv
         shared = {
@@ -377,7 +404,8 @@ class Evaluator:
         seeds = [seed_of(self.grid.config.seed, "purify", name) for name in ids]
         return purify(self.purifiers[purifier], x, seeds)
 
-    def _victim(self, group: Group, *, straight_through: bool = False) -> nn.Module:
+    def _victim(self, group: Group, draws: str, *, straight_through: bool = False) -> nn.Module:
+        """What a group's attacker attacks; what a random purifier draws for him follows from ``draws``."""
         classifier = self.classifiers[group.victim]
         if group.through is None:
             return classifier
@@ -388,7 +416,7 @@ class Evaluator:
             surrogate=None if is_differentiable(purifier) else self.stand_in,
             straight_through=straight_through,
             draws=self.grid.config.eot,
-            seed=seed_of(self.grid.config.seed, str(group.attack)),
+            seed=seed_of(self.grid.config.seed, draws),
         )
 
     def _masking(self, group: Group, attack: Attack, clean: _Clean) -> dict[str, pa.Array]:
@@ -402,8 +430,8 @@ class Evaluator:
             purifier = self.purifiers[cast(int, group.through)]
             clipped = hasattr(purifier, "unclipped") and is_differentiable(purifier)
             clean.masking[key] = MaskingCheck(epsilon=epsilon)(
-                self._victim(group),
-                self._victim(group, straight_through=True) if clipped else None,
+                self._victim(group, "masking"),
+                self._victim(group, "masking", straight_through=True) if clipped else None,
                 clean.x[chosen],
                 clean.y[chosen],
                 seeds=[seed_of(self.grid.config.seed, "masking", clean.ids[index]) for index in chosen],

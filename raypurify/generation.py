@@ -67,6 +67,7 @@ class Generator:
     def __init__(self, config: GenerationConfig, networks: Networks, device: str) -> None:
         self.config, self.device = config, device
         self.attack: Attack = plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack))
+        self.attack_text = str(plugins.resolved(plugins.Spec.parse(config.attack), self.attack))
         self.classifier = models.placed(networks.classifier.build(), device)
         self.purifier = models.placed(networks.purifier.build(), device) if networks.purifier else None
 
@@ -82,7 +83,7 @@ class Generator:
             Rows of ``schema.IMAGES``.
         """
         with torch.no_grad(), autocast(self.device, self.config.precision):
-            seeds = [seed_of(self.config.seed, self.config.attack, name, 0, 0) for name in ids]
+            seeds = [seed_of(self.config.seed, self.attack_text, name, 0, 0) for name in ids]
             attacked = run_attack(self.attack, self._victim(), x, y, seeds=seeds)
             pixels = to_uint8_nhwc(attacked.x_adv)
             rounded = torch.from_numpy(pixels).to(x.device).permute(0, 3, 1, 2).float().div(255)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raypurify.attacks._active import fools, logits_of
+from raypurify.attacks._active import begin_draws, fools, logits_of
 from raypurify.attacks._gradients import input_gradient
 from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
@@ -71,18 +71,20 @@ class MaskingCheck:
         return result
 
     def _random_search(self, victim: nn.Module, x: Tensor, y: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Predictions at the first corner of the ball that fools the victim, or at the last one tried."""
-        predictions = _prediction(victim, x)
-        active = torch.nonzero(predictions == y).flatten()
+        """Predictions at the first corner of the ball that fools the victim, or at the last one tried.
+
+        The chosen corner is predicted again: a random victim is wrong on the luckiest of many draws by itself.
+        """
+        chosen = x.clone()
+        active = torch.nonzero(_prediction(victim, x) == y).flatten()
         for draw in range(self.draws):
             if not len(active):
                 break
-            chosen = derive([seeds[index] for index in active.tolist()], "random search", draw)
-            corner = (x[active] + self.epsilon * normal(chosen, x[active]).sign()).clamp(0, 1)
-            logits = logits_of(victim, corner)
-            predictions[active] = logits.argmax(dim=1)
-            active = active[~fools(logits, y[active], None)]
-        return predictions
+            drawn = derive([seeds[index] for index in active.tolist()], "random search", draw)
+            chosen[active] = (x[active] + self.epsilon * normal(drawn, x[active]).sign()).clamp(0, 1)
+            active = active[~fools(logits_of(victim, chosen[active]), y[active], None)]
+        begin_draws(victim, "verdict")
+        return _prediction(victim, chosen)
 
 
 def _prediction(victim: nn.Module, x: Tensor) -> Tensor:

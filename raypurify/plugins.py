@@ -10,12 +10,13 @@ A file in ``FAMILIES`` stands for many plugins: ``torchattacks.PGD`` is what ``b
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import json
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,25 @@ class Spec:
 
     def __str__(self) -> str:
         return ",".join([self.name, *(f"{key}={_written(value)}" for key, value in self.params.items())])
+
+
+def resolved(spec: Spec, built: Any) -> Spec:
+    """``spec`` with every parameter of the dataclass that it built: specs that mean the same get one text.
+
+    Parameters are in order of their names; equal numbers are one number (``1.0`` is ``1``).
+    """
+    has_fields = dataclasses.is_dataclass(built) and not isinstance(built, type)
+    params = dataclasses.asdict(built) if has_fields else spec.params
+    return Spec(name=spec.name, params=normalised(params))
+
+
+def normalised(value: Any) -> Any:
+    """A JSON value in which mappings are sorted and whole floats are integers, so that equal values have one text."""
+    if isinstance(value, Mapping):
+        return {key: normalised(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [normalised(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _SEPARATOR = re.compile(r",(?![^\[]*\])")  # a comma that is not inside brackets

@@ -23,7 +23,7 @@ NO_ATTACK = "none"
 
 CELL = pa.schema(
     [
-        pa.field("cell", pa.string(), nullable=False),  # hash of the fields below and of the models' weights
+        pa.field("cell", pa.string(), nullable=False),  # hash of the fields below and of the models
         pa.field("dataset", pa.string(), nullable=False),
         pa.field("setting", pa.string(), nullable=False),
         pa.field("attack", pa.string(), nullable=False),

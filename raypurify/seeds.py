@@ -12,7 +12,8 @@ from torch import Tensor
 def seed_of(*parts: object) -> int:
     """A 63-bit seed from the run's seed and the names of what is drawn, by blake2b.
 
-    The order used for images is (run seed, attack, id, restart, draw).
+    The order used for images is (run seed, attack, id, restart, draw), the attack as
+    :func:`raypurify.plugins.resolved` writes it.
     """
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

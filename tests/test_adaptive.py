@@ -94,6 +94,28 @@ def test_a_random_purifier_is_averaged_over_fresh_draws_that_repeat(classifier: 
     assert (calm(x) - exact).abs().mean() < (wild(x) - exact).abs().mean()
 
 
+QUICK = {"carlini_wagner": {"search_steps": 3, "steps": 40}, "pgd": {"steps": 5}, "stadv": {"steps": 20}}
+
+
+@pytest.mark.parametrize("name", [name for name in plugins.known("raypurify.attacks") if name != "none"])
+def test_before_a_random_purifier_an_image_does_not_depend_on_its_batch(
+    name: str, classifier: nn.Module, x: Tensor
+) -> None:
+    attack = plugins.build("raypurify.attacks", plugins.Spec(name=name, params=QUICK.get(name, {})))
+    y = classifier(x).argmax(dim=1)
+    y[:8] = (y[:8] + 1) % 4
+
+    def attacked(rows: list[int]) -> Tensor:
+        victim = Composite(classifier, GaussianNoise(sigma=0.2), draws=1, seed=3)
+        images: Tensor = attack(victim, x[rows], y[rows], seeds=rows).x_adv
+        return images
+
+    whole = attacked(list(range(16)))
+    assert not torch.equal(whole, x)
+    for rows in ([9, 13], [15]):
+        torch.testing.assert_close(attacked(rows), whole[rows], atol=1e-4, rtol=0)
+
+
 def test_purify_gives_seeds_to_those_that_draw(x: Tensor) -> None:
     seeds: Sequence[int] = range(16)
     assert torch.equal(purify(nn.Identity(), x, seeds), x)

@@ -98,6 +98,57 @@ def test_a_cells_hash_follows_what_it_computes(networks: dict[str, str], tmp_pat
     assert before != hashes()
 
 
+def test_an_attack_is_one_cell_and_one_set_of_images_however_it_is_written(networks: dict[str, str]) -> None:
+    def scored(attack: str, purifier: str, setting: str) -> tuple[str, torch.Tensor]:
+        changes = {"attacks": (attack,), "purifiers": (purifier,), "settings": (setting,), "masking_images": 0}
+        grid = build_grid(grid_of(networks, classifiers=(networks["one"],), **changes), "digits", ROWS)
+        (found,) = Evaluator(grid, "cpu").evaluate(*batch())
+        return found.cell.hash, found.x_adv
+
+    for purifier, setting in (("identity", "white-box"), ("gaussian_noise", "adaptive")):
+        for one, other in (
+            ("pgd", "pgd,epsilon=0.3,steps=40"),
+            ("pgd,steps=2,epsilon=0.1", "pgd,epsilon=0.1,steps=2"),
+            ("r_fgsm,epsilon=1", "r_fgsm,epsilon=1.0"),
+        ):
+            (hash_one, x_one), (hash_other, x_other) = (scored(text, purifier, setting) for text in (one, other))
+            assert hash_one == hash_other
+            assert torch.equal(x_one, x_other)
+
+
+def test_an_adaptive_cell_is_one_of_its_check(networks: dict[str, str]) -> None:
+    def hashes(setting: str, images: int) -> set[str]:
+        changes = {"settings": (setting,), "masking_images": images}
+        return {cell.hash for cell in build_grid(grid_of(networks, **changes), "digits", 100).cells}
+
+    assert not hashes("adaptive", 0) & hashes("adaptive", 20)
+    assert hashes("adaptive", 100) == hashes("adaptive", 200), "of 100 images all are checked"
+    assert hashes("white-box", 0) == hashes("white-box", 20)
+
+
+def test_a_stand_in_is_of_the_cells_that_it_touches(networks: dict[str, str]) -> None:
+    def hashes(purifier: str, bpda: str) -> set[str]:
+        changes = {"purifiers": (purifier,), "bpda": bpda, "settings": ("adaptive",), "attacks": ("fgsm",)}
+        return {cell.hash for cell in build_grid(grid_of(networks, **changes), "digits", ROWS).cells}
+
+    for purifier in (networks["pure-one"], "gaussian_noise"):
+        assert hashes(purifier, "identity") == hashes(purifier, "mean_filter") == hashes(purifier, "none")
+    assert len(hashes("rounding", "identity") | hashes("rounding", "mean_filter") | hashes("rounding", "none")) == 6
+
+
+def test_the_check_for_masking_is_the_same_for_whichever_attack_it_was_made(networks: dict[str, str]) -> None:
+    changes = {"attacks": ("fgsm,epsilon=0.1", "pgd,epsilon=0.1,steps=2"), "settings": ("adaptive",)}
+    noisy = {"purifiers": ("gaussian_noise,sigma=1",), "eot": 1}
+    config = grid_of(networks, classifiers=(networks["one"],), **noisy, **changes)
+    grid = build_grid(config, "digits", ROWS)
+    evaluator = Evaluator(grid, "cpu")
+    torch.manual_seed(0)
+    evaluator.classifiers = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(SIZE * SIZE, 10, bias=False))]
+    _, second = evaluator.evaluate(*batch())
+    (resumed,) = evaluator.evaluate(*batch(), {second.cell.hash})
+    assert resumed.scores.equals(second.scores)
+
+
 def test_only_attacks_that_couple_a_batch_depend_on_its_size(networks: dict[str, str]) -> None:
     def hashes(batch: int, attack: str) -> set[str]:
         changes = {"attacks": (attack,), "settings": ("white-box",)}
@@ -122,6 +173,10 @@ def test_bad_grids_are_refused(networks: dict[str, str]) -> None:
         grid_of(networks, eot=0)
     with pytest.raises(ValueError, match="attacks must name"):
         grid_of(networks, attacks=())
+    with pytest.raises(ValueError, match="bpda: 'gaussian_noise' draws at random"):
+        build_grid(grid_of(networks, bpda="gaussian_noise"), "digits", ROWS)
+    with pytest.raises(ValueError, match="bpda: 'jpeg' has no gradient"):
+        build_grid(grid_of(networks, bpda="jpeg"), "digits", ROWS)
 
 
 def test_one_batch_is_scored_in_every_cell(networks: dict[str, str]) -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -32,6 +34,14 @@ def test_a_batch_becomes_rows(generator: Generator) -> None:
         rounded = torch.from_numpy(attacked).permute(2, 0, 1)[None].float() / 255
         assert generator.classifier(rounded).argmax().item() == row["pred_rounded"]
         assert row["linf"] == pytest.approx(0.1, abs=1e-6)
+
+
+def test_an_attack_makes_the_same_images_however_it_is_written(generator: Generator) -> None:
+    x = torch.rand(5, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    written = ("pgd,epsilon=0.3", "pgd,steps=40,epsilon=0.3", "pgd")
+    configs = [dataclasses.replace(generator.config, attack=attack) for attack in written]
+    first, *others = (Generator(c, Networks.load(c), "cpu")(x, torch.arange(5), list("abcde")) for c in configs)
+    assert all(first.equals(other) for other in others)
 
 
 def test_the_effect_of_rounding_is_over_images_right_at_first() -> None:

@@ -91,6 +91,27 @@ def test_figures_that_are_not_known_find_nothing() -> None:
     assert findings({**FINE, "accuracy_straight_through": None}) == []
 
 
+class Noisy(nn.Module):
+    """Logits of two classes: the image's mean about a half, and noise anew in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = 0.05 * torch.randn(len(x), generator=self.generator)
+        ahead = x.flatten(1).mean(dim=1) - 0.5 + noise
+        return torch.stack([ahead, -ahead], dim=1)
+
+
+def test_random_search_does_not_take_noise_for_an_attack() -> None:
+    x, y = torch.full((400, 1, 8, 8), 0.55), torch.zeros(400, dtype=torch.int64)
+    checked = MaskingCheck(epsilon=0.0, steps=2)(Noisy(), None, x, y, seeds=range(400))
+    right = {name: (value == y).float().mean().item() for name, value in checked.items() if name != "zero_gradient"}
+    assert 0.8 < right["pred_multi_step"] < 0.9, "84% lie above minus one deviation"
+    assert right["pred_random_search"] == pytest.approx(right["pred_multi_step"], abs=0.06)
+
+
 def test_the_check_repeats_itself_in_any_batch(classifier: nn.Module, x: Tensor) -> None:
     y = classifier(x).argmax(dim=1)
     whole = MaskingCheck(epsilon=0.1)(classifier, None, x, y, seeds=range(32))

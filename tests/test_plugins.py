@@ -7,11 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from raypurify.plugins import FAMILIES, Spec, build, find, known
+from raypurify.plugins import FAMILIES, Spec, build, find, known, resolved
 
 PLUGINS = {
     "__init__.py": "",
@@ -122,3 +123,20 @@ def test_a_name_means_the_same_in_a_fresh_process(package: str) -> None:
         [sys.executable, "-c", source, package], env=environment, capture_output=True, text=True, check=True
     )
     assert json.loads(run.stdout) == [known(package), 35]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bent:
+    radius: float = 0.3
+    sizes: tuple[float, ...] = (1, 2)
+
+
+def test_what_means_the_same_has_one_text() -> None:
+    def text(written: str) -> str:
+        spec = Spec.parse(written)
+        return str(resolved(spec, Bent(**spec.params)))
+
+    assert text("bent") == text("bent,sizes=[1.0,2.0],radius=0.3") == "bent,radius=0.3,sizes=[1,2]"
+    assert text("bent,radius=1") == text("bent,radius=1.0")
+    assert text("bent,radius=1") != text("bent,radius=2")
+    assert str(resolved(Spec.parse("own:make,b=2.0,a=true"), object())) == "own:make,a=true,b=2"

@@ -47,7 +47,8 @@ class Attack(Protocol):
             victim: (N, C, H, W) float32 in [0, 1] -> logits (N, K); in eval, its parameters frozen.
             x: (N, C, H, W) float32 in [0, 1].
             y: (N,) int64, the true labels.
-            seeds: one for each image; all randomness comes from them, so a result does not depend on the batch.
+            seeds: one for each image; all randomness comes from them, so a result does not depend on the batch, to
+                rounding.
             target: (N,) int64: go towards these classes instead of away from y.
         """
         ...

@@ -35,6 +35,17 @@ def logits_of(victim: nn.Module, x: Tensor) -> Tensor:
         return victim(x).float()
 
 
+def begin_draws(victim: nn.Module, *part: object) -> None:
+    """Begin a part of an attack before a victim that draws at random (:class:`raypurify.adaptive.Composite`).
+
+    What it draws in this part does not depend on how often it was called before, which may follow from other images of
+    the batch. Other victims are left alone.
+    """
+    begin = getattr(victim, "begin_draws", None)
+    if begin is not None:
+        begin(*part)
+
+
 def fools(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     """Which images are where the attack wants them: (N,) bool; ties go to the first class, as in every prediction.
 

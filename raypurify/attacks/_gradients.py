@@ -10,7 +10,8 @@ from torch.nn import functional as F
 def input_gradient(victim: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """Gradient of each image's cross-entropy with respect to that image: (N, C, H, W).
 
-    The sum over the batch is differentiated, so that an image's gradient does not depend on the batch.
+    The sum over the batch is differentiated, so that an image's gradient does not depend on the batch, to
+    rounding.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)

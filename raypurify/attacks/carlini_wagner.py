@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
-from raypurify.attacks._active import Effort, margin
+from raypurify.attacks._active import Effort, begin_draws, margin
 from raypurify.attacks._gradients import slope
 
 CHECKS = 10
@@ -63,7 +63,8 @@ class CarliniWagner:
         effort = Effort(x)
         c = torch.full_like(found.l2, self.initial_c)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
-        for _ in range(self.search_steps):
+        for search_step in range(self.search_steps):
+            begin_draws(victim, "descent", search_step)
             fooled = self._descend(victim, x, y, target, c, found, effort)
             high, low = torch.where(fooled, c, high), torch.where(fooled, low, c)
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
-from raypurify.attacks._active import Effort, fools, logits_of, margin
+from raypurify.attacks._active import Effort, begin_draws, fools, logits_of, margin
 from raypurify.attacks.stadv import warp
 from raypurify.seeds import uniform
 
@@ -65,6 +65,7 @@ class RotationTranslation:
         ahead = _margins(victim, clean, label if goal is None else goal, transforms)
         worst = (ahead.argmin(dim=1) if goal is None else ahead.argmax(dim=1)).view(-1, 1, 1).expand(-1, 1, 3)
         moved = rotate_and_translate(clean, transforms.gather(1, worst)[:, 0])
+        begin_draws(victim, "verdict")
         effort.queries[active] += transforms.shape[1] + 1
         fooled = fools(logits_of(victim, moved), label, goal)
         x_adv[active[fooled]] = moved[fooled]
@@ -87,6 +88,7 @@ def _margins(victim: nn.Module, x: Tensor, labels: Tensor, transforms: Tensor) -
     for pairs in torch.arange(len(x) * count, device=x.device).split(CHUNK):
         images = pairs // count
         moved = rotate_and_translate(x[images], transforms[images, pairs % count])
+        begin_draws(victim, "transforms")  # the same draws for all transforms, in whatever chunk they are
         found.append(margin(logits_of(victim, moved), labels[images]))
     return torch.cat(found).view(-1, count)
 

@@ -67,9 +67,7 @@ def attack(
     if not source.classes:
         raise ValueError(f"{config.input}: an attack needs labels, and these images have none")
     networks = Networks.load(config)
-    identity = _identity(config, source, networks)
-    if getattr(plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack)), "couples_batch", False):
-        identity["batch"] = resources.batch
+    identity = _identity(config, source, networks, resources.batch)
     units = units_of(source)
     with runs.hold(output, identity, overwrite=overwrite) as run:
         if not run.finished:
@@ -85,11 +83,16 @@ def attack(
     return _figures(output, source)
 
 
-def _identity(config: GenerationConfig, source: Source, networks: Networks) -> dict[str, Any]:
+def _identity(config: GenerationConfig, source: Source, networks: Networks, batch: int) -> dict[str, Any]:
+    spec = plugins.Spec.parse(config.attack)
+    attack = plugins.build("raypurify.attacks", spec)
+    coupled = {"batch": batch} if getattr(attack, "couples_batch", False) else {}
+    text = str(plugins.resolved(spec, attack))
     hashes = {"classifier_sha256": networks.classifier.sha256}
     if networks.purifier is not None:
         hashes["purifier_sha256"] = networks.purifier.sha256
-    return {**dataclasses.asdict(config), "dataset": source.fingerprint, "unit": UNIT, **hashes}
+    asked = {**dataclasses.asdict(config), "attack": text}
+    return {**asked, "dataset": source.fingerprint, "unit": UNIT, **hashes, **coupled}
 
 
 def _figures(output: str, source: Source) -> dict[str, Any]:

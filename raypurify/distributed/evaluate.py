@@ -86,9 +86,10 @@ def evaluate(
     _check_shapes(grid, source)
     units = units_of(source)
     with runs.hold(output, _identity(config, source), overwrite=overwrite) as run:
-        cells = _with_earlier_cells(output, grid)
+        earlier = _earlier_cells(output)
+        cells = _merged(earlier, grid)
         missing = _missing(output, grid, units)
-        if missing or not run.finished:
+        if missing or cells != earlier or not run.finished:
             storage.remove(storage.join(output, storage.SUCCESS))
             hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
@@ -115,7 +116,8 @@ def _check_shapes(grid: Grid, source: Source) -> None:
     """
     height, width, channels = shape_of(source)
     x = torch.zeros(1, channels, height, width)
-    for model in (*grid.classifiers, *grid.purifiers):
+    stand_ins = () if grid.stand_in is None else (grid.stand_in,)
+    for model in (*grid.classifiers, *grid.purifiers, *stand_ins):
         try:
             with torch.no_grad():
                 _applied(model, x)
@@ -144,12 +146,26 @@ def _identity(config: EvaluationConfig, source: Source) -> dict[str, Any]:
     }
 
 
-def _with_earlier_cells(output: str, grid: Grid) -> list[dict[str, Any]]:
-    """Rows of ``schema.CELL``: those in the output, then this grid's new ones."""
+def _earlier_cells(output: str) -> list[dict[str, Any]]:
     url = storage.join(output, "cells.parquet")
-    earlier = storage.read_table(url).to_pylist() if storage.exists(url) else []
-    known = {row["cell"] for row in earlier}
-    return earlier + [dict(cell.row) for cell in grid.cells if cell.hash not in known]
+    rows: list[dict[str, Any]] = storage.read_table(url).to_pylist() if storage.exists(url) else []
+    return rows
+
+
+def _merged(earlier: Sequence[dict[str, Any]], grid: Grid) -> list[dict[str, Any]]:
+    """Rows of ``schema.CELL``: those in the output, then this grid's new ones.
+
+    An earlier cell leaves that reads like one of this grid and is another: its model, or its check, was changed.
+    """
+    own = {cell.hash: _description(cell.row) for cell in grid.cells}
+    kept = [row for row in earlier if row["cell"] in own or _description(row) not in own.values()]
+    known = {row["cell"] for row in kept}
+    return kept + [dict(cell.row) for cell in grid.cells if cell.hash not in known]
+
+
+def _description(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A cell as tables show it."""
+    return tuple(row[name] for name in schema.CELL.names if name != "cell")
 
 
 def _missing(output: str, grid: Grid, units: Sequence[Unit]) -> list[Unit]:

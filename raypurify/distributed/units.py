@@ -32,7 +32,10 @@ UNIT = 500
 
 @dataclass(frozen=True, kw_only=True)
 class ActorPool:
-    """Who does the work. None of it changes what is computed."""
+    """Who does the work. None of it changes what is computed, beyond rounding.
+
+    An attack whose result depends on its batch (those of torchattacks) is another one with another ``batch``.
+    """
 
     actors: int = 2
     """Actors that compute; the pool starts with so many."""
@@ -48,7 +51,7 @@ class ActorPool:
     """fused: an actor reads its own images, best where all share CPUs. apart: tasks on CPUs read and decode ahead, best
     for actors on GPUs."""
     batch: int = 250
-    """Images that go through the networks at once."""
+    """Images that go through the networks at once. Sums of float32 come out a last bit apart with another number."""
 
     def __post_init__(self) -> None:
         if self.actors < 1 or self.cpus_per_actor < 1 or self.batch < 1 or self.gpus_per_actor < 0:

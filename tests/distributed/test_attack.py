@@ -70,7 +70,7 @@ def test_what_was_cut_off_goes_on_and_what_is_done_stays(
     attack(config, TWO, output)
     assert images_of(output).equals(before)
     assert kept.stat().st_mtime_ns == time
-    with pytest.raises(ValueError, match="this one has attack = 'fgsm'"):
+    with pytest.raises(ValueError, match="this one has attack = 'fgsm"):
         attack(dataclasses.replace(config, attack="fgsm"), ONE, output)
 
 

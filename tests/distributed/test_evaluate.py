@@ -124,6 +124,21 @@ def test_what_is_missing_is_computed_and_nothing_else(
     assert [attempt["counts"]["in"] for attempt in runs["attempts"]] == [1100, 500, 1100]
 
 
+def test_a_cell_with_another_check_takes_the_place_of_the_old_one(
+    local_ray: None, small_classifier: str, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "run")
+    config = EvaluationConfig(
+        data="digits", limit=40, classifiers=(small_classifier,), attacks=("fgsm",), settings=("adaptive",)
+    )
+    for images in (0, 40, 0):
+        summary = evaluate(dataclasses.replace(config, masking_images=images), ONE, output)
+        assert summary["masking_n"].to_pylist() == [images]
+        assert storage.read_table(f"{output}/summary.parquet").equals(summary)
+    counts = [attempt["counts"]["in"] for attempt in storage.read_json(f"{output}/run.json")["attempts"]]
+    assert counts == [40, 40, 0], "what was computed before is there still"
+
+
 def test_another_dataset_on_the_same_output_is_refused(
     local_ray: None, small_classifier: str, small_purifier: str, tmp_path: Path
 ) -> None:
