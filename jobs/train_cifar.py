@@ -1,11 +1,13 @@
 """Train CRU-Net, or a classifier, on CIFAR-10."""
 
+from pathlib import Path
+
 from raypurify.cli import run
 from raypurify.distributed.train import TrainingArguments, main
 from raypurify.runs import Destination
-from raypurify.training import TrainingConfig
+from raypurify.training import PHOTOGRAPH_ATTACKS, TrainingConfig
 
-EPSILON = 8 / 255
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 if __name__ == "__main__":
     run(
@@ -14,13 +16,8 @@ if __name__ == "__main__":
             training=TrainingConfig(
                 data="cifar10",
                 model="cru_net",
-                classifier="runs/d_net/model",
-                attacks=(
-                    f"fgsm,epsilon={EPSILON:.6f}",
-                    f"r_fgsm,epsilon={EPSILON:.6f}",
-                    f"pgd,epsilon={EPSILON:.6f},steps=5",
-                    f"pgd,epsilon={EPSILON:.6f},steps=10",
-                ),
+                classifier=str(WEIGHTS / "cifar10/d_net"),
+                attacks=PHOTOGRAPH_ATTACKS,
                 augmentation="flip_crop",
             ),
             destination=Destination(output="runs/train-cifar"),

@@ -1,15 +1,19 @@
 """Train CRU-Net, or a classifier, on MNIST."""
 
+from pathlib import Path
+
 from raypurify.cli import run
 from raypurify.distributed.train import TrainingArguments, main
 from raypurify.runs import Destination
 from raypurify.training import TrainingConfig
 
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+
 if __name__ == "__main__":
     run(
         main,
         TrainingArguments(
-            training=TrainingConfig(data="mnist", model="cru_net", classifier="weights/mnist/a_net"),
+            training=TrainingConfig(data="mnist", model="cru_net", classifier=str(WEIGHTS / "mnist/a_net")),
             destination=Destination(output="runs/train-mnist"),
         ),
     )

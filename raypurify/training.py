@@ -20,6 +20,22 @@ from raypurify.seeds import derive, seed_of
 Precision = Literal["float32", "bfloat16"]
 Augmentation = Literal["none", "affine", "flip_crop"]
 
+DIGIT_ATTACKS = (
+    "fgsm,epsilon=0.3",
+    "r_fgsm,epsilon=0.3",
+    "pgd,epsilon=0.3,steps=5",
+    "pgd,epsilon=0.3,steps=12,step_size=0.04",
+)
+"""The mixture that a purifier of digits is trained against."""
+PHOTOGRAPH_ATTACKS = (
+    "fgsm,epsilon=0.031373",
+    "r_fgsm,epsilon=0.031373",
+    "pgd,epsilon=0.031373,steps=5",
+    "pgd,epsilon=0.031373,steps=10",
+)
+"""The mixture for photographs: ε is 8/255."""
+CLEAN_SHARE = 0.15
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -33,15 +49,10 @@ class TrainingConfig:
     """Checkpoint of the classifier that a purifier is trained for; none when a classifier is trained."""
     initial: str | None = None
     """Checkpoint whose weights the training starts from; random ones (for CRU-Net, the identity) if none is given."""
-    attacks: tuple[str, ...] = (
-        "fgsm,epsilon=0.3",
-        "r_fgsm,epsilon=0.3",
-        "pgd,epsilon=0.3,steps=5",
-        "pgd,epsilon=0.3,steps=12,step_size=0.04",
-    )
+    attacks: tuple[str, ...] = DIGIT_ATTACKS
     """Attacks that make a purifier's adversarial images: NAME[,KEY=VALUE...] each, in equal shares, so that one named
     twice has twice the share."""
-    clean_share: float = 0.15
+    clean_share: float = CLEAN_SHARE
     """Share of a purifier's images that are left clean, in [0, 1]."""
     augmentation: Augmentation = "none"
     """Random change of each image: "affine" (turn, scale, shift: digits), "flip_crop" (mirror, shift: photographs)."""
@@ -73,6 +84,22 @@ class TrainingConfig:
             )
         if self.classifier is not None and not self.attacks:
             raise ValueError("attacks must name at least one attack to train a purifier against")
+        self._check_classifiers_flags()
+
+    def _check_classifiers_flags(self) -> None:
+        if self.classifier is not None:
+            return
+        usual = {"attacks": (DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS), "clean_share": (CLEAN_SHARE,)}
+        for name, values in usual.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} would change nothing: with classifier = None a classifier is "
+                    f"trained, on clean images. Leave {name} out, or name the classifier that a purifier is trained for"
+                )
+
+
+class DivergedError(RuntimeError):
+    """A training whose loss or weights are no longer finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +312,32 @@ def train_step(
         loss = objective.loss(model, batch)
     loss.backward()
     return loss.detach(), optimization.apply(step)
+
+
+def check_finite(losses: np.ndarray, rates: Sequence[float], model: nn.Module, *, epoch: int, first_step: int) -> None:
+    """Check an epoch before anything of it is kept.
+
+    Args:
+        losses: of the epoch's steps, of all workers together.
+        rates: learning rates of the same steps.
+        model: what the epoch left.
+        epoch: its number, from 1.
+        first_step: number of the epoch's first step, from 0.
+
+    Raises:
+        DivergedError: a loss, a weight or a running statistic is NaN or infinite; names the epoch, step and rate.
+    """
+    bad = np.flatnonzero(~np.isfinite(losses))
+    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if not len(bad) and not broken:
+        return
+    index = int(bad[0]) if len(bad) else len(losses) - 1
+    what = f"the loss is {losses[index]}" if len(bad) else f"{broken[0]} is not finite"
+    raise DivergedError(
+        f"the training diverged in epoch {epoch}: {what} at step {first_step + index}, whose learning rate is "
+        f"{rates[index]:.4g}. Nothing of this epoch is kept; the checkpoint of the epoch before is. Give a lower "
+        "--rate or --clip-norm, and another --output"
+    )
 
 
 def validate(model: nn.Module, objective: Objective, batches: Iterator[Batch]) -> dict[str, float]:

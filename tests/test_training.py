@@ -9,6 +9,7 @@ from raypurify.purifiers import cru_net
 from raypurify.training import (
     Batch,
     ClassifierObjective,
+    DivergedError,
     Optimization,
     PurifierLoss,
     PurifierObjective,
@@ -16,6 +17,7 @@ from raypurify.training import (
     augment,
     batch_of,
     build_attacks,
+    check_finite,
     train_step,
     validate,
 )
@@ -98,6 +100,17 @@ def test_resuming_repeats_the_undisturbed_run() -> None:
         assert torch.equal(a, b)
 
 
+def test_an_epoch_with_a_loss_or_a_weight_that_is_not_finite_is_refused() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    rates = [0.1, 0.2, 0.3]
+    check_finite(np.array([3.0, 2.0, 1.0]), rates, network, epoch=2, first_step=3)
+    with pytest.raises(DivergedError, match=r"epoch 2: the loss is inf at step 4, whose learning rate is 0\.2"):
+        check_finite(np.array([3.0, np.inf, np.nan]), rates, network, epoch=2, first_step=3)
+    network[1].running_var[0] = torch.nan
+    with pytest.raises(DivergedError, match=r"1\.running_var is not finite at step 5, whose learning rate is 0\.3"):
+        check_finite(np.array([3.0, 2.0, 1.0]), rates, network, epoch=2, first_step=3)
+
+
 def test_gradients_are_clipped() -> None:
     network = nn.Linear(1, 1, bias=False)
     config = dataclasses.replace(CONFIG, clip_norm=0.5)
@@ -153,6 +166,8 @@ def test_training_a_purifier_lowers_its_loss_and_scores_it() -> None:
         ({"batch": -8}, "batch"),
         ({"validation": -1}, "validation"),
         ({"classifier": "x/y", "attacks": ()}, "attacks"),
+        ({"attacks": ("fgsm",)}, r"attacks = \('fgsm',\) would change nothing"),
+        ({"clean_share": 0.0}, r"clean_share = 0\.0 would change nothing"),
     ],
 )
 def test_refuses_bad_values_by_name(change: dict[str, object], field: str) -> None:

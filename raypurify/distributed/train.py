@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ from raypurify.seeds import seed_of
 from raypurify.training import (
     Batch,
     ClassifierObjective,
+    DivergedError,
     Objective,
     Optimization,
     PurifierLoss,
@@ -36,6 +38,7 @@ from raypurify.training import (
     TrainingConfig,
     batch_of,
     build_attacks,
+    check_finite,
     train_step,
     validate,
 )
@@ -178,6 +181,7 @@ def train(
 
     Raises:
         ValueError: bad input, or an output that belongs to another run, or that one writes to.
+        runs.StoppedError: the training cannot go on: it diverged.
         ray.train.v2.api.exceptions.TrainingFailedError: workers failed more than ``max_failures`` times.
     """
     output = storage.absolute(output)
@@ -192,11 +196,47 @@ def train(
             hardware = cluster.connect(resources.workers * resources.cpus_per_worker, use_gpu=resources.use_gpu)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
             with run.attempt(hardware, dataclasses.asdict(resources)):
-                result = _trainer(job, output).fit()
+                result = _fit(_trainer(job, output))
                 run.check()
                 run.counts.update(_publish(result.checkpoint, output))
             run.finish()
     return storage.join(output, "model")
+
+
+PLAIN_ERRORS = (DivergedError,)
+"""What a worker raises with a message that tells all: no traceback is printed."""
+FINAL_ERRORS = (*PLAIN_ERRORS, ValueError)
+"""What a worker would raise again if it was tried again."""
+
+
+class StopAtFinalErrors(ray.train.UserCallback):
+    """Ends a run whose failure would come again; Ray Train by itself would start its workers ``max_failures`` times."""
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            cause = getattr(error, "_base_exc", error)  # what the worker raised, in Ray Train's wrapping
+            if isinstance(cause, FINAL_ERRORS):
+                _silence_ray_train()
+                raise runs.StoppedError(str(cause))
+
+
+def _silence_ray_train() -> None:
+    """Keep Ray Train, in this process, from printing tracebacks of an error that the driver will tell in one line."""
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer) -> ray.train.Result:
+    """Train to the end.
+
+    Raises:
+        runs.StoppedError: an error that would come again.
+    """
+    try:
+        return trainer.fit()
+    except ray.train.ControllerError as error:
+        if isinstance(error.controller_failure, runs.StoppedError):
+            raise error.controller_failure from None
+        raise
 
 
 def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
@@ -214,6 +254,7 @@ def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
         failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        callbacks=[StopAtFinalErrors()],  # type: ignore[list-item]  # as above
     )
     return ray.train.torch.TorchTrainer(
         _work, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
@@ -237,7 +278,14 @@ def _count(classes: tuple[str, ...] | int) -> int:
 
 def _work(loop: dict[str, Any]) -> None:
     """What each worker runs."""
-    job: Job = loop["job"]
+    try:
+        _train_part(loop["job"])
+    except PLAIN_ERRORS:
+        _silence_ray_train()
+        raise
+
+
+def _train_part(job: Job) -> None:
     context = ray.train.get_context()
     worker = Worker(job, rank=context.get_world_rank(), workers=context.get_world_size())
     checkpoint = ray.train.get_checkpoint()
@@ -322,6 +370,7 @@ class Worker:
             before = now
         mean = self._mean(torch.stack(losses)).cpu().double().numpy()
         first = epoch * self.order.steps
+        check_finite(mean, rates, self.network, epoch=epoch + 1, first_step=first)
         return pa.table(
             {
                 "step": np.arange(first, first + len(losses)),

@@ -23,8 +23,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def local_ray(s3: str) -> Iterator[None]:
-    """After the S3 server: workers inherit the environment that Ray is started in."""
-    ray.init("local", num_cpus=6, include_dashboard=False, logging_level="ERROR", object_store_memory=300 << 20)
+    """After the S3 server: workers inherit the environment that Ray is started in, and find ``networks`` by it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        ray.init("local", num_cpus=6, include_dashboard=False, logging_level="ERROR", object_store_memory=300 << 20)
     yield
     ray.shutdown()
 

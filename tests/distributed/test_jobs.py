@@ -135,6 +135,10 @@ def test_a_job_that_is_refused_fails_on_the_cluster(head: dict[str, str], tmp_pa
             "unknown name 'c_net'",
         ),
         (["jobs/train_cifar.py", "--batch", "many"], "--batch"),
+        (
+            ["jobs/train_cifar.py", "--classifier", "None", "--clean-share", "0"],
+            "clean_share = 0.0 would change nothing",
+        ),
     ],
 )
 def test_mistakes_are_named_without_a_traceback(words: list[str], message: str, tmp_path: Path) -> None:

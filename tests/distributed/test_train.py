@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from conftest import ROOT, end_session, ray_processes, wait_for
 
-from raypurify import models, schema, storage
+from raypurify import models, runs, schema, storage
 from raypurify.distributed.train import TrainingResources, train
 from raypurify.training import TrainingConfig
 
@@ -102,6 +102,17 @@ def test_two_workers_give_one_workers_curve(local_ray: None, small_classifier: s
         curves.append(curve(output))
     assert len(curves[0]) == 50
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
+
+
+def test_a_training_that_diverges_stops_and_keeps_its_last_good_checkpoint(local_ray: None, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    config = dataclasses.replace(CLASSIFIER, model="networks:Diverging,steps=6", rate=0.02)
+    with pytest.raises(runs.StoppedError, match=r"diverged in epoch 2: the loss is nan at step 6, .*rate is 0.01"):
+        train(config, RESOURCES, str(output))
+    (kept,) = (path for path in output.glob("checkpoints/checkpoint_*") if path.is_dir())
+    assert storage.read_json(str(kept / "model/metrics.json"))["epoch"] == 1
+    assert not (output / "model").exists()
+    assert not storage.is_success(str(output))
 
 
 def test_a_killed_worker_is_replaced_and_the_curve_is_undisturbed(undisturbed: str, tmp_path: Path) -> None:
