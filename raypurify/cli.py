@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 import tyro
@@ -19,26 +24,82 @@ from raypurify.retries import UnavailableError
 Arguments = TypeVar("Arguments")
 
 
+REFUSED = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ImportError)
+"""What says of the input, before the work, that it cannot be as the user gave it."""
+FAILED = (runs.StoppedError, LeaseLostError, OSError)
+"""What ends the work, with a message that tells all."""
+
+
 def run(main: Callable[[Arguments], Any], default: Arguments, argv: Sequence[str] | None = None) -> None:
     """Parse the command line onto ``default`` and run ``main``.
 
-    A file given as ``--config FILE.yaml`` sets flags by their names; flags on the command line win. Errors of the input
-    are printed without a traceback. The process exits with 0, with 1 where the work failed, with 2 where the input was
-    refused, with 130 where it was interrupted.
+    A file given as ``--config FILE.yaml`` sets flags by their names; flags on the command line win. The exit codes of
+    every job:
+
+    - 0: done.
+    - 1: the work failed: an outage of the store, too many rejects, a lost lease, what a worker raised; with a traceback
+      where the program itself is at fault.
+    - 2: the input was refused.
+    - 130, 143: interrupted by SIGINT (Ctrl-C), by SIGTERM (Kubernetes, Slurm, ``ray job stop``). The lease is released.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with _interruptible() as received:
+        try:
+            main(parse(default, sys.argv[1:] if argv is None else argv, description=main.__doc__))
+        except SystemExit:
+            raise
+        except BaseException as error:
+            if received or isinstance(error, KeyboardInterrupt):
+                print("interrupted: what is done stays done; give the same command to go on", file=sys.stderr)
+                sys.exit(128 + (received or [signal.SIGINT])[0])
+            code, told = _judged(error)
+            if not code:
+                raise
+            print(redacted(f"error: {told}"), file=sys.stderr)
+            sys.exit(code)
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt in the main thread; gives the list of those that came."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number, handler in before.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
     try:
-        arguments = parse(default, sys.argv[1:] if argv is None else argv, description=main.__doc__)
-        main(arguments)
-    except (ValueError, FileNotFoundError, PermissionError, ImportError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
-        sys.exit(2)
-    except (runs.StoppedError, UnavailableError, LeaseLostError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: what is done stays done; give the same command to go on", file=sys.stderr)
-        sys.exit(130)
+        yield received
+    finally:
+        for number, handler in before.items():
+            # While an interrupted process ends, another signal ends it at once, without a traceback.
+            signal.signal(number, (lambda number, _: os._exit(128 + number)) if received else handler)
+
+
+def _judged(error: BaseException) -> tuple[int, BaseException]:
+    """The exit code of an error, 0 if it is the program's own fault, and the error that tells a person why."""
+    told, from_worker = error, False
+    while isinstance(cause := getattr(told, "cause", None), BaseException):
+        # Ray wraps what a worker raised, and has it as ``cause``.
+        told, from_worker = cause, True
+    outage = next((one for one in _chain(told) if isinstance(one, UnavailableError)), None)
+    if outage is not None:
+        return 1, outage
+    if isinstance(told, REFUSED) and not from_worker:
+        return 2, told
+    return (1 if isinstance(told, REFUSED + FAILED) else 0), told
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def parse(default: Arguments, argv: Sequence[str], description: str | None = None) -> Arguments:

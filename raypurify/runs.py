@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -43,14 +43,23 @@ class Run:
     attempts: list[dict[str, Any]]
     finished: bool
     counts: dict[str, Any] = field(default_factory=dict)
-    check: Callable[[], None] = lambda: None
-    """Called before ``run.json`` is written; raises where another run may be writing by now."""
+    held: lease.Lease | None = None
+    """The output's lease: its attempt is this one. It is checked before ``run.json`` is written."""
+
+    def check(self) -> None:
+        """Return while no other run may be writing to the output.
+
+        Raises:
+            LeaseLostError: see :meth:`raypurify.lease.Lease.check`.
+        """
+        if self.held is not None:
+            self.held.check()
 
     @contextmanager
     def attempt(self, hardware: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[None]:
         """Record an attempt: its start when entered, its end and counts when left, also by an exception."""
         entry: dict[str, Any] = {
-            "id": uuid.uuid4().hex[:12],
+            "id": self.held.attempt if self.held is not None else uuid.uuid4().hex[:12],
             "started": _now(),
             "ended": None,
             "versions": versions(),
@@ -88,11 +97,11 @@ def hold(output: str, identity: Mapping[str, Any], *, overwrite: bool = False) -
         ValueError: another process holds the output's lease; see also :func:`open_run`.
     """
     with lease.hold(output) as held:
-        yield open_run(output, identity, overwrite=overwrite, check=held.check)
+        yield open_run(output, identity, overwrite=overwrite, held=held)
 
 
 def open_run(
-    output: str, identity: Mapping[str, Any], *, overwrite: bool = False, check: Callable[[], None] = lambda: None
+    output: str, identity: Mapping[str, Any], *, overwrite: bool = False, held: lease.Lease | None = None
 ) -> Run:
     """Begin a run in ``output``, or go on with the one that is there.
 
@@ -100,7 +109,7 @@ def open_run(
         output: URL of a folder.
         identity: what is computed, as JSON values. Credentials in URLs are neither written nor compared.
         overwrite: remove the run that is there, whatever its identity.
-        check: raises where this process may no longer write to the output; see :meth:`raypurify.lease.Lease.check`.
+        held: the output's lease.
 
     Raises:
         ValueError: the output holds a run of another identity (the message names what differs), or other files.
@@ -115,11 +124,11 @@ def open_run(
         storage.clear(output, keep=(lease.NAME, "run.json"))
         storage.remove(path)
     if not storage.exists(path):
-        return Run(output=output, identity=identity, attempts=[], finished=False, check=check)
+        return Run(output=output, identity=identity, attempts=[], finished=False, held=held)
     run = storage.read_json(path)
     _check_identity(output, run["identity"], identity)
     return Run(
-        output=output, identity=identity, attempts=run["attempts"], finished=storage.is_success(output), check=check
+        output=output, identity=identity, attempts=run["attempts"], finished=storage.is_success(output), held=held
     )
 
 

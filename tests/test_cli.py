@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -103,3 +105,68 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("--steps", "How many.", "--output", "--config FILE.yaml"))
+
+
+INTERRUPTED = """
+import os, signal, sys
+from dataclasses import dataclass
+from raypurify import cli, lease
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    output: str
+
+def work(flags):
+    with lease.hold(flags.output):
+        os.kill(os.getpid(), signal.Signals[sys.argv.pop()])
+        signal.pause()
+
+cli.run(work, Flags(output=sys.argv[1]), [])
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_ends_a_job_with_one_line_and_releases_its_lease(name: str, code: int, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "run"), name]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == "interrupted: what is done stays done; give the same command to go on\n"
+    assert not list((tmp_path / "run").iterdir())
+
+
+class WorkerError(Exception):
+    """As Ray raises what a worker raised: the error itself is its ``cause``."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(f"a traceback of many lines: {cause}")
+        self.cause = cause
+
+
+class OutageError(ValueError):
+    """As readers of data raise an outage: a ValueError, ``from`` it."""
+
+    def __init__(self) -> None:
+        self.__cause__ = UnavailableError("no answer")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("steps: 0"), 2, "error: steps: 0"),
+        (NotADirectoryError("a file"), 2, "error: a file"),
+        (OutageError(), 1, "error: no answer"),
+        (WorkerError(UnavailableError("no answer")), 1, "error: no answer"),
+        (WorkerError(ValueError("bad image")), 1, "error: bad image"),
+        (OSError("no space left"), 1, "error: no space left"),
+        (runs.StoppedError("too many rejects"), 1, "error: too many rejects"),
+    ],
+)
+def test_the_exit_code_follows_one_rule(
+    error: Exception, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Flags) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(fail, Flags(), [])
+    assert (stopped.value.code, capsys.readouterr().err) == (code, f"{line}\n")

@@ -79,3 +79,9 @@ def test_an_overwrite_that_was_cut_off_is_not_taken_for_a_run(tmp_path: Path, mo
 def test_drafts_of_a_lease_do_not_make_an_output_anothers(tmp_path: Path) -> None:
     (tmp_path / ("._LEASE." + "0" * 32)).write_text("{}")
     assert runs.open_run(str(tmp_path), {"seed": 1}).attempts == []
+
+
+def test_the_lease_names_the_attempt_of_run_json(tmp_path: Path) -> None:
+    with runs.hold(str(tmp_path), {"seed": 1}) as run, run.attempt({}, {}):
+        (entry,) = json.loads((tmp_path / "run.json").read_text())["attempts"]
+        assert json.loads((tmp_path / "_LEASE").read_text())["attempt"] == entry["id"]

@@ -135,7 +135,7 @@ def clean(
     with lease.hold(output) as held:
         # The last bit of a pixel may turn on which images share a batch.
         identity = {**work.identity(), "batch": resources.batch}
-        run = runs.open_run(output, identity, overwrite=overwrite, check=held.check)
+        run = runs.open_run(output, identity, overwrite=overwrite, held=held)
         is_whole = run.finished and accounts.is_whole(output)
         if is_whole and not update:
             print("already finished: nothing is left to do; --update looks for what is new or has changed")

@@ -5,6 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -30,15 +36,57 @@ def connect(cpus: float, *, use_gpu: bool = False) -> dict[str, Any]:
     """
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
-            ray.init(logging_level=logging.ERROR)
+            _start()
         else:
-            ray.init(address="local", num_cpus=math.ceil(cpus) + FREE_CPUS, logging_level=logging.ERROR)
+            _start(address="local", num_cpus=math.ceil(cpus) + FREE_CPUS)
     quiet()
     resources = ray.cluster_resources()
     if use_gpu and not resources.get("GPU"):
         raise ValueError("--use-gpu: this Ray cluster has no GPU; leave the flag out, or join a cluster that has one")
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return {**runs.machine(), "nodes": len(nodes), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
+
+
+def _start(**options: Any) -> None:
+    """``ray.init``, which leaves this process' handlers of signals, and its terminal, as they are."""
+    # Its C++ part prints an error for every pool of Ray Data. This sets the level of this process alone: Ray's own
+    # processes inherit os.environ, which putenv leaves as it is.
+    if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
+        os.putenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with handlers_kept(), _stderr_held():
+        ray.init(logging_level=logging.ERROR, **options)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put this process' handlers of SIGINT and SIGTERM back at the end: Ray sets its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _stderr_held() -> Iterator[None]:
+    """Keep what is written to the file of standard error from the terminal, and show it if the block raises."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            held.seek(0)
+            os.write(terminal, held.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def quiet() -> None:

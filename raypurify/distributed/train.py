@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,21 +227,44 @@ def _silence_ray_train() -> None:
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 
 
-def _fit(trainer: ray.train.torch.TorchTrainer) -> ray.train.Result:
-    """Train to the end.
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Ray's trainer, that leaves signals, and other clusters on this host, to themselves."""
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        # Ray's handler stays in place for good, and ends the process with status 0.
+        self.controller = controller
+
+    def _create_default_callbacks(self) -> list[Any]:
+        # The cleaner looks for a cluster on this host: where there are several, it prints tracebacks, or asks another.
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray types it as its older trainer
+        return [callback for callback in callbacks if "PlacementGroupCleaner" not in type(callback).__name__]
+
+
+def _fit(trainer: _Trainer) -> ray.train.Result:
+    """Train to the end. An interrupt ends the workers, so that they write nothing after the lease is released.
 
     Raises:
         runs.StoppedError: an error that would come again.
     """
+    # Ray's watcher of nodes that a cloud takes away tells workers, of which none of ours asks.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
-        return trainer.fit()
+        with cluster.handlers_kept():
+            return trainer.fit()
+    except KeyboardInterrupt:
+        if trainer.controller is not None:
+            with suppress(ray.exceptions.RayError):
+                ray.get(trainer.controller.abort.remote())
+        raise
     except ray.train.ControllerError as error:
         if isinstance(error.controller_failure, runs.StoppedError):
             raise error.controller_failure from None
         raise
 
 
-def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
+def _trainer(job: Job, output: str) -> _Trainer:
     fs, path = storage.filesystem(output)
     resources = job.resources
     scaling = ray.train.ScalingConfig(
@@ -256,9 +281,7 @@ def _trainer(job: Job, output: str) -> ray.train.torch.TorchTrainer:
         logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         callbacks=[StopAtFinalErrors()],  # type: ignore[list-item]  # as above
     )
-    return ray.train.torch.TorchTrainer(
-        _work, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
-    )
+    return _Trainer(_work, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config)
 
 
 def _publish(checkpoint: ray.train.Checkpoint | None, output: str) -> dict[str, Any]:
