@@ -120,6 +120,10 @@ class Generation:
     networks: Networks
     output: str
 
+    def begin_anew(self, unit: Unit) -> Unit:
+        """A unit is always made whole."""
+        return unit
+
     def start(self, pool: ActorPool) -> Writer:
         """The networks, on the actor's device."""
         return Writer(self, pool)

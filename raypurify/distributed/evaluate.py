@@ -179,12 +179,22 @@ def _missing(output: str, grid: Grid, units: Sequence[Unit]) -> list[Unit]:
     return [unit for unit in open_units if unit.missing]
 
 
+def _scores_of(output: str, cell: str, unit: Unit) -> str:
+    return storage.join(results.scores_folder(output, cell), f"{unit.name}.parquet")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What every actor knows: see :class:`raypurify.distributed.units.Work`."""
 
     grid: Grid
     output: str
+
+    def begin_anew(self, unit: Unit) -> Unit:
+        """Without the unit's scores in any cell; those of this grid are missing now."""
+        for row in _earlier_cells(self.output):
+            storage.remove(_scores_of(self.output, row["cell"], unit))
+        return dataclasses.replace(unit, missing=frozenset(cell.hash for cell in self.grid.cells))
 
     def start(self, pool: ActorPool) -> Scorer:
         """The networks, on the actor's device."""
@@ -206,8 +216,9 @@ class Scorer:
             for scored in self.evaluator.evaluate(batch.x, batch.y, ids, unit.missing):
                 scores[scored.cell.hash].append(scored.scores)
         for cell, tables in scores.items():
-            url = storage.join(results.scores_folder(self.output, cell), f"{unit.name}.parquet")
-            storage.write_table(url, pa.concat_tables([schema.SCORES.empty_table(), *tables]))
+            storage.write_table(
+                _scores_of(self.output, cell, unit), pa.concat_tables([schema.SCORES.empty_table(), *tables])
+            )
 
 
 def _write_samples(work: Evaluation, pool: ActorPool, units: Sequence[Unit]) -> None:

@@ -115,6 +115,10 @@ class Work(Protocol):
         """URL of the run's folder; rejects are written there."""
         ...
 
+    def begin_anew(self, unit: Unit) -> Unit:
+        """Remove what was made of a unit of which other images can be read now; the unit, with all of it missing."""
+        ...
+
     def start(self, pool: ActorPool) -> Callable[[Unit, Sequence[Rows]], None]:
         """Set an actor up; what it returns makes and writes what a unit is missing."""
         ...
@@ -194,12 +198,29 @@ class UnitActor:
         unit = self.units[block["unit"][0].as_py()]
         pieces = [unpack(block)] if "image" in block.column_names else unit.read()
         rejects = [reject for piece in pieces for reject in piece.rejects]
-        if rejects:
-            url = storage.join(self.work.output, "rejects", f"{unit.name}.parquet")
-            storage.write_table(url, pa.Table.from_pylist(published(rejects), schema.REJECTS))
-        self.process(unit, pieces)
+        self.process(account(self.work, unit, rejects), pieces)
         row = {"rows": unit.rows, "rejected": len(rejects), "started": started, "ended": time.time()}
         return pa.Table.from_pylist([row])
+
+
+def account(work: Work, unit: Unit, rejects: Sequence[Mapping[str, str]]) -> Unit:
+    """Write a unit's rejects in the place of those of an earlier time.
+
+    Returns:
+        The unit, and what is missing of it: all, where others of its images can be read than at that time.
+    """
+    url = storage.join(work.output, "rejects", f"{unit.name}.parquet")
+    there = storage.read_table(url).to_pylist() if storage.exists(url) else []
+    rows = published(rejects)
+    if {row["id"] for row in there} == {row["id"] for row in rows}:
+        return unit
+    # The rejects come last: cut off before, the unit still tells that other images can be read.
+    unit = work.begin_anew(unit)
+    if rows:
+        storage.write_table(url, pa.Table.from_pylist(rows, schema.REJECTS))
+    else:
+        storage.remove(url)
+    return unit
 
 
 def set_threads(pool: ActorPool) -> None:

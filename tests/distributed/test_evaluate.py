@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from PIL import Image
 
 from raypurify import results, schema, storage
 from raypurify.data import open_source, read_rows
+from raypurify.distributed.attack import attack
 from raypurify.distributed.evaluate import evaluate
 from raypurify.distributed.units import ActorPool, units_of
 from raypurify.evaluation import EvaluationConfig, Evaluator, build_grid
+from raypurify.generation import GenerationConfig
 from raypurify.training import batch_of
 
 ONE = ActorPool(actors=1, cpus_per_actor=1, batch=64)
@@ -176,6 +179,29 @@ def test_an_image_that_cannot_be_read_is_a_row_of_rejects(
     assert [(row["id"], row["stage"]) for row in rejects] == [("test-00000.parquet#3", "decode")]
     counts = storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]
     assert (counts["in"], counts["out"], counts["rejected"]) == (10, 9, 1)
+
+
+def test_a_mended_image_is_taken_in_by_every_cell(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
+    data, there, attacked = (str(tmp_path / name) for name in ("data", "run", "attacked"))
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        victim = Path(data, "test", str(number % 2), f"{number}.png")
+        victim.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(victim)
+    good = victim.read_bytes()
+    assert read_rows(open_source(data, split="test").shards[0], 0, 1).ids != ["test/1/5.png"], "the first is tried"
+    config = EvaluationConfig(data=data, classifiers=(small_classifier,), attacks=("none",))
+    added = dataclasses.replace(config, attacks=("none", "fgsm,epsilon=0.1"))
+    generation = GenerationConfig(input=data, attack="none", classifier=small_classifier)
+    for content, n, asked in ((b"x" * len(good), 5, config), (good, 6, added)):
+        victim.write_bytes(content)
+        os.utime(victim, (1, 1))
+        summary = evaluate(asked, ONE, there)
+        assert summary["n"].to_pylist() == [n] * len(asked.attacks)
+        Path(attacked, "images", "000000.parquet").unlink(missing_ok=True)
+        Path(attacked, "_SUCCESS").unlink(missing_ok=True)
+        figures = attack(generation, ONE, attacked)
+        assert (figures["n"], figures["rejected"]) == (n, 6 - n)
 
 
 def test_an_evaluation_on_s3(local_ray: None, s3: str, small_classifier: str, tmp_path: Path) -> None:
