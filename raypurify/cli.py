@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
-from raypurify import runs
+from raypurify import fields, runs
 from raypurify.lease import LeaseLostError
 from raypurify.published import redacted
 from raypurify.retries import UnavailableError
@@ -106,7 +106,7 @@ def parse(default: Arguments, argv: Sequence[str], description: str | None = Non
     """``default``, changed by the configuration file and the flags in ``argv``.
 
     Raises:
-        ValueError: a configuration file that is not a mapping of known names.
+        ValueError: a configuration file that is not a mapping of known names to values of their types.
         SystemExit: an unknown flag or a value of the wrong type, with a message; or ``--help``.
     """
     argv = list(argv)
@@ -148,19 +148,17 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _with_values(default: Arguments, values: dict[str, Any], path: str) -> Arguments:
-    names = set(_names(default))
-    unknown = sorted(set(values) - names)
+    kinds = fields.types_of(default)
+    unknown = sorted(set(values) - set(kinds))
     if unknown:
-        raise ValueError(f"{path}: unknown {', '.join(unknown)}; known are {', '.join(sorted(names))}")
-    return _replaced(default, values)
-
-
-def _names(config: Any) -> list[str]:
-    names = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        names += _names(value) if dataclasses.is_dataclass(value) else [field.name]
-    return names
+        raise ValueError(f"{path}: unknown {', '.join(unknown)}; known are {', '.join(sorted(kinds))}")
+    checked = {}
+    for name, value in values.items():
+        try:
+            checked[name] = fields.converted(value, kinds[name])
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from None
+    return _replaced(default, checked)
 
 
 def _replaced(config: Any, values: dict[str, Any]) -> Any:
@@ -170,6 +168,5 @@ def _replaced(config: Any, values: dict[str, Any]) -> Any:
         if dataclasses.is_dataclass(value):
             changes[field.name] = _replaced(value, values)
         elif field.name in values:
-            given = values[field.name]
-            changes[field.name] = tuple(given) if isinstance(given, list) else given
+            changes[field.name] = values[field.name]
     return dataclasses.replace(config, **changes)

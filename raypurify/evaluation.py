@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from raypurify import metrics, models, plugins, schema
+from raypurify import fields, metrics, models, plugins, schema
 from raypurify.adaptive import Composite, is_differentiable, is_random
 from raypurify.attacks import Attack, run_attack
 from raypurify.masking import MaskingCheck
@@ -64,6 +64,7 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        fields.check_choices(self)
         for name in ("classifiers", "purifiers", "attacks", "settings"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name at least one")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from raypurify import metrics, models, plugins, schema
+from raypurify import fields, metrics, models, plugins, schema
 from raypurify.adaptive import Composite, is_differentiable
 from raypurify.attacks import Attack, run_attack
 from raypurify.images import encode_png, to_uint8_nhwc
@@ -41,6 +41,9 @@ class GenerationConfig:
     png: bool = False
     """Also write each attacked image as png/SPLIT/LABEL/ID.png."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        fields.check_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)

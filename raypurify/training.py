@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raypurify import plugins
+from raypurify import fields, plugins
 from raypurify.attacks import Attack, run_attack
 from raypurify.seeds import derive, seed_of
 
@@ -73,6 +73,7 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        fields.check_choices(self)
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"clean_share must be in [0, 1]; got {self.clean_share!r}")
         for name in ("epochs", "batch", "rate", "clip_norm"):
@@ -135,7 +136,9 @@ def augment(x: Tensor, seeds: Sequence[int], augmentation: Augmentation) -> Tens
     low_high = torch.from_numpy(draws).to(x) * 2 - 1
     if augmentation == "affine":
         return _affine(x, low_high)
-    return _flip_crop(x, low_high)
+    if augmentation == "flip_crop":
+        return _flip_crop(x, low_high)
+    raise ValueError(f"augmentation: expected none, affine or flip_crop; got {augmentation!r}")
 
 
 def _affine(x: Tensor, draws: Tensor) -> Tensor:

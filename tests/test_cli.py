@@ -1,12 +1,19 @@
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from raypurify import cli, runs
+from raypurify.cleaning.config import CleaningConfig
+from raypurify.evaluation import EvaluationConfig
+from raypurify.generation import GenerationConfig
 from raypurify.retries import UnavailableError
+from raypurify.training import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,3 +177,67 @@ def test_the_exit_code_follows_one_rule(
     with pytest.raises(SystemExit) as stopped:
         cli.run(fail, Flags(), [])
     assert (stopped.value.code, capsys.readouterr().err) == (code, f"{line}\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Typed:
+    precision: Literal["float32", "bfloat16"] = "float32"
+    rate: float = 1.0
+    limit: int | None = None
+    names: tuple[str, ...] = ()
+    radii: tuple[float, ...] = ()
+    overwrite: bool = False
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("rate: 1e-3", {"rate": 1e-3}),
+        ("rate: 2", {"rate": 2.0}),
+        ("radii: [1e-1, 0.2, 1]", {"radii": (0.1, 0.2, 1.0)}),
+        ("limit: null", {"limit": None}),
+        ("limit: 5", {"limit": 5}),
+        ("names: []", {"names": ()}),
+        ("overwrite: yes", {"overwrite": True}),
+        ("precision: bfloat16", {"precision": "bfloat16"}),
+    ],
+)
+def test_a_file_sets_values_of_each_type(text: str, changes: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    assert cli.parse(Typed(), ["--config", str(tmp_path / "run.yaml")]) == Typed(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("precision: fp16", "precision: expected one of float32, bfloat16; got 'fp16' (text)"),
+        ("rate: fast", "rate: expected a number; got 'fast' (text)"),
+        ("rate: .nan", "rate: expected a number; got"),
+        ("rate: true", "rate: expected a number; got True (true or false)"),
+        ('limit: "ten"', "limit: expected a whole number or null; got 'ten' (text)"),
+        ("limit: 1.5", "limit: expected a whole number or null; got 1.5 (a number)"),
+        ("names: fgsm", "names: expected a list, each item text; got 'fgsm' (text)"),
+        ("names: [1]", "names: expected text; got 1 (a whole number)"),
+        ("overwrite: 1", "overwrite: expected true or false; got 1 (a whole number)"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_file_and_name(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+        cli.parse(Typed(), ["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TrainingConfig(data="digits", model="a_net", precision="fp16"),  # type: ignore[arg-type]
+        lambda: TrainingConfig(data="digits", model="a_net", augmentation="afine"),  # type: ignore[arg-type]
+        lambda: EvaluationConfig(data="digits", classifiers=("a",), split="all"),  # type: ignore[arg-type]
+        lambda: GenerationConfig(input="digits", attack="none", classifier="a", precision="fp16"),  # type: ignore[arg-type]
+        lambda: CleaningConfig(input="a", purifier="b", shards="tar"),  # type: ignore[arg-type]
+    ],
+)
+def test_no_config_holds_an_unknown_choice(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"expected one of .*; got '"):
+        make()

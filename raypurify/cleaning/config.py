@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from raypurify import images
+from raypurify import fields, images
 from raypurify.training import Precision
 
 Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
@@ -39,6 +39,7 @@ class CleaningConfig:
     """Of purifiers that draw at random."""
 
     def __post_init__(self) -> None:
+        fields.check_choices(self)
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be in [1, 100]; got {self.quality!r}")
         if self.max_pixels < 1:

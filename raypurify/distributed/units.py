@@ -20,7 +20,7 @@ import ray
 import torch
 from ray.data import Dataset
 
-from raypurify import schema, storage
+from raypurify import fields, schema, storage
 from raypurify.data import Rows, Source, read_rows
 from raypurify.distributed import streams
 from raypurify.progress import Progress
@@ -54,6 +54,7 @@ class ActorPool:
     """Images that go through the networks at once. Sums of float32 come out a last bit apart with another number."""
 
     def __post_init__(self) -> None:
+        fields.check_choices(self)
         if self.actors < 1 or self.cpus_per_actor < 1 or self.batch < 1 or self.gpus_per_actor < 0:
             raise ValueError(
                 f"actors, cpus_per_actor and batch must be at least 1, gpus_per_actor at least 0; got {self}"
