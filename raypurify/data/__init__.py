@@ -5,15 +5,39 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from raypurify.data import download
-from raypurify.data.base import NO_LABEL, DataError, Found, Rows, Shard, Source
+from raypurify.data.base import NO_LABEL, DataError, Found, Origin, Rows, Shard, Source
 from raypurify.data.resolve import resolve
 
-__all__ = ["NO_LABEL", "DataError", "Rows", "Shard", "Source", "open_source", "read_rows", "shape_of"]
+__all__ = [
+    "NO_LABEL",
+    "DataError",
+    "Origin",
+    "Rows",
+    "Shard",
+    "Source",
+    "labels_of",
+    "narrowed",
+    "open_source",
+    "read_parts",
+    "read_rows",
+    "shape_of",
+    "spread",
+    "take_rows",
+]
+
+FILES_AT_ONCE = 16
+"""Files whose labels are read at once."""
 
 
 def open_source(
@@ -45,6 +69,7 @@ def open_source(
         image_shape=found.image_shape,
         classes=found.classes,
         fingerprint=_fingerprint(found, limit),
+        origin=_origin(found, split),
     )
 
 
@@ -64,19 +89,84 @@ def shape_of(source: Source) -> tuple[int, int, int]:
 
 
 def read_rows(shard: Shard, start: int, stop: int) -> Rows:
-    """Read and decode rows ``start`` to ``stop`` of a shard, counted from the shard's start.
+    """Read and decode rows ``start`` to ``stop`` of a shard: see :func:`take_rows`."""
+    if not 0 <= start <= stop <= shard.rows:
+        raise IndexError(f"{shard.key}: rows {start} to {stop} are not in the shard, which has {shard.rows}")
+    return take_rows(shard, np.arange(start, stop))
+
+
+def take_rows(shard: Shard, rows: NDArray[np.int64]) -> Rows:
+    """Read and decode some rows of a shard, counted from the shard's start, in the order given.
 
     Raises:
         IndexError: the shard has no such rows.
         DataError: the file is damaged; a single image that cannot be decoded is in the result's ``rejects`` instead.
     """
+    return next(read_parts(shard, [rows]))
+
+
+def read_parts(shard: Shard, parts: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
+    """:func:`take_rows` of each part, one after the other; what has to be read as a whole is read once for all."""
+    reader = _reader(shard)
+    numbers = [_rows_of_file(shard, rows) for rows in parts]
+    if hasattr(reader, "read_parts"):
+        yield from reader.read_parts(shard, numbers)
+    else:
+        for rows in numbers:
+            yield reader.read(shard, rows)
+
+
+def labels_of(source: Source) -> NDArray[np.int64]:
+    """Label of each row, read without the images where the format allows it.
+
+    Raises:
+        DataError: a label is missing or out of range; names the file and the row.
+    """
+
+    def read(shards: Sequence[Shard]) -> list[NDArray[np.int64]]:
+        return [_reader(shard).labels(shard)[_rows_of_file(shard, np.arange(shard.rows))] for shard in shards]
+
+    # The shards of one file stay together: its labels are read once.
+    by_file = [list(shards) for _, shards in groupby(source.shards, key=lambda shard: shard.url)]
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        parts = [labels for part in pool.map(read, by_file) for labels in part]
+    return np.concatenate(parts)
+
+
+def spread(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
+    """Pick ``count`` rows by the seed, of each class its share: their numbers, ascending.
+
+    Args:
+        labels: (N,) of all rows; N >= count.
+    """
+    by_class = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))
+    return np.sort(by_class[np.arange(count) * len(labels) // max(count, 1)])
+
+
+def narrowed(source: Source, rows: NDArray[np.int64]) -> Source:
+    """Some of a source's rows, by their numbers, ascending."""
+    shards, begin = [], 0
+    for shard in source.shards:
+        here = rows[slice(*np.searchsorted(rows, [begin, begin + shard.rows]))] - begin
+        begin += shard.rows
+        if len(here):
+            picked = _rows_of_file(shard, here).astype(np.uint32)
+            shards.append(replace(shard, rows=len(here), picked=picked))
+    return replace(source, shards=tuple(shards))
+
+
+def _reader(shard: Shard) -> Any:
+    """The module that reads a shard."""
     name = shard.extra.get("download")
     if name:
         # The driver downloaded to its own disk; another node of the cluster does so once for itself.
-        path = Path(shard.url)
-        download.fetch(name, folder=path.parent)
-    rows: Rows = importlib.import_module(f"raypurify.data.{shard.format}").read(shard, start, stop)
-    return rows
+        download.fetch(name, folder=Path(shard.url).parent)
+    return importlib.import_module(f"raypurify.data.{shard.format}")
+
+
+def _rows_of_file(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of a shard as its file counts them, from ``shard.first``."""
+    return rows if shard.picked is None else shard.picked[rows].astype(np.int64)
 
 
 def _first_rows(shards: tuple[Shard, ...], limit: int | None) -> tuple[Shard, ...]:
@@ -86,11 +176,26 @@ def _first_rows(shards: tuple[Shard, ...], limit: int | None) -> tuple[Shard, ..
     for shard in shards:
         if limit <= 0:
             break
-        kept.append(replace(shard, rows=min(shard.rows, limit)))
+        rows = min(shard.rows, limit)
+        kept.append(replace(shard, rows=rows, picked=None if shard.picked is None else shard.picked[:rows]))
         limit -= shard.rows
     return tuple(kept)
 
 
+def _taken(shard: Shard) -> tuple[Any, ...]:
+    """What tells the rows of a shard from others of its file."""
+    picked = () if shard.picked is None else (hashlib.sha256(shard.picked.tobytes()).hexdigest(),)
+    return (shard.first, shard.rows, *picked)
+
+
 def _fingerprint(found: Found, limit: int | None) -> str:
-    shards = [(shard.key, shard.first, shard.rows) for shard in _first_rows(found.shards, limit)]
-    return hashlib.sha256(json.dumps([shards, found.contents]).encode()).hexdigest()
+    return _sha256([[(shard.key, *_taken(shard)) for shard in _first_rows(found.shards, limit)], found.contents])
+
+
+def _origin(found: Found, split: str) -> Origin:
+    rows = _sha256([[_taken(shard) for shard in found.shards], found.contents])
+    return Origin(files=_sha256(found.contents), rows=rows, split=split, split_by=found.split_by)
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

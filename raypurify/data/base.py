@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from raypurify.published import redacted
 
 NO_LABEL = -1
 """The label of every row of a source without labels."""
+
+TEST_SHARE = 6
+"""One image in so many is the test split of data that have no split of their own."""
 
 
 class DataError(ValueError):
@@ -25,11 +29,15 @@ class DataError(ValueError):
         super().__init__(redacted(message))
 
 
+SplitBy = Literal["files", "ids"]
+"""Where a split comes from: the data's own files and names, or a hash of the ids."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A run of rows that one reader can read at random; small and picklable.
+    """Rows that one reader can read at random; small and picklable.
 
-    Rows are counted from the shard's own start: 0 to ``rows``.
+    Rows are counted from the shard's own start: 0 to ``rows``. Where rows are ``picked``, only these are counted.
     """
 
     format: str
@@ -41,10 +49,29 @@ class Shard:
     rows: int
     first: int = 0
     """Row of the file at which the shard starts: the ids count from the start of the file."""
+    picked: NDArray[np.uint32] | None = field(default=None, compare=False)
+    """(rows,) which rows these are, counted from ``first``, ascending; None: all from there on."""
     row_group: int | None = None
     """Row group of a Parquet file."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Plain values that the format's reader needs besides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Which rows of which files a split is, before a limit; the names of the files do not count."""
+
+    files: str
+    """SHA-256 (hex) of the files' content identity."""
+    rows: str
+    """SHA-256 (hex) of that, and of which rows are taken."""
+    split: str
+    split_by: SplitBy
+
+    def overlaps(self, other: Origin) -> bool:
+        """Whether the two have rows in common, as far as is known: files are compared as wholes."""
+        same_kind = self.split_by == other.split_by
+        return self.rows == other.rows or (self.files == other.files and (not same_kind or self.split == other.split))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +89,7 @@ class Source:
     """Names of the classes, or how many there are where they have no names; 0 without labels."""
     fingerprint: str
     """SHA-256 (hex) of the shards' keys, rows and content identity: the dataset's hash. The place does not count."""
+    origin: Origin
 
     @property
     def rows(self) -> int:
@@ -90,14 +118,15 @@ class Found:
     classes: tuple[str, ...] | int
     contents: tuple[str, ...]
     """What identifies the content of the files (see ``files.content_identity``), in a fixed order."""
+    split_by: SplitBy = "files"
 
 
-def check_labels(labels: NDArray[Any], classes: int, *, first: int, url: str) -> NDArray[np.int64]:
+def check_labels(labels: NDArray[Any], classes: int, *, rows: NDArray[np.int64], url: str) -> NDArray[np.int64]:
     """``labels`` as int64, if all are in [0, classes).
 
     Args:
         labels: (N,) integers.
-        first: row of the file that ``labels[0]`` is, for the message.
+        rows: (N,) the rows of the file that they are of, for the message.
 
     Raises:
         DataError: a label out of range; names the file and the row.
@@ -105,14 +134,20 @@ def check_labels(labels: NDArray[Any], classes: int, *, first: int, url: str) ->
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         row = int(wrong[0])
-        raise DataError(f"{url}, row {first + row}: label {labels[row]} is out of range: expected 0 to {classes - 1}")
+        raise DataError(f"{url}, row {rows[row]}: label {labels[row]} is out of range: expected 0 to {classes - 1}")
     return labels.astype(np.int64)
 
 
-def check_run(shard: Shard, start: int, stop: int) -> None:
-    """Raise an IndexError unless ``start`` to ``stop`` are rows of the shard."""
-    if not 0 <= start <= stop <= shard.rows:
-        raise IndexError(f"{shard.key}: rows {start} to {stop} are not in the shard, which has {shard.rows}")
+def digest(name: str) -> bytes:
+    """16 bytes of a hash of an id."""
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+
+
+def in_split(name: str, split: str) -> bool:
+    """Whether an image is in the split, by the hash of its id."""
+    # Orders take the digest's first bytes, so the split takes its last: neither tells of the other.
+    is_test = int.from_bytes(digest(name)[8:], "big") % TEST_SHARE == 0
+    return is_test == (split == "test")
 
 
 def stacked(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:

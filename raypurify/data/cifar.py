@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raypurify.data import files
-from raypurify.data.base import DataError, Found, Rows, Shard, check_labels, check_run
+from raypurify.data.base import DataError, Found, Rows, Shard, check_labels
 from raypurify.data.files import File
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -65,15 +66,20 @@ def count(records: File, *, url: str) -> int:
     return rows
 
 
-def read_records(path: str, shard: Shard, start: int, stop: int) -> Rows:
-    """Rows ``start`` to ``stop`` of a shard whose records are in the file ``path``: one read by offset."""
-    check_run(shard, start, stop)
-    data = files.read_range(path, start * RECORD, stop * RECORD)
-    records = np.frombuffer(data, np.uint8).reshape(stop - start, RECORD)
+def read_records(path: str, shard: Shard, rows: NDArray[np.int64]) -> Rows:
+    """Some rows of a shard whose records are in the file ``path``, by their offsets."""
+    records = files.read_records(path, 0, RECORD, rows)
     pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Rows(
-        ids=[f"{shard.key}#{row}" for row in range(start, stop)],
+        ids=[f"{shard.key}#{row}" for row in rows],
         images=np.ascontiguousarray(pixels),
-        labels=check_labels(records[:, 0], len(CLASSES), first=start, url=shard.url),
+        labels=check_labels(records[:, 0], len(CLASSES), rows=rows, url=shard.url),
         rejects=[],
     )
+
+
+def read_labels(path: str, shard: Shard) -> NDArray[np.int64]:
+    """Labels of all records in the file ``path``."""
+    file = files.stat(path)
+    rows = np.arange(0 if file is None else file.size // RECORD)
+    return check_labels(files.read_records(path, 0, RECORD, rows)[:, 0], len(CLASSES), rows=rows, url=shard.url)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raypurify.data import cifar, cifar_python, files
 from raypurify.data.base import DataError, Found, Rows, Shard
 from raypurify.data.files import File
@@ -36,9 +39,16 @@ def find(archive: File, split: str) -> Found:
     return cifar.found(shards, [files.content_identity(by_name[name]) for name in names])
 
 
-def read(shard: Shard, start: int, stop: int) -> Rows:
-    folder = files.unpacked(shard.url, shard.extra["version"], unpack)
-    return cifar.read_records(files.join(folder, shard.key), shard, start, stop)
+def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
+    return cifar.read_records(_unpacked(shard), shard, rows)
+
+
+def labels(shard: Shard) -> NDArray[np.int64]:
+    return cifar.read_labels(_unpacked(shard), shard)
+
+
+def _unpacked(shard: Shard) -> str:
+    return files.join(files.unpacked(shard.url, shard.extra["version"], unpack), shard.key)
 
 
 def unpack(url: str, folder: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from raypurify.data import cifar, files
 from raypurify.data.base import Found, Rows, Shard
 from raypurify.data.files import File
@@ -25,5 +28,9 @@ def find(listed: list[File], split: str, *, url: str) -> Found | None:
     return cifar.found(shards, [files.content_identity(by_name[name]) for name in names])
 
 
-def read(shard: Shard, start: int, stop: int) -> Rows:
-    return cifar.read_records(shard.url, shard, start, stop)
+def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
+    return cifar.read_records(shard.url, shard, rows)
+
+
+def labels(shard: Shard) -> NDArray[np.int64]:
+    return cifar.read_labels(shard.url, shard)

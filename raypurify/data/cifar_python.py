@@ -39,9 +39,16 @@ def find(listed: list[File], split: str, *, url: str) -> Found | None:
     return cifar.found(shards, [files.content_identity(by_name[name]) for name in names])
 
 
-def read(shard: Shard, start: int, stop: int) -> Rows:
-    path = files.unpacked(shard.url, shard.extra["version"], write_records)
-    return cifar.read_records(path, shard, start, stop)
+def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
+    return cifar.read_records(_unpacked(shard), shard, rows)
+
+
+def labels(shard: Shard) -> NDArray[np.int64]:
+    return cifar.read_labels(_unpacked(shard), shard)
+
+
+def _unpacked(shard: Shard) -> str:
+    return files.unpacked(shard.url, shard.extra["version"], write_records)
 
 
 def write_records(url: str, path: Path) -> None:
@@ -92,7 +99,7 @@ def _data_and_labels(batch: Any, url: str) -> tuple[NDArray[np.uint8], NDArray[n
     numbers = np.asarray(labels)
     if numbers.dtype.kind not in "iu":
         raise DataError(f"{url}: 'labels': expected integers, got {numbers.dtype}")
-    return data, check_labels(numbers, len(cifar.CLASSES), first=0, url=url)
+    return data, check_labels(numbers, len(cifar.CLASSES), rows=np.arange(len(numbers)), url=url)
 
 
 class _Refused(pickle.UnpicklingError):

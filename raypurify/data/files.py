@@ -14,13 +14,16 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 from filelock import FileLock
 from fsspec import AbstractFileSystem
+from numpy.typing import NDArray
 
 from raypurify import storage
 from raypurify.data.base import DataError
@@ -29,6 +32,14 @@ from raypurify.retries import NoBucketError, RefusedError, UnavailableError
 
 HASHED_WHOLE = 64 * 2**20
 """Bytes: a local file up to this size is identified by a hash of all its content."""
+
+NEARBY = 64 * 2**10
+"""Bytes: records that lie no farther apart are fetched by one request."""
+
+FETCHED = 8 * 2**20
+"""Bytes that one request for records fetches at most."""
+
+FETCHES_AT_ONCE = 16
 
 SAMPLED = 64 * 2**10
 """Bytes at the start and at the end of any other file that identify it, with its size and entity tag."""
@@ -182,6 +193,37 @@ def read_range(url: str, start: int, stop: int) -> bytes:
             f"{url}: truncated: expected {stop - start} bytes at offset {start}, got {len(data)}; fetch the file again"
         )
     return data
+
+
+def read_records(url: str, header: int, size: int, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Some of the records of ``size`` bytes that follow the first ``header`` bytes of a file: (len(rows), size) uint8.
+
+    Args:
+        rows: numbers of the records. Those that lie near each other are fetched together, up to ``FETCHED`` bytes.
+
+    Raises:
+        DataError: the file ends before them, or cannot be read.
+    """
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    span = np.diff(ascending, prepend=-1) * size > NEARBY
+    block = ascending // max(1, FETCHED // size)
+    starts = np.flatnonzero(span | (np.diff(block, prepend=-1) != 0))
+    stops = np.append(starts[1:], len(rows))
+    records = np.empty((len(rows), size), np.uint8)
+
+    def fetch(start: int, stop: int) -> None:
+        first, last = int(ascending[start]), int(ascending[stop - 1]) + 1
+        data = np.frombuffer(read_range(url, header + first * size, header + last * size), np.uint8)
+        records[order[start:stop]] = data.reshape(-1, size)[ascending[start:stop] - first]
+
+    if len(starts) <= 1 or storage.is_local(url):
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=False):
+            fetch(start, stop)
+    else:
+        with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
+            list(pool.map(fetch, starts.tolist(), stops.tolist()))
+    return records
 
 
 def open_file(url: str) -> IO[bytes]:

@@ -1,8 +1,8 @@
 """A folder of class folders, with image files in them at any depth: ``cats/a.png``, ``train/dogs/2024/b.jpg``.
 
 Where the root has a folder ``train`` or ``test`` (or ``validation``, ``valid``, ``val``), the class folders are in
-there. Else a sixth of the images, chosen by a hash of their ids, is the test split. The rows' order is by a hash of
-their ids too, so that the first rows, and each shard, hold all classes; it does not depend on the place.
+there. Else a sixth of the images, chosen by a hash of their ids, is the test split (``base.in_split``). The rows' order
+is by a hash of their ids too: the first rows, and each shard, hold all classes; it does not depend on the place.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raypurify import images, storage
 from raypurify.data import files
-from raypurify.data.base import DataError, Found, Rows, Shard, check_run, stacked
+from raypurify.data.base import DataError, Found, Rows, Shard, SplitBy, digest, in_split, stacked
 from raypurify.data.files import File
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SHARD_ROWS = 1024
-TEST_SHARE = 6
-"""One image in so many is the test split of a folder that has none."""
 
 
 def find(root: str, folders: list[str], split: str, split_names: dict[str, tuple[str, ...]]) -> Found | None:
@@ -33,6 +32,7 @@ def find(root: str, folders: list[str], split: str, split_names: dict[str, tuple
     Raises:
         DataError: there are folders of splits, but none for this one.
     """
+    split_by: SplitBy = "files"
     present = {key: next((name for name in names if name in folders), None) for key, names in split_names.items()}
     if any(present.values()):
         chosen = present[split]
@@ -42,22 +42,27 @@ def find(root: str, folders: list[str], split: str, split_names: dict[str, tuple
         listed = [(f"{chosen}/{key}", file) for key, file in _images_under(files.join(root, chosen))]
         label_part = 1
     else:
-        classes, label_part = sorted(folders), 0
-        listed = [(key, file) for key, file in _images_under(root) if _in_split(key, split)]
+        classes, label_part, split_by = sorted(folders), 0, "ids"
+        listed = [(key, file) for key, file in _images_under(root) if in_split(key, split)]
     numbers = {name: number for number, name in enumerate(classes)}
     listed = [(key, file) for key, file in listed if key.split("/")[label_part] in numbers]
     if not listed:
         return None
-    listed.sort(key=lambda entry: _digest(entry[0]))
+    listed.sort(key=lambda entry: digest(entry[0]))
     labelled = [(key, numbers[key.split("/")[label_part]]) for key, _ in listed]
     identity = hashlib.sha256(repr([(key, file.size, file.etag) for key, file in listed]).encode()).hexdigest()
-    return Found(shards=tuple(_shards(root, labelled)), image_shape=None, classes=tuple(classes), contents=(identity,))
+    return Found(
+        shards=tuple(_shards(root, labelled)),
+        image_shape=None,
+        classes=tuple(classes),
+        contents=(identity,),
+        split_by=split_by,
+    )
 
 
-def read(shard: Shard, start: int, stop: int) -> Rows:
+def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     """Read and decode some of a shard's files. A file that is gone or refused is rejected at the stage ``read``."""
-    check_run(shard, start, stop)
-    keys = list(shard.extra["keys"][start:stop])
+    keys = [shard.extra["keys"][row] for row in rows]
     decoded, kept, rejects = [], [], []
     for row, content in enumerate(_contents(shard.url, keys)):
         stage = "read"
@@ -70,8 +75,14 @@ def read(shard: Shard, start: int, stop: int) -> Rows:
         except ValueError as error:
             url = files.join(shard.url, keys[row])
             rejects.append({"id": keys[row], "url": url, "stage": stage, "reason": str(error)})
-    labels = np.asarray(shard.extra["labels"][start:stop], np.int64)
-    return Rows(ids=[keys[row] for row in kept], images=stacked(decoded), labels=labels[kept], rejects=rejects)
+    return Rows(
+        ids=[keys[row] for row in kept], images=stacked(decoded), labels=labels(shard)[rows][kept], rejects=rejects
+    )
+
+
+def labels(shard: Shard) -> NDArray[np.int64]:
+    """Labels of a shard's files."""
+    return np.asarray(shard.extra["labels"], np.int64)
 
 
 def _subfolders(root: str, folder: str) -> list[str]:
@@ -90,16 +101,6 @@ def _images_under(root: str) -> list[tuple[str, File]]:
         if key.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in key.split("/")):
             listed.append((key, files.described(files.join(root, key), info)))
     return listed
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
-
-
-def _in_split(key: str, split: str) -> bool:
-    # The order takes the digest's first bytes, so the split takes its last: neither tells of the other.
-    is_test = int.from_bytes(_digest(key)[8:], "big") % TEST_SHARE == 0
-    return is_test == (split == "test")
 
 
 def _shards(root: str, labelled: list[tuple[str, int]]) -> Iterator[Shard]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raypurify.data import files
-from raypurify.data.base import DataError, Found, Rows, Shard, check_labels, check_run
+from raypurify.data.base import DataError, Found, Rows, Shard, check_labels
 from raypurify.data.files import File
 
 PREFIX = {"train": "train", "test": "t10k"}
@@ -53,9 +54,9 @@ def find(listed: list[File], split: str, *, classes: int | None = None) -> Found
             f"{labels.url}: holds {label_dims[0]} labels, but {images.url} holds {image_dims[0]} images; "
             "they must be of one dataset and split"
         )
-    values = np.frombuffer(_values(labels.url, labels.version, label_dims, 0, label_dims[0]), np.uint8)
+    values = _values(labels.url, labels.version, label_dims, np.arange(label_dims[0]))[:, 0]
     count = classes or max(MNIST_CLASSES, int(values.max(initial=0)) + 1)
-    check_labels(values, count, first=0, url=labels.url)
+    check_labels(values, count, rows=np.arange(len(values)), url=labels.url)
     height, width, channels = (*image_dims[1:], 1)[:3]
     shard = Shard(
         format="idx",
@@ -117,23 +118,29 @@ def _check_size(file: File, expected: int) -> None:
         raise DataError(f"{file.url}: {what}: its header asks for {expected} bytes, it ends at offset {size}")
 
 
-def _values(url: str, version: str, dims: tuple[int, ...], start: int, stop: int) -> bytes:
+def _values(url: str, version: str, dims: tuple[int, ...], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     path = files.inflated(url, version) if url.endswith(".gz") else url
-    item = math.prod(dims[1:])
-    header = 4 + 4 * len(dims)
-    return files.read_range(path, header + start * item, header + stop * item)
+    return files.read_records(path, 4 + 4 * len(dims), math.prod(dims[1:]), rows)
 
 
-def read(shard: Shard, start: int, stop: int) -> Rows:
-    """Rows ``start`` to ``stop`` of a shard: two reads by offset."""
-    check_run(shard, start, stop)
-    extra = shard.extra
-    dims = tuple(extra["dimensions"])
-    pixels = np.frombuffer(_values(shard.url, extra["version"], dims, start, stop), np.uint8)
-    labels = np.frombuffer(_values(extra["labels"], extra["labels_version"], dims[:1], start, stop), np.uint8)
+def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
+    """Some rows of a shard, by their offsets."""
+    dims = tuple(shard.extra["dimensions"])
+    pixels = _values(shard.url, shard.extra["version"], dims, rows)
     return Rows(
-        ids=[f"{shard.key}#{row}" for row in range(start, stop)],
-        images=pixels.reshape(stop - start, *(*dims[1:], 1)[:3]),
-        labels=check_labels(labels, extra["classes"], first=start, url=extra["labels"]),
+        ids=[f"{shard.key}#{row}" for row in rows],
+        images=pixels.reshape(len(rows), *(*dims[1:], 1)[:3]),
+        labels=_labels(shard, rows),
         rejects=[],
     )
+
+
+def labels(shard: Shard) -> NDArray[np.int64]:
+    """Labels of all rows."""
+    return _labels(shard, np.arange(shard.extra["dimensions"][0]))
+
+
+def _labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    extra = shard.extra
+    values = _values(extra["labels"], extra["labels_version"], tuple(extra["dimensions"])[:1], rows)[:, 0]
+    return check_labels(values, extra["classes"], rows=rows, url=extra["labels"])

@@ -13,7 +13,7 @@ row is named by its file and its number in it. A shard is one row group.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from raypurify import images, storage
 from raypurify.data import files
-from raypurify.data.base import NO_LABEL, DataError, Found, Rows, Shard, check_labels, check_run, stacked
+from raypurify.data.base import NO_LABEL, DataError, Found, Rows, Shard, check_labels, in_split, stacked
 from raypurify.data.files import File
 
 IMAGE_COLUMNS = ("image", "img")
@@ -34,11 +34,12 @@ LABEL_COLUMNS = ("label", "labels", "fine_label")
 BATCH = 1024
 
 
-def find(listed: list[tuple[str, File]]) -> Found:
+def find(listed: list[tuple[str, File]], split: str | None = None) -> Found:
     """One shard for each row group of Parquet files, from their footers alone.
 
     Args:
         listed: key and file, for each.
+        split: take the rows that the hash of their ids puts into this split; None: all are of the split.
 
     Raises:
         DataError: a file is no Parquet, lacks an image column, or differs from the others in its columns.
@@ -65,36 +66,97 @@ def find(listed: list[tuple[str, File]]) -> Found:
     names = _class_names(schema)
     classes: tuple[str, ...] | int = names or count
     number = len(names) or count
+    shards = [replace(shard, extra={**shard.extra, "classes": number}) for shard in shards]
+    if split is not None:
+        shards = list(_of_split(shards, split))
+    if not shards:
+        raise DataError(f"{listed[0][1].url}: none of its few rows falls into the {split} split")
     return Found(
-        shards=tuple(replace(shard, extra={**shard.extra, "classes": number}) for shard in shards),
+        shards=tuple(shards),
         image_shape=_tensor_shape(schema),
         classes=classes,
         contents=tuple(files.content_identity(file) for _, file in listed),
+        split_by="files" if split is None else "ids",
     )
 
 
-def read(shard: Shard, start: int, stop: int) -> Rows:
-    """Rows ``start`` to ``stop`` of a row group; only the needed columns are read.
+def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
+    """Some rows of a row group; only the needed columns are read.
 
     Raises:
         DataError: the file is damaged, a label is missing or out of range.
     """
-    check_run(shard, start, stop)
-    table = _read_table(shard, start, stop)
-    first = shard.first + start
-    if "id" in table.column_names:
-        ids = table["id"].to_pylist()
-    else:
-        ids = [f"{shard.key}#{row}" for row in range(first, first + stop - start)]
+    return next(read_parts(shard, [rows]))
+
+
+def read_parts(shard: Shard, parts: Sequence[NDArray[np.int64]]) -> Iterator[Rows]:
+    """Several lists of rows of a row group, one after the other: it is read once, and each list decoded in its turn.
+
+    Raises:
+        DataError: the file is damaged, a label is missing or out of range.
+    """
+    wanted = np.unique(np.concatenate(parts))
+    table = _read_table(shard, wanted)
+    for rows in parts:
+        part = table if np.array_equal(rows, wanted) else table.take(np.searchsorted(wanted, rows))
+        yield _decoded(part, rows, shard)
+
+
+def _decoded(table: pa.Table, rows: NDArray[np.int64], shard: Shard) -> Rows:
+    ids = table["id"].to_pylist() if "id" in table.column_names else _named_by_row(shard, rows)
     decoded, rejects = _images(table, ids, shard)
     kept = [row for row, image in enumerate(decoded) if image is not None]
-    labels = _labels(table, shard, first)
     return Rows(
         ids=[ids[row] for row in kept],
         images=stacked([image for image in decoded if image is not None]),
-        labels=labels[kept],
+        labels=_labels(table, shard, rows)[kept],
         rejects=rejects,
     )
+
+
+def _named_by_row(shard: Shard, rows: Iterable[int]) -> list[str]:
+    return [f"{shard.key}#{shard.first + row}" for row in rows]
+
+
+def labels(shard: Shard) -> NDArray[np.int64]:
+    """Labels of a row group, from that column alone.
+
+    Raises:
+        DataError: a label is missing or out of range.
+    """
+    count = _metadata(shard.url, shard.extra["version"]).row_group(shard.row_group).num_rows
+    column = _column(shard, _label_column)
+    table = pa.table({"image": pa.nulls(count)} if column is None else {LABEL_COLUMNS[0]: column})
+    return _labels(table, shard, np.arange(count))
+
+
+def own_ids(shard: Shard) -> pa.ChunkedArray | None:
+    """The column ``id`` of a row group, where there is one."""
+    return _column(shard, lambda schema: "id" if "id" in schema.names else None)
+
+
+def _column(shard: Shard, choose: Callable[[pa.Schema], str | None]) -> pa.ChunkedArray | None:
+    metadata = _metadata(shard.url, shard.extra["version"])
+    name = choose(metadata.schema.to_arrow_schema())
+    if name is None:
+        return None
+    whole = _whole_column(shard.url, shard.extra["version"], name)
+    return whole.slice(shard.first, metadata.row_group(shard.row_group).num_rows)
+
+
+@lru_cache(maxsize=32)
+def _whole_column(url: str, version: str, name: str) -> pa.ChunkedArray:
+    with _naming(url), files.open_file(url) as opened:
+        return pq.ParquetFile(opened, metadata=_metadata(url, version)).read(columns=[name])[name]
+
+
+def _of_split(shards: Iterable[Shard], split: str) -> Iterator[Shard]:
+    for shard in shards:
+        own = own_ids(shard)
+        ids = _named_by_row(shard, range(shard.rows)) if own is None else own.to_pylist()
+        picked = np.flatnonzero([in_split(str(name), split) for name in ids]).astype(np.uint32)
+        if len(picked):
+            yield replace(shard, rows=len(picked), picked=picked)
 
 
 @lru_cache(maxsize=64)
@@ -201,14 +263,14 @@ def _classes_reached(file: File, metadata: pq.FileMetaData, label: str) -> int:
     for group in range(metadata.num_row_groups):
         statistics = metadata.row_group(group).column(index).statistics
         if statistics is None or not statistics.has_min_max:
-            with _naming(file.url), files.open_file(file.url) as opened:
-                column = pq.ParquetFile(opened, metadata=metadata).read(columns=[label])[label]
+            column = _whole_column(file.url, file.version, label)
             return int(np.max(column.drop_null().to_numpy(), initial=NO_LABEL)) + 1
         largest = max(largest, statistics.max)
     return int(largest) + 1
 
 
-def _read_table(shard: Shard, start: int, stop: int) -> pa.Table:
+def _read_table(shard: Shard, rows: NDArray[np.int64]) -> pa.Table:
+    """The needed columns of some rows, which ascend."""
     with _naming(f"{shard.url}, row group {shard.row_group}"):
         metadata = _metadata(shard.url, shard.extra["version"])
         schema = metadata.schema.to_arrow_schema()
@@ -217,10 +279,12 @@ def _read_table(shard: Shard, start: int, stop: int) -> pa.Table:
             batches, seen = [], 0
             columns = _columns(schema)
             for batch in file.iter_batches(BATCH, row_groups=[shard.row_group], columns=columns, use_threads=False):
-                if seen + len(batch) > start:
-                    batches.append(batch.slice(max(0, start - seen), stop - max(seen, start)))
+                here = rows[slice(*np.searchsorted(rows, [seen, seen + len(batch)]))] - seen
+                # Where all are taken a slice does, without a copy.
+                run = len(here) and here[-1] - here[0] == len(here) - 1
+                batches.append(batch.slice(here[0], len(here)) if run else batch.take(here))
                 seen += len(batch)
-                if seen >= stop:
+                if not len(rows) or seen > rows[-1]:
                     break
             return pa.Table.from_batches(batches)
 
@@ -302,12 +366,12 @@ def _pixels(value: Any, shape: Any) -> NDArray[np.uint8]:
     return pixels.reshape((*shape, 1)[:3])
 
 
-def _labels(table: pa.Table, shard: Shard, first: int) -> NDArray[np.int64]:
+def _labels(table: pa.Table, shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     label = _label_column(table.schema)
     if label is None:
         return np.full(len(table), NO_LABEL, np.int64)
     column = table[label]
     if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise DataError(f"{shard.url}, row {first + row}: the label is null; leave the column out for images without")
-    return check_labels(column.to_numpy(), shard.extra["classes"], first=first, url=shard.url)
+        row = shard.first + int(rows[np.flatnonzero(column.is_null().to_numpy())[0]])
+        raise DataError(f"{shard.url}, row {row}: the label is null; leave the column out for images without")
+    return check_labels(column.to_numpy(), shard.extra["classes"], rows=shard.first + rows, url=shard.url)

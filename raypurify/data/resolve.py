@@ -39,7 +39,7 @@ def resolve(data: str, split: str, url: str | None) -> tuple[str, Found]:
     A folder may hold, and is searched in this order for: IDX files; CIFAR-10's batches; Parquet (in the folder itself,
     or in ``train``, ``test``, ``data``); CIFAR-10's archives or the folders in them; class folders. Parquet files are
     told apart by the names that Hugging Face gives them (``train-00000-of-00001.parquet``); where no file is named
-    after a split, all files are the split that was asked for, whichever it is.
+    after a split, a sixth of the rows, chosen by a hash of their ids, is the test split (``base.in_split``).
 
     Raises:
         DataError: nothing there, or nothing of a known format.
@@ -85,7 +85,7 @@ def find(root: str, split: str, *, classes: int | None = None) -> Found:
 def _in_file(file: File, split: str, classes: int | None) -> Found | None:
     name = file.name.partition("?")[0]
     if name.endswith(".parquet"):
-        return parquet.find(_of_split([(name, file)], split, file.url))
+        return parquet.find(*_of_split([(name, file)], split, file.url))
     if name.endswith((".tar.gz", ".tgz")):
         return cifar_archive.find(file, split)
     if any(file.key in idx.names(each) for each in SPLIT_NAMES):
@@ -104,9 +104,9 @@ def _in_folder(root: str, split: str, classes: int | None) -> Found | None:
     )
     if found:
         return found
-    tables = _tables(root, listed, folders, split)
+    tables, unsplit = _tables(root, listed, folders, split)
     if tables:
-        return parquet.find(tables)
+        return parquet.find(tables, unsplit)
     for file in listed:
         if file.name in cifar_archive.NAMES:
             return cifar_archive.find(file, split)
@@ -116,14 +116,17 @@ def _in_folder(root: str, split: str, classes: int | None) -> Found | None:
     return folder.find(root, folders, split, SPLIT_NAMES)
 
 
-def _tables(root: str, listed: list[File], folders: list[str], split: str) -> list[tuple[str, File]]:
-    """Key and file of each Parquet file of the split."""
+Tables = tuple[list[tuple[str, File]], str | None]
+"""Key and file of each Parquet file, and the split that its rows are to be picked for; None: they are of the split."""
+
+
+def _tables(root: str, listed: list[File], folders: list[str], split: str) -> Tables:
     tables = _parquet(listed)
     for name in (*SPLIT_NAMES[split], "data"):
         if not tables and name in folders:
             inside = _parquet(files.list_folder(files.join(root, name))[0], f"{name}/")
             if name != "data":
-                return inside
+                return inside, None
             tables = inside
     return _of_split(tables, split, root)
 
@@ -132,7 +135,7 @@ def _parquet(listed: list[File], prefix: str = "") -> list[tuple[str, File]]:
     return [(prefix + file.name, file) for file in listed if file.name.endswith(".parquet")]
 
 
-def _of_split(tables: list[tuple[str, File]], split: str, root: str) -> list[tuple[str, File]]:
+def _of_split(tables: list[tuple[str, File]], split: str, root: str) -> Tables:
     by_name: dict[str, list[tuple[str, File]]] = {}
     every_name = [name for names in SPLIT_NAMES.values() for name in names]
     for key, file in tables:
@@ -140,7 +143,7 @@ def _of_split(tables: list[tuple[str, File]], split: str, root: str) -> list[tup
         by_name.setdefault(own, []).append((key, file))
     for name in SPLIT_NAMES[split]:
         if name in by_name:
-            return by_name[name]
+            return by_name[name], None
     if any(by_name):
         raise DataError(f"{root}: no Parquet of the {split} split here: the files are named {', '.join(by_name)}")
-    return tables
+    return tables, split

@@ -68,7 +68,8 @@ def attack(
         raise ValueError(f"{config.input}: an attack needs labels, and these images have none")
     networks = Networks.load(config)
     identity = _identity(config, source, networks, resources.batch)
-    units = units_of(source)
+    # By its name a reader of the images knows which split they are, and takes them all.
+    units = [dataclasses.replace(unit, name=f"{config.split}-{unit.name}") for unit in units_of(source)]
     with runs.hold(output, identity, overwrite=overwrite) as run:
         if not run.finished:
             written = {storage.stem(url) for url in storage.list_files(storage.join(output, "images"), ".parquet")}
@@ -92,7 +93,7 @@ def _identity(config: GenerationConfig, source: Source, networks: Networks, batc
     if networks.purifier is not None:
         hashes["purifier_sha256"] = networks.purifier.sha256
     asked = {**dataclasses.asdict(config), "attack": text}
-    return {**asked, "dataset": source.fingerprint, "unit": UNIT, **hashes, **coupled}
+    return {**asked, "dataset": source.fingerprint, "unit": UNIT, "names": "SPLIT-UNIT", **hashes, **coupled}
 
 
 def _figures(output: str, source: Source) -> dict[str, Any]:

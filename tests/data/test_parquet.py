@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify import images
-from raypurify.data import NO_LABEL, DataError, open_source, read_rows
+from raypurify.data import NO_LABEL, DataError, Origin, labels_of, open_source, read_rows
 
 ROWS = 25
 LABELS = [row % 4 for row in range(ROWS)]
@@ -70,8 +71,8 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
 
 def test_grey_tensors_without_a_channel(tmp_path: Path) -> None:
     grey = pixels(1)
-    pq.write_table(tensors(grey[..., 0]), tmp_path / "a.parquet")
-    source = open_source(str(tmp_path / "a.parquet"), split="test")
+    pq.write_table(tensors(grey[..., 0]), tmp_path / "test.parquet")
+    source = open_source(str(tmp_path / "test.parquet"), split="test")
     assert source.image_shape == (6, 5, 1)
     np.testing.assert_array_equal(read_rows(source.shards[0], 0, ROWS).images, grey)
 
@@ -86,7 +87,7 @@ def test_ids_of_their_own_no_labels_and_several_shapes(tmp_path: Path) -> None:
             "shape": [list(shape) for shape in shapes],
         }
     )
-    pq.write_table(table, tmp_path / "part-0.parquet")
+    pq.write_table(table, tmp_path / "test-0.parquet")
     source = open_source(str(tmp_path), split="test")
     assert source.classes == 0
     rows = read_rows(source.shards[0], 1, 3)
@@ -100,12 +101,12 @@ def test_any_run_of_a_large_row_group(tmp_path: Path) -> None:
     rows = 5000
     array = np.random.default_rng(1).integers(0, 256, (rows, 2, 2, 1), dtype=np.uint8)
     table = pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(array)})
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=rows)
+    pq.write_table(table, tmp_path / "train-a.parquet", row_group_size=rows)
     shard = open_source(str(tmp_path), split="train").shards[0]
     for start, stop in ((0, 1), (1000, 1100), (1024, 2048), (0, rows), (rows - 1, rows), (7, 7)):
         read = read_rows(shard, start, stop)
         np.testing.assert_array_equal(np.asarray(read.images).reshape(-1, 2, 2, 1), array[start:stop])
-        assert read.ids == [f"a.parquet#{row}" for row in range(start, stop)]
+        assert read.ids == [f"train-a.parquet#{row}" for row in range(start, stop)]
 
 
 @pytest.mark.parametrize("layout", ["{split}-00000.parquet", "{split}/0.parquet", "data/{split}-0.parquet"])
@@ -127,6 +128,38 @@ def test_the_other_split_is_never_taken(tmp_path: Path) -> None:
             open_source(str(url), split="test")
 
 
+@pytest.mark.parametrize("own_ids", [False, True])
+def test_unnamed_files_are_split_by_a_hash_of_the_ids(tmp_path: Path, own_ids: bool) -> None:
+    table = pa.table({"image": encoded() * 24, "label": LABELS * 24})
+    if own_ids:
+        table = table.append_column("id", pa.array([f"image {row}" for row in range(len(table))]))
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    parts = {}
+    for url in (tmp_path, tmp_path / "a.parquet"):
+        for split in ("train", "test"):
+            source = open_source(str(url), split=split)
+            rows = [read_rows(shard, 0, shard.rows) for shard in source.shards]
+            parts[split] = [name for part in rows for name in part.ids]
+            assert labels_of(source).tolist() == [label for part in rows for label in part.labels.tolist()]
+            assert source.origin.split_by == "ids"
+        assert not set(parts["train"]) & set(parts["test"])
+        assert len(set(parts["train"] + parts["test"])) == 600
+        assert 70 <= len(parts["test"]) <= 130  # a sixth
+
+
+def test_the_same_rows_are_known_under_another_name(tmp_path: Path) -> None:
+    def origin(name: str, split: Literal["train", "test"], rows: int = ROWS) -> Origin:
+        pq.write_table(hugging_face().slice(0, rows), tmp_path / name)
+        return open_source(str(tmp_path / name), split=split).origin
+
+    train = origin("a.parquet", "train")
+    assert train.overlaps(origin("b.parquet", "train"))
+    assert train.overlaps(origin("test.parquet", "test"))
+    assert origin("test.parquet", "test").overlaps(origin("val-0.parquet", "test"))
+    assert not train.overlaps(origin("a.parquet", "test"))
+    assert not train.overlaps(origin("a.parquet", "train", rows=20))
+
+
 def test_class_names_of_hugging_face(tmp_path: Path) -> None:
     info = {"info": {"features": {"label": {"names": ["a", "b", "c", "d", "e"], "_type": "ClassLabel"}}}}
     table = hugging_face().replace_schema_metadata({"huggingface": json.dumps(info)})
@@ -144,14 +177,14 @@ def test_images_that_cannot_be_decoded_are_rejects(tmp_path: Path) -> None:
     data[1] = (data[1] or b"")[:60]
     data[3] = b"no image"
     data[4] = None
-    path = tmp_path / "a.parquet"
+    path = tmp_path / "train-a.parquet"
     pq.write_table(pa.table({"image": data, "label": LABELS}), path)
     rows = read_rows(open_source(str(tmp_path), split="train").shards[0], 0, 6)
-    assert rows.ids == [f"a.parquet#{row}" for row in (0, 2, 5)]
+    assert rows.ids == [f"train-a.parquet#{row}" for row in (0, 2, 5)]
     np.testing.assert_array_equal(rows.images, pixels()[[0, 2, 5]])
     assert rows.labels.tolist() == [LABELS[row] for row in (0, 2, 5)]
     assert [(reject["id"], reject["url"], reject["stage"]) for reject in rows.rejects] == [
-        (f"a.parquet#{row}", str(path), "decode") for row in (1, 3, 4)
+        (f"train-a.parquet#{row}", str(path), "decode") for row in (1, 3, 4)
     ]
     assert "UnidentifiedImageError" in rows.rejects[1]["reason"]
     assert rows.rejects[2]["reason"] == "the image is null"
@@ -162,7 +195,7 @@ def test_raw_pixels_that_do_not_fit_their_shape_are_rejects(tmp_path: Path) -> N
     shapes = [[6, 5, 3]] * ROWS
     shapes[2] = [6, 5, 4]
     table = table.set_column(1, "shape", pa.array(shapes))
-    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(table, tmp_path / "train-a.parquet")
     rows = read_rows(open_source(str(tmp_path), split="train").shards[0], 0, 4)
     assert len(rows.ids) == 3
     assert "of 90 values, got [6, 5, 4]" in rows.rejects[0]["reason"]
@@ -194,7 +227,7 @@ def test_a_table_of_something_else_is_named(tmp_path: Path, table: pa.Table, mes
 )
 def test_a_wrong_label_is_named_with_its_row(tmp_path: Path, value: int | None, message: str) -> None:
     labels = [*LABELS[:12], value, *LABELS[13:]]
-    pq.write_table(pa.table({"image": encoded(), "label": labels}), tmp_path / "a.parquet", row_group_size=10)
+    pq.write_table(pa.table({"image": encoded(), "label": labels}), tmp_path / "train-a.parquet", row_group_size=10)
     shard = open_source(str(tmp_path), split="train").shards[1]
     with pytest.raises(DataError, match=rf"a\.parquet, {message}"):
         read_rows(shard, 1, 4)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify import images
-from raypurify.data import DataError, open_source, read_rows
+from raypurify.data import DataError, labels_of, open_source, read_rows, take_rows
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 4, 3), dtype=np.uint8)
 RECORDS = np.random.default_rng(1).integers(0, 10, (4, 3073), dtype=np.uint8)
@@ -52,11 +52,17 @@ def check(local: Path, place: str) -> None:
         there = open_source(f"{place}/{name}", split="train")
         assert (there.name, there.classes, there.image_shape) == (name, here.classes, here.image_shape)
         assert [(shard.key, shard.rows) for shard in there.shards] == [(shard.key, shard.rows) for shard in here.shards]
+        labels = np.concatenate([read_rows(shard, 0, shard.rows).labels for shard in here.shards])
+        np.testing.assert_array_equal(labels_of(there), labels)
         for shard, other in zip(here.shards, there.shards, strict=True):
             expected, got = read_rows(shard, 1, shard.rows), read_rows(other, 1, other.rows)
             assert got.ids == expected.ids
             np.testing.assert_array_equal(got.images, expected.images)
             np.testing.assert_array_equal(got.labels, expected.labels)
+            backwards = np.arange(other.rows)[::-2]
+            picked = take_rows(other, backwards)
+            assert picked.ids == [read_rows(shard, row, row + 1).ids[0] for row in backwards]
+            np.testing.assert_array_equal(picked.images, np.asarray(read_rows(shard, 0, shard.rows).images)[backwards])
             assert other.url.startswith(place)
     with pytest.raises(DataError, match=r"nowhere"):
         open_source(f"{place}/nowhere", split="train")
@@ -67,7 +73,7 @@ def test_http(local: Path, http_root) -> None:
     local.rename(served / "local")
     check(served / "local", f"{url}/local")
     name = "parquet/a.parquet"
-    assert open_source(f"{url}/local/{name}", split="train").rows == 12
+    assert sum(open_source(f"{url}/local/{name}", split=split).rows for split in ("train", "test")) == 12
 
 
 def test_s3(local: Path, s3_bucket: str) -> None:

@@ -50,7 +50,7 @@ def test_images_are_those_of_plain_torch_and_a_dataset(
     for place in ("images", "png"):
         there = open_source(f"{output}/{place}", split="train")
         assert there.rows == 600
-    first = read_rows(open_source(f"{output}/images", split="test").shards[0], 0, 500)
+    first = read_rows(open_source(f"{output}/images", split="train").shards[0], 0, 500)
     by_id = dict(zip(first.ids, np.asarray(first.images), strict=True))
     clean = dict(zip(rows.ids, np.asarray(rows.images), strict=True))
     change = np.array([np.abs(by_id[name].astype(int) - clean[name]).max() for name in first.ids])
@@ -63,7 +63,7 @@ def test_what_was_cut_off_goes_on_and_what_is_done_stays(
     output = str(tmp_path / "run")
     attack(config, ONE, output)
     before = images_of(output)
-    kept, lost = (Path(output, "images", name) for name in ("000000.parquet", "000001.parquet"))
+    kept, lost = (Path(output, "images", name) for name in ("train-000000.parquet", "train-000001.parquet"))
     time = kept.stat().st_mtime_ns
     lost.unlink()
     Path(output, "_SUCCESS").unlink()
