@@ -198,7 +198,7 @@ def test_a_mended_image_is_taken_in_by_every_cell(local_ray: None, small_classif
         os.utime(victim, (1, 1))
         summary = evaluate(asked, ONE, there)
         assert summary["n"].to_pylist() == [n] * len(asked.attacks)
-        Path(attacked, "images", "000000.parquet").unlink(missing_ok=True)
+        Path(attacked, "images", "test-000000.parquet").unlink(missing_ok=True)
         Path(attacked, "_SUCCESS").unlink(missing_ok=True)
         figures = attack(generation, ONE, attacked)
         assert (figures["n"], figures["rejected"]) == (n, 6 - n)

@@ -27,7 +27,7 @@ JOBS = {
 MOMENTS = {
     "train_mnist": ["_LEASE", "checkpoints/*/model/config.json", "checkpoints/*000005*"],
     "evaluate": ["_LEASE", "scores/*/000000.parquet", "scores/*/000001.parquet"],
-    "attack": ["_LEASE", "images/000000.parquet", "images/000001.parquet"],
+    "attack": ["_LEASE", "images/train-000000.parquet", "images/train-000001.parquet"],
     "clean": ["_LEASE", "manifest/*.parquet", "manifest/*000002*.parquet"],
     "demo": ["a_net/_LEASE", "cru_net/_LEASE", "evaluation/scores/*/*.parquet"],
 }
