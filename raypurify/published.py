@@ -13,7 +13,7 @@ _SECRET_KEY = re.compile(
     re.I,
 )
 _USER = re.compile(r"(\w://)[^\s/'\"<>]+@")
-_QUERY = re.compile(r"\b((?!s3a?:|gc?s:)\w+://[^\s?'\"<>]*)\?[^\s'\"<>]*")
+_QUERY = re.compile(r"\b((?!(?:s3a?|gc?s|file|local|memory|hdfs|sftp|smb):)\w+://[^\s?'\"<>]*)\?[^\s'\"<>]*")
 _LONE = re.compile(r"[\ud800-\udfff]")
 _LIKE_AN_ESCAPE = re.compile(r"\ufffd(?=[0-9A-F]{2})")
 _ESCAPES = re.compile(r"(?:\ufffd[0-9A-F]{2})+")
@@ -32,7 +32,9 @@ def redacted(value: Any) -> Any:
     """``value`` (nested mappings, lists and strings) without what may be a credential.
 
     Hidden are the query of URLs, which may be signed, a user and password in them, and the values of keys that sound
-    like a secret's. What follows a question mark in a URL of S3 or Google Cloud Storage is a part of the key: it stays.
+    like a secret's.
+
+    In a URL of S3, Google Cloud Storage or a file system a question mark is a part of the name: what follows it stays.
     """
     if isinstance(value, Mapping):
         return {key: HIDDEN if _SECRET_KEY.search(str(key)) else redacted(item) for key, item in value.items()}

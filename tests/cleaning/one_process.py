@@ -6,8 +6,6 @@ from collections import Counter
 from itertools import islice
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from raypurify import images, runs, storage
 from raypurify.cleaning import accounts, inputs, plan, schedule
 from raypurify.cleaning.cleaner import Cleaner, Cleaning
@@ -72,5 +70,5 @@ def rows_of(output: str, part: str) -> list[dict[str, Any]]:
     return [
         row
         for url in storage.list_files(storage.join(output, part), ".parquet")
-        for row in pq.read_table(url).to_pylist()
+        for row in storage.read_table(url).to_pylist()
     ]
