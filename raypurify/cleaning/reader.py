@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypurify import images, retries, storage
+from raypurify.cleaning import tars
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.data import files, parquet
+from raypurify.data.base import DataError
 from raypurify.images import Picture
 from raypurify.retries import RefusedError, UnavailableError
 
@@ -27,7 +29,7 @@ READS_AT_ONCE = 32
 """Files that are read ahead."""
 OUTAGES = (RefusedError, UnavailableError, files.StoreError)
 """What a store says that says nothing of the file: no reason to reject it."""
-TROUBLE = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+TROUBLE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 LARGEST_FILE = 1 << 30
 """Bytes of an image file, or of a tar's member, that is read: it is held in memory."""
 BUFFER = 4 << 20
@@ -61,7 +63,8 @@ class Encoded:
     data: bytes | None = None
     picture: Picture | None = None
     reason: str | None = None
-    is_image: bool = True
+    header: tarfile.TarInfo | None = None
+    """Of a tar's member that is no image: as it is passed on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,9 @@ class Input:
     """Of a reject: "read" or "decode"."""
     reason: str = ""
     other: bytes | None = None
-    """What a member that is no image holds."""
+    """What a member that is no image holds; a link or a folder holds nothing."""
+    header: tarfile.TarInfo | None = None
+    """Of such a member: its name, kind, and what it links to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +117,13 @@ def groups(unit: Unit, limits: Limits) -> Iterator[Group]:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error says nothing of the file: the store or this machine is in trouble."""
-    return retries.is_transient(error) or getattr(error, "errno", None) in TROUBLE
+    """Whether an error, or what it came from, says nothing of the file: the store or this machine is in trouble."""
+    if retries.is_transient(error):
+        return True
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) not in TROUBLE:
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Encoded]:
@@ -156,6 +166,19 @@ def changed(entry: Entry, size: int) -> str:
     return f"changed since it was listed: {entry.size} bytes then, {size} now; --update takes it up"
 
 
+def _check_size(opened: IO[bytes], entry: Entry) -> None:
+    """Check that an opened file is of the size that was planned, and go back to its start.
+
+    Raises:
+        DataError: it is not.
+    """
+    if entry.size >= 0:
+        size = opened.seek(0, os.SEEK_END)
+        if size != entry.size:
+            raise DataError(changed(entry, size))
+        opened.seek(0)
+
+
 def _runs_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Group]:
     for entry, table in zip(entries, _tables(entries, limits), strict=True):
         names = [f"{entry.first + row:09d}" for row in range(entry.rows or 0)]
@@ -187,9 +210,7 @@ def _tables(entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | V
         if limits.announce and (left := [entry.id for entry in entries if entry.id not in limits.killers]):
             limits.announce(left[0])
         with files.open_file(entries[0].url) as opened:
-            size = opened.seek(0, os.SEEK_END)
-            if entries[0].size not in (-1, size):
-                raise ValueError(changed(entries[0], size))
+            _check_size(opened, entries[0])
             for table in _slices(opened, entries, limits):
                 yield table
                 given += 1
@@ -243,21 +264,8 @@ def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> It
         yield table
 
 
-class _Header(tarfile.TarInfo):
-    """A member's header. A damaged one, and a missing end, are errors, which tarfile takes for the archive's end."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
-
-
 def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
-    """A tar's images; each name once: a second one of that name gets its number."""
+    """A tar's members; each name once: a second one of that name gets its number."""
     if entry.id in limits.killers:
         yield Encoded(id=entry.key, name=entry.key, reason=limits.killers[entry.id])
         return
@@ -265,36 +273,62 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
         limits.announce(entry.id)
     seen: dict[str, int] = {}
     try:
-        with files.open_file(entry.url) as opened, tarfile.open(fileobj=opened, mode="r|*", tarinfo=_Header) as tar:
-            for member in tar:
-                is_link = (member.islnk() or member.issym()) and images.is_named_as_image(member.name)
-                if not member.isfile() and not is_link:
-                    continue
-                # A name in another encoding than UTF-8 comes with bytes that no text can hold.
-                name = member.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-                seen[name] = seen.get(name, 0) + 1
-                about: dict[str, Any] = {
-                    "id": f"{entry.key}#{name}{f'~{seen[name]}' if seen[name] > 1 else ''}",
-                    "name": name,
-                    "is_image": images.is_named_as_image(name),
-                }
-                if is_link:
-                    yield Encoded(**about, reason=f"is a link to {member.linkname}; links in a tar are not followed")
-                elif member.size > LARGEST_FILE:
-                    yield Encoded(**about, reason=_too_large(member.size))
-                elif about["id"] in limits.killers:
-                    yield Encoded(**about)
-                else:
-                    if limits.announce:
-                        limits.announce(about["id"])
-                    yield Encoded(**about, data=cast(IO[bytes], tar.extractfile(member)).read())
+        with files.open_file(entry.url) as opened:
+            _check_size(opened, entry)
+            with tars.opened(opened) as tar:
+                while (member := tar.next()) is not None:
+                    yield _member(tar, member, entry, seen, limits)
+                if tar.damaged_at is not None:
+                    raise DataError(f"the tar is damaged: what begins at its byte {tar.damaged_at} is of no member")
     except (MemoryError, *OUTAGES):
         raise
     except Exception as error:
         # A damaged archive makes tarfile raise also what it does not document: TypeError, IndexError, ...
         if is_passing(error):
             raise
-        yield Encoded(id=entry.key, name=entry.key, reason=f"the tar can't be read to its end: {error}")
+        reason = str(error) if isinstance(error, DataError) else f"the tar can't be read to its end: {error}"
+        yield Encoded(id=entry.key, name=entry.key, reason=reason)
+
+
+def _member(tar: tars.Tar, member: tarfile.TarInfo, entry: Entry, seen: dict[str, int], limits: Limits) -> Encoded:
+    name, target = (_printable(text) for text in (member.name, member.linkname))
+    seen[name] = seen.get(name, 0) + 1
+    id = f"{entry.key}#{name}{f'~{seen[name]}' if seen[name] > 1 else ''}"
+    if reason := _refusal(member, name, target, seen):
+        return Encoded(id=id, name=name, reason=reason)
+    header = None if member.isreg() and images.is_named_as_image(name) else _header(member, name, target)
+    if id in limits.killers:
+        return Encoded(id=id, name=name, header=header)
+    if limits.announce:
+        limits.announce(id)
+    data = cast(IO[bytes], tar.extractfile(member)).read() if member.isreg() else b""
+    return Encoded(id=id, name=name, data=data, header=header)
+
+
+def _refusal(member: tarfile.TarInfo, name: str, target: str, seen: Mapping[str, int]) -> str | None:
+    """Why a member is neither read nor passed on."""
+    if member.issym() or member.islnk():
+        # What an image becomes has another name, and may be a reject.
+        if images.is_named_as_image(name) or images.is_named_as_image(target):
+            return f"is a link to {target}; links in a tar are not followed"
+        return f"is a link to {target}, which is not in the tar" if member.islnk() and target not in seen else None
+    if member.isreg():
+        return _too_large(member.size) if member.size > LARGEST_FILE else None
+    return None if member.isdir() else f"is no file, folder or link, but of the type {member.type!r}"
+
+
+def _header(member: tarfile.TarInfo, name: str, target: str) -> tarfile.TarInfo:
+    """A member's header in the cleaned tar, without owner, times and permissions."""
+    header = tarfile.TarInfo(name)
+    header.type = tarfile.REGTYPE if member.isreg() else member.type
+    header.linkname = "" if member.isreg() else target
+    header.mode = 0o755 if member.isdir() else header.mode
+    return header
+
+
+def _printable(name: str) -> str:
+    """A name in another encoding than UTF-8 comes with bytes that no text can hold."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _decoded(encoded: Iterable[Encoded], limits: Limits) -> Iterator[Input]:
@@ -319,7 +353,7 @@ def _decoded(encoded: Iterable[Encoded], limits: Limits) -> Iterator[Input]:
 
 def _pixels(item: Encoded, limits: Limits) -> int:
     """Pixels that an image says it has, from its header."""
-    if item.data is None or not item.is_image or item.id in limits.killers:
+    if item.data is None or item.header or item.id in limits.killers:
         return 0
     return images.pixels_of(item.data)
 
@@ -330,8 +364,8 @@ def _decode(position: int, item: Encoded, limits: Limits) -> Input:
         return Input(**about, stage="read", reason=item.reason)
     if item.id in limits.killers:
         return Input(**about, stage="decode", reason=limits.killers[item.id])
-    if not item.is_image:
-        return Input(**about, other=item.data)
+    if item.header:
+        return Input(**about, other=item.data, header=item.header)
     if limits.announce:
         limits.announce(item.id)
     if item.picture is not None:

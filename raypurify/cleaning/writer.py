@@ -177,7 +177,7 @@ class Tar:
         name = f"{stem}.{self.extension}"
         while name in self.names:
             name = f"{item.name}.{self.extension}" if item.name not in name else f"{name}.{self.extension}"
-        self._add(name, data)
+        self._add(tarfile.TarInfo(name), data)
         self.count += 1
         return self.url, self.count - 1
 
@@ -186,13 +186,12 @@ class Tar:
 
     def pass_on(self, item: Input) -> None:
         """Take a member that is no image as it is."""
-        self._add(item.name, cast(bytes, item.other))
+        self._add(cast(tarfile.TarInfo, item.header), cast(bytes, item.other))
 
-    def _add(self, name: str, data: bytes) -> None:
-        self.names.add(name)
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        self.tar.addfile(info, io.BytesIO(data))
+    def _add(self, header: tarfile.TarInfo, data: bytes) -> None:
+        self.names.add(header.name)
+        header.size = len(data)
+        self.tar.addfile(header, io.BytesIO(data))
 
     def close(self) -> None:
         self.tar.close()

@@ -1,6 +1,8 @@
 """Units cleaned in this process: models that fail on some images, inputs that end it, runs of long row groups."""
 
 import io
+import os
+import resource
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from raypurify.cleaning.config import CleaningConfig, Format
 from raypurify.cleaning.drafts import Sizes
 from raypurify.cleaning.inputs import listed
 from raypurify.data import files
+from raypurify.data.base import DataError
 from raypurify.images import decode, encode_png
 
 BRIGHT = 5
@@ -210,15 +213,28 @@ def items_of(path: Path, output: str) -> list[reader.Input]:
     ]
 
 
-@pytest.mark.parametrize("damage", ["flipped header", "cut in a header", "cut after a member", "cut in a member"])
-def test_a_damaged_tar_says_so_and_gives_what_comes_before(tmp_path: Path, damage: str):
-    data = bytearray(tar_of({f"{index}.png": image(index) for index in range(10)}))
-    with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
-        sixth = [member.offset for member in tar][5]
-    if damage == "flipped header":
-        data[sixth + 3] ^= 0x55
-    else:
-        del data[sixth + {"cut in a header": 100, "cut after a member": 0, "cut in a member": 600}[damage] :]
+def tar_of_ten() -> tuple[bytearray, int]:
+    """A tar, and where its sixth member begins."""
+    data = tar_of({f"{index}.png": image(index) for index in range(10)})
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return bytearray(data), [member.offset for member in tar][5]
+
+
+def test_a_tar_with_a_damaged_header_says_so_and_gives_all_others(tmp_path: Path):
+    data, sixth = tar_of_ten()
+    data[sixth + 3] ^= 0x55
+    (tmp_path / "a.tar").write_bytes(data)
+    items = items_of(tmp_path / "a.tar", str(tmp_path / "out"))
+    assert [item.id for item in items if item.picture] == [f"a.tar#{index}.png" for index in range(10) if index != 5]
+    [reject] = [item for item in items if item.picture is None]
+    assert (reject.id, reject.stage) == ("a.tar", "read")
+    assert reject.reason == f"the tar is damaged: what begins at its byte {sixth} is of no member"
+
+
+@pytest.mark.parametrize("damage", ["cut in a header", "cut after a member", "cut in a member"])
+def test_a_tar_that_is_cut_off_says_so_and_gives_what_comes_before(tmp_path: Path, damage: str):
+    data, sixth = tar_of_ten()
+    del data[sixth + {"cut in a header": 100, "cut after a member": 0, "cut in a member": 600}[damage] :]
     (tmp_path / "a.tar").write_bytes(data)
     items = items_of(tmp_path / "a.tar", str(tmp_path / "out"))
     assert [item.id for item in items if item.picture is not None] == [f"a.tar#{index}.png" for index in range(5)]
@@ -239,7 +255,10 @@ def test_links_in_a_tar_are_rejects(tmp_path: Path):
     items = items_of(tmp_path / "a.tar", str(tmp_path / "out"))
     assert {item.id: item.reason for item in items} == {
         "a.tar#a.png": "",
-        **{f"a.tar#{name}.png": "is a link to a.png; links in a tar are not followed" for name in "bc"},
+        **{
+            f"a.tar#{name}": "is a link to a.png; links in a tar are not followed"
+            for name in ("b.png", "c.png", "d.txt")
+        },
     }
 
 
@@ -284,6 +303,29 @@ def test_a_tar_that_can_no_longer_be_read_leaves_nothing(tmp_path: Path):
     [reject] = clean(unit).rejects
     assert reject["id"] == "a.tar"
     assert storage.list_files(f"{output}/images") == []
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_an_input_that_this_machine_cannot_open_now_is_no_reject(tmp_path: Path, kind: str):
+    path, output = tmp_path / f"a.{kind}", str(tmp_path / "out")
+    if kind == "tar":
+        path.write_bytes(tar_of({"0.png": image(0)}))
+    else:
+        write_rows(path, 1, 1)
+    [unit] = units_of(str(path), output)
+    clean = cleaner(str(path), output, "identity")
+    assert len(clean(unit).rows) == 1
+    [url] = storage.list_files(f"{output}/images")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with open(os.devnull) as lowest:
+            free = lowest.fileno()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        with pytest.raises(DataError, match="Too many open files"):
+            clean(unit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert storage.list_files(f"{output}/images") == [url]
 
 
 def write_rows(path: Path, rows: int, group: int) -> list[bytes]:

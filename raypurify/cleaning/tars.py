@@ -1,0 +1,92 @@
+"""Tars that are read from their start to their end, past zeros and damage.
+
+The standard library takes the first block of zeros, and any damage, for the end of the archive. Behind them may be
+more: tars that were joined (``cat a.tar b.tar``), or what came after a hole in a download.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import IO, Any, cast
+
+COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b\x08": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x5d\0\0\x80": lzma.open,
+}
+"""How compressed files begin; each may consist of several that were joined."""
+MARK = 6
+"""Bytes of the longest of these beginnings."""
+
+
+class Header(tarfile.TarInfo):
+    """A member's header. Blocks that are no part of any member are noted in the tar."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Header:
+        if buf and buf.count(0) == len(buf):
+            # Zeros are zeros, also where the last block of them is cut off.
+            raise tarfile.EOFHeaderError("zeros")  # type: ignore[attr-defined]
+        return super().frombuf(buf, encoding, errors)
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Header:
+        assert isinstance(tar, Tar)
+        begin = tar.offset
+        try:
+            header = super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            tar.is_ended = True
+            raise
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            if tar.is_ended:
+                raise
+            raise tarfile.ReadError("it is cut off") from None
+        except tarfile.HeaderError as error:
+            tar.go_on_after(begin)
+            raise tarfile.InvalidHeaderError(str(error)) from error  # type: ignore[attr-defined]
+        tar.is_ended = False
+        return header
+
+
+class Tar(tarfile.TarFile):
+    """A tar that is read once. :func:`opened` makes it."""
+
+    tarinfo = Header
+    is_ended = False
+    """Whether the last block was of zeros, as behind the last member."""
+    damaged_at: int | None = None
+    """Where the first bytes are, of the inflated tar, that are no zeros and no part of any member."""
+
+    def go_on_after(self, begin: int) -> None:
+        """Let the next header be looked for behind all that was read from ``begin`` on."""
+        self.damaged_at = begin if self.damaged_at is None else self.damaged_at
+        # tarfile adds a block to this. What was read is more where the damaged header was to follow another.
+        self.offset = self.fileobj.tell() - tarfile.BLOCKSIZE
+
+    def next(self) -> tarfile.TarInfo | None:
+        """The next member; None behind the last one. None is kept: there may be millions."""
+        member = super().next()
+        self.members.clear()  # type: ignore[attr-defined]
+        return member
+
+
+def opened(file: IO[bytes]) -> Tar:
+    """The tar in a file, inflated where it is compressed.
+
+    Raises:
+        tarfile.ReadError: there is none.
+    """
+    buffered = io.BufferedReader(cast(io.RawIOBase, file))
+    head = buffered.peek(MARK)
+    inflate = next((kind for mark, kind in COMPRESSED.items() if head.startswith(mark)), lambda plain: plain)
+    # read() of a damaged file would lose to the error what comes before it.
+    pieces = SimpleNamespace(read=inflate(buffered).read1)
+    return Tar.open(fileobj=cast(IO[bytes], pieces), mode="r|", ignore_zeros=True)
