@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.attacks._active import begin_draws, fools, logits_of
-from raypurify.attacks._gradients import input_gradient
+from raypurify.attacks._gradients import input_gradient, vanishes
 from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
 from raypurify.seeds import derive, normal
@@ -59,7 +59,7 @@ class MaskingCheck:
         ball = PGD(epsilon=self.epsilon, steps=self.steps)
         whole = PGD(epsilon=1.0, steps=self.steps)
         result = {
-            "zero_gradient": input_gradient(victim, x, y).flatten(1).abs().amax(dim=1) == 0,
+            "zero_gradient": vanishes(input_gradient(victim, x, y)[0]),
             "pred_single_step": _prediction(victim, FGSM(epsilon=self.epsilon)(victim, x, y, seeds=seeds).x_adv),
             "pred_multi_step": _prediction(victim, ball(victim, x, y, seeds=seeds).x_adv),
             "pred_unbounded": _prediction(victim, whole(victim, x, y, seeds=seeds).x_adv),

@@ -19,11 +19,14 @@ class Attacked:
 
     x_adv: (N, C, H, W) float32 in [0, 1], inside the attack's ball to 1e-6.
     steps, queries: (N,) int64: gradient steps, and images sent through the victim (a backward pass counts as one more).
+    zero_gradient: (N,) bool: whether the first gradient that the attack took of an image was zero everywhere, False for
+        an image of which it took none; None for an attack that takes no gradient, or does not tell.
     """
 
     x_adv: Tensor
     steps: Tensor
     queries: Tensor
+    zero_gradient: Tensor | None = None
 
 
 class Attack(Protocol):
@@ -70,7 +73,7 @@ def numbers(x_adv: Tensor, x: Tensor) -> Tensor:
     return torch.where(x_adv.isfinite().flatten(1).all(dim=1)[:, None, None, None], x_adv, x)
 
 
-def counted(x_adv: Tensor, *, steps: int, queries: int) -> Attacked:
+def counted(x_adv: Tensor, *, steps: int, queries: int, zero_gradient: Tensor | None = None) -> Attacked:
     """An :class:`Attacked` in which every image took the same number of steps and queries."""
     count = torch.full((len(x_adv),), 0, dtype=torch.int64)
-    return Attacked(x_adv=x_adv, steps=count + steps, queries=count + queries)
+    return Attacked(x_adv=x_adv, steps=count + steps, queries=count + queries, zero_gradient=zero_gradient)

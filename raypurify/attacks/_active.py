@@ -9,24 +9,30 @@ from raypurify.attacks import Attacked
 
 
 class Effort:
-    """Steps and queries of each image, as :class:`Attacked` reports them."""
+    """Steps, queries and zero gradients of each image, as :class:`Attacked` reports them."""
 
     def __init__(self, x: Tensor) -> None:
         self.steps = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.queries = torch.zeros_like(self.steps)
+        self.zero_gradient: Tensor | None = None
 
     def look(self, images: Tensor | slice = slice(None)) -> None:
         """Count a forward pass of these images (numbers)."""
         self.queries[images] += 1
 
-    def step(self, images: Tensor, *, backward: int = 1) -> None:
+    def step(self, images: Tensor | slice, *, backward: int = 1) -> None:
         """Count a gradient step of these images (numbers): one forward pass, and ``backward`` passes back."""
         self.steps[images] += 1
         self.queries[images] += 1 + backward
 
+    def first_gradients(self, images: Tensor | slice, zero: Tensor) -> None:
+        """Note which of these images' (numbers) first gradients were zero: (M,) bool."""
+        self.zero_gradient = torch.zeros_like(self.steps, dtype=torch.bool)
+        self.zero_gradient[images] = zero
+
     def attacked(self, x_adv: Tensor) -> Attacked:
         """The result, with what it took."""
-        return Attacked(x_adv=x_adv, steps=self.steps, queries=self.queries)
+        return Attacked(x_adv=x_adv, steps=self.steps, queries=self.queries, zero_gradient=self.zero_gradient)
 
 
 def logits_of(victim: nn.Module, x: Tensor) -> Tensor:

@@ -6,17 +6,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raypurify.attacks._active import margin
 
-def input_gradient(victim: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Gradient of each image's cross-entropy with respect to that image: (N, C, H, W).
+LARGEST_MARGIN = 10.0
+"""Logits by which a label may be ahead in a cross-entropy. float32 resolves its gradient to 0.1% there, and not at all
+from 17 on; smaller bounds weigh all the other classes alike, which weakens FGSM."""
 
-    The sum over the batch is differentiated, so that an image's gradient does not depend on the batch, to
-    rounding.
+
+def input_gradient(victim: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of each image's cross-entropy with respect to that image, and its margin.
+
+    The cross-entropy of large logits is flat in float32, so that the gradient of a victim that is sure of itself would
+    vanish: where the label is ahead by more than ``LARGEST_MARGIN``, the image's logits are scaled down to that. The
+    sum over the batch is differentiated, so that an image's gradient does not depend on the batch, to rounding.
+
+    Returns:
+        the gradient (N, C, H, W), and by how much the label's logit is ahead of the best other one (N,).
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
-        loss = F.cross_entropy(victim(x).float(), labels, reduction="sum")
-        return slope(loss, x)
+        logits = victim(x).float()
+        ahead = margin(logits.detach(), labels)
+        scale = (ahead / LARGEST_MARGIN).clamp_min(1)
+        loss = F.cross_entropy(logits / scale[:, None], labels, reduction="sum")
+        return slope(loss, x), ahead
+
+
+def vanishes(gradient: Tensor) -> Tensor:
+    """Which images' gradients (N, ...) are zero everywhere: (N,) bool."""
+    return gradient.flatten(1).abs().amax(dim=1) == 0
 
 
 def slope(total: Tensor, x: Tensor) -> Tensor:

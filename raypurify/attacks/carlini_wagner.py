@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
 from raypurify.attacks._active import Effort, begin_draws, margin
-from raypurify.attacks._gradients import slope
+from raypurify.attacks._gradients import input_gradient, slope, vanishes
 
 CHECKS = 10
 """How often in a descent an image is asked whether it still improves."""
@@ -61,6 +61,9 @@ class CarliniWagner:
         """See :class:`raypurify.attacks.Attack`; nothing is random."""
         found = Found(x)
         effort = Effort(x)
+        gradient, _ = input_gradient(victim, x, y if target is None else target)
+        effort.step(slice(None))
+        effort.first_gradients(slice(None), vanishes(gradient))
         c = torch.full_like(found.l2, self.initial_c)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         for search_step in range(self.search_steps):

@@ -60,12 +60,14 @@ class DeepFool:
         others = rivals(logits, y, self.candidates - 1) if target is None else target[:, None]
         active = torch.nonzero(~fools(logits, y, target)).flatten()
         point = x[active]
-        for _ in range(self.steps):
+        for count in range(self.steps):
             if not len(active):
                 break
             clean, goal = x[active], None if target is None else target[active]
             step, distances = boundary_step(victim, point, own[active], others[active])
             effort.step(active, backward=others.shape[1])
+            if count == 0:
+                effort.first_gradients(active, distances.isinf().all(dim=1))
             if others.shape[1] > self.contenders:
                 others = nearest(others, active, distances, self.contenders)
             point = (point + step).clamp_(0, 1)

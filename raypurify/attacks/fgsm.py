@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked, counted
-from raypurify.attacks._gradients import check_epsilon, check_labels, input_gradient, towards
+from raypurify.attacks._gradients import check_epsilon, check_labels, input_gradient, towards, vanishes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,10 @@ class FGSM:
     ) -> Attacked:
         """See :class:`raypurify.attacks.Attack`; nothing is random."""
         labels, sign = towards(victim, x, y, target, self.labels)
-        gradient = input_gradient(victim, x, labels)
+        gradient, _ = input_gradient(victim, x, labels)
         x_adv = (x + sign * self.epsilon * gradient.sign()).clamp(0, 1)
-        return counted(x_adv, steps=1, queries=2 + (self.labels == "predicted"))
+        queries = 2 + (self.labels == "predicted")
+        return counted(x_adv, steps=1, queries=queries, zero_gradient=vanishes(gradient))
 
 
 build = FGSM

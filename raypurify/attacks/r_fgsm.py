@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked, counted
-from raypurify.attacks._gradients import check_epsilon, check_labels, input_gradient, towards
+from raypurify.attacks._gradients import check_epsilon, check_labels, input_gradient, towards, vanishes
 from raypurify.seeds import normal
 
 
@@ -41,9 +41,10 @@ class RFGSM:
         phi = self.epsilon / 2 if self.phi is None else self.phi
         labels, sign = towards(victim, x, y, target, self.labels)
         x_random = (x + phi * normal(seeds, x).sign()).clamp(0, 1)
-        gradient = input_gradient(victim, x_random, labels)
+        gradient, _ = input_gradient(victim, x_random, labels)
         x_adv = (x_random + sign * (self.epsilon - phi) * gradient.sign()).clamp(0, 1)
-        return counted(x_adv, steps=1, queries=2 + (self.labels == "predicted"))
+        queries = 2 + (self.labels == "predicted")
+        return counted(x_adv, steps=1, queries=queries, zero_gradient=vanishes(gradient))
 
 
 build = RFGSM

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from raypurify.attacks import Attacked
 from raypurify.attacks._active import Effort, fools, logits_of, margin, spread
-from raypurify.attacks._gradients import slope
+from raypurify.attacks._gradients import slope, vanishes
 
 SMOOTHING = 1e-8
 """Square pixels, added to a squared difference of the flow before its root."""
@@ -84,6 +84,8 @@ class StAdv:
             goal = None if target is None else target[active]
             warped, fooled, gradient = self._objective(victim, x[active], y[active], goal, search)
             effort.step(active)
+            if step == 1:
+                effort.first_gradients(active, vanishes(gradient))
             loss = flow_loss(search.flow)
             better = fooled & (loss < smoothest[active])
             kept = active[better]

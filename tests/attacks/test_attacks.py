@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from raypurify import plugins
 from raypurify.attacks import Attack, Attacked, counted, run_attack
+from raypurify.attacks._active import margin
+from raypurify.attacks._gradients import input_gradient
 from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
 from raypurify.attacks.r_fgsm import RFGSM
@@ -118,10 +120,87 @@ class Flat(nn.Module):
 def test_images_without_a_gradient_stay_images(name: str, victim: nn.Module, images: Tensor) -> None:
     flat = Flat(victim)
     labels = flat(images).argmax(dim=1)
-    x_adv = build(name)(flat, images, labels, seeds=range(9)).x_adv
+    attacked = build(name)(flat, images, labels, seeds=range(9))
+    x_adv = attacked.x_adv
+    assert attacked.zero_gradient is None or attacked.zero_gradient.all()
     assert x_adv.isfinite().all()
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tells_where_the_gradient_was_zero(name: str, victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attacked = build(name)(victim, images, labels, seeds=range(9))
+    assert (attacked.zero_gradient is None) == (name in ("none", "rotation_translation"))
+    assert attacked.zero_gradient is None or not attacked.zero_gradient.any()
+
+
+class Scaled(nn.Module):
+    """The same decisions with larger logits."""
+
+    def __init__(self, victim: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.victim, self.scale = victim, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.victim(x)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "r_fgsm", "pgd"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_scale_of_the_logits_hides_no_gradient(
+    name: str, targeted: bool, victim: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    target = (labels + 1) % 5 if targeted else None
+    large = Scaled(victim, 1e4)
+    attacked = build(name)(large, images, labels, seeds=range(9), target=target)
+    assert not attacked.zero_gradient.any()
+    predictions = victim(attacked.x_adv).argmax(dim=1)
+    if target is None:
+        assert (predictions == labels).float().mean() <= 0.2
+        _, ahead = input_gradient(large, images, labels)
+        assert (ahead > 17).all(), "the plain cross-entropy has a gradient here"
+    else:
+        assert (predictions == target).float().mean() >= 0.5
+
+
+def test_pgd_returns_the_best_iterate_of_each_image(victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def ahead(x_adv: Tensor) -> Tensor:
+        return margin(victim(x_adv), labels)
+
+    # The same start and step: the iterates of the shorter runs are the first ones of the longer.
+    reached = torch.stack(
+        [
+            ahead(PGD(epsilon=0.1, step_size=0.15, steps=steps)(victim, images, labels, seeds=range(9)).x_adv)
+            for steps in range(1, 9)
+        ]
+    )
+    assert (reached.diff(dim=0) <= 1e-6).all()
+    assert (reached[-1] < reached[0]).any()
+    target = (labels + 1) % 5
+    short, long = (
+        PGD(epsilon=0.1, step_size=0.15, steps=steps)(victim, images, labels, seeds=range(9), target=target).x_adv
+        for steps in (7, 8)
+    )
+    assert (margin(victim(long), target) >= margin(victim(short), target) - 1e-6).all()
+
+
+def test_pgd_starts_again_where_an_image_withstood(victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    once, thrice = (
+        PGD(epsilon=0.02, steps=3, restarts=restarts)(victim, images, labels, seeds=range(9)) for restarts in (1, 3)
+    )
+    ahead, less = (margin(victim(attacked.x_adv), labels) for attacked in (once, thrice))
+    fallen = ahead < 0
+    assert 0 < fallen.sum() < 9
+    assert (less <= ahead).all()
+    assert (less < ahead).any()
+    assert torch.equal(thrice.x_adv[fallen], once.x_adv[fallen])
+    assert thrice.steps[fallen].eq(3).all()
+    assert thrice.steps[~fallen].gt(3).all()
+    assert (thrice.queries == 7 * thrice.steps // 3).all()
+    rows = torch.tensor([7, 2])
+    alone = PGD(epsilon=0.02, steps=3, restarts=3)(victim, images[rows], labels[rows], seeds=rows.tolist())
+    torch.testing.assert_close(alone.x_adv, thrice.x_adv[rows], rtol=0, atol=1e-5)
 
 
 class Breaking(nn.Module):
@@ -165,8 +244,8 @@ def test_fgsm_equals_torchattacks(victim: nn.Module, images: Tensor, labels: Ten
 
 
 def test_pgd_equals_torchattacks(victim: nn.Module, images: Tensor, labels: Tensor) -> None:
-    ours = PGD(epsilon=0.1, steps=7, step_size=0.03, random_start=False)(victim, images, labels, seeds=range(9)).x_adv
-    theirs = torchattacks.PGD(victim, eps=0.1, alpha=0.03, steps=7, random_start=False)(images, labels)
+    ours = PGD(epsilon=0.1, steps=7, step_size=0.014, random_start=False)(victim, images, labels, seeds=range(9)).x_adv
+    theirs = torchattacks.PGD(victim, eps=0.1, alpha=0.014, steps=7, random_start=False)(images, labels)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
@@ -196,6 +275,8 @@ def test_predicted_labels_leak_no_label(victim: nn.Module, images: Tensor, label
         ("r_fgsm", {"epsilon": 0.1, "phi": 0.2}, "phi"),
         ("pgd", {"steps": 0}, "steps"),
         ("pgd", {"step_size": 0}, "step_size"),
+        ("pgd", {"restarts": 0}, "restarts"),
+        ("pgd", {"restarts": 2, "random_start": False}, "random_start"),
         ("pgd", {"stepsize": 0.1}, "stepsize"),
     ],
 )
