@@ -105,6 +105,8 @@ class Group:
     through: int | None
     """The purifier that an adaptive attacker attacks through, by its number; None for an attacker who knows none."""
     cells: tuple[Cell, ...]
+    couples_batch: bool
+    """Whether an attacked image depends on the batch that it came in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +288,8 @@ class _Layout:
         attack, attacked = _attack(spec), self.classifiers[victim]
         resolved = plugins.resolved(spec, attack)
         params = dict(resolved.params)
-        if getattr(attack, "couples_batch", False):
+        couples_batch = bool(getattr(attack, "couples_batch", False))
+        if couples_batch:
             params["batch"] = self.batch
         seen: list[Any] = [attacked.sha256]
         name = attacked.name
@@ -315,7 +318,14 @@ class _Layout:
             text = json.dumps(plugins.normalised(identity))
             digest = hashlib.sha256(text.encode()).hexdigest()[:16]
             cells.append(Cell(row={"cell": digest, **row}, classifier=classifier, purifier=purifier))
-        return Group(attack=spec, resolved=resolved, victim=victim, through=through, cells=tuple(cells))
+        return Group(
+            attack=spec,
+            resolved=resolved,
+            victim=victim,
+            through=through,
+            cells=tuple(cells),
+            couples_batch=couples_batch,
+        )
 
     def _adaptation(self, through: int) -> dict[str, Any]:
         """What an adaptive attacker adds to an attack's parameters, where the purifier asks for it."""

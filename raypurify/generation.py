@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from raypurify import fields, metrics, models, plugins, schema
+from raypurify import fields, metrics, models, plugins, results, schema
 from raypurify.adaptive import Composite, is_differentiable
 from raypurify.attacks import Attack, run_attack
 from raypurify.images import encode_png, to_uint8_nhwc
@@ -138,7 +138,12 @@ def success(table: pa.Table, kind: str) -> float | None:
 
 
 def rounding_effect(table: pa.Table) -> dict[str, float | None]:
-    """What an attack reached before and after its images were rounded to 8 bits."""
+    """What an attack reached before and after its images were rounded to 8 bits.
+
+    ``l2_median`` is :func:`raypurify.results.median_distance` before the rounding; None where it is infinite: half of
+    the images or more withstood.
+    """
     figures: dict[str, float | None] = {f"success_{kind}": success(table, kind) for kind in ("adversarial", "rounded")}
-    l2 = table["l2"].to_numpy()
-    return {**figures, "linf_max": float(table["linf"].to_numpy().max(initial=0)), "l2_median": float(np.median(l2))}
+    median = results.median_distance(results.distances_to_success(table, "pred_clean", "pred_adversarial"))
+    linf_max = float(table["linf"].to_numpy().max(initial=0))
+    return {**figures, "linf_max": linf_max, "l2_median": median if math.isfinite(median) else None}

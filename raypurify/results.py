@@ -34,6 +34,25 @@ def read_scores(output: str, cell: str, columns: Sequence[str]) -> pa.Table:
     return storage.read_tables(urls, pa.schema([schema.SCORES.field(name) for name in columns]))
 
 
+def distances_to_success(scores: pa.Table, clean: str, attacked: str) -> np.ndarray:
+    """How far an attack had to go, for each image that was right at first: infinitely, where it did not succeed.
+
+    Args:
+        scores: rows with ``label``, ``l2``, and the victim's own predictions.
+        clean: column of those on the clean images.
+        attacked: column of those on the attacked images.
+    """
+    label = scores["label"].to_numpy()
+    fooled = scores[attacked].to_numpy() != label
+    distances: np.ndarray = np.where(fooled, scores["l2"].to_numpy(), np.inf)[scores[clean].to_numpy() == label]
+    return distances
+
+
+def median_distance(distances: np.ndarray) -> float:
+    """Median of :func:`distances_to_success`; infinity where no image was right at first."""
+    return float(np.median(distances)) if distances.size else float("inf")
+
+
 def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     """One row of ``schema.SUMMARY``, from a few files at a time.
 
@@ -44,7 +63,7 @@ def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: the cell has no rows, or an id twice.
     """
-    totals = _Totals()
+    totals = _Totals(adaptive=cell["setting"] == "adaptive")
     for scores in _score_tables(output, cell["cell"], [name for name in schema.SCORES.names if name != "detected"]):
         totals.add(scores)
     _check_rows(totals.ids, cell)
@@ -62,7 +81,9 @@ def _score_tables(output: str, cell: str, columns: Sequence[str]) -> Iterator[pa
 class _Totals:
     """What is kept of a cell's scores: sums, the ids (they have to be unique) and the distances (for their median)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, adaptive: bool) -> None:
+        # An adaptive attacker's victim is the classifier behind the purifier.
+        self.victim = ("pred_clean_purified", "pred_purified") if adaptive else ("pred_clean", "pred_adversarial")
         self.n = 0
         self.sums: Counter[str] = Counter()
         self.most: dict[str, float] = {"linf": 0.0, "steps": 0, "queries": 0}
@@ -83,8 +104,7 @@ class _Totals:
             self.sums[f"{name}_known"] += len(known)
         for name, value in self.most.items():
             self.most[name] = max(value, scores[name].to_numpy().max(initial=0))
-        still_right = right["adversarial"]
-        self.distances.append(np.where(still_right, np.inf, scores["l2"].to_numpy())[right["clean"]])
+        self.distances.append(distances_to_success(scores, *self.victim))
         self._add_masking(scores.filter(scores["zero_gradient"].is_valid()))
         self.ids.append(scores["id"])
         self.n += len(scores)
@@ -102,7 +122,6 @@ class _Totals:
         accuracy = {kind: self.sums[f"right_{kind}"] / self.n for kind in ("clean", *schema.COMPARISONS)}
         low, high = metrics.wilson_interval(int(self.sums["right_purified"]), self.n)
         psnr = {f"psnr_{kind}": self.sums[f"psnr_{kind}"] / self.n for kind in schema.COMPARISONS}
-        distances = np.concatenate(self.distances)
         return {
             "n": self.n,
             **{f"accuracy_{kind}": value for kind, value in accuracy.items()},
@@ -113,8 +132,7 @@ class _Totals:
             **{f"ssim_{kind}": self._share(f"ssim_{kind}", f"ssim_{kind}_known") for kind in schema.COMPARISONS},
             "psnr_purified_eq16": psnr["psnr_purified"] + metrics.PSNR_EQ16_OFFSET,
             "linf_max": float(self.most["linf"]),
-            # Over the images that were right at first; an attack that failed counts as infinite.
-            "l2_median": float(np.median(distances)) if distances.size else float("inf"),
+            "l2_median": median_distance(np.concatenate(self.distances)),
             "steps_mean": self.sums["steps"] / self.n,
             "steps_max": int(self.most["steps"]),
             "queries_mean": self.sums["queries"] / self.n,

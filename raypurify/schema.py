@@ -73,7 +73,9 @@ SUMMARY = pa.schema(
         *(pa.field(f"ssim_{kind}", pa.float64()) for kind in COMPARISONS),  # means
         pa.field("psnr_purified_eq16", pa.float64(), nullable=False),  # psnr_purified + 20 log10(255), see metrics.py
         pa.field("linf_max", pa.float64(), nullable=False),
-        pa.field("l2_median", pa.float64(), nullable=False),  # over images right at first; a failure counts as inf
+        pa.field(
+            "l2_median", pa.float64(), nullable=False
+        ),  # over images the victim had right; a failure counts as inf
         pa.field("steps_mean", pa.float64(), nullable=False),
         pa.field("steps_max", pa.int64(), nullable=False),
         pa.field("queries_mean", pa.float64(), nullable=False),

@@ -54,6 +54,16 @@ def test_the_figures_of_a_cell(tmp_path: Path) -> None:
     assert storage.read_table(str(tmp_path / "summary.parquet")).equals(summary)
 
 
+def test_an_adaptive_attack_is_judged_behind_the_purifier(tmp_path: Path) -> None:
+    fooled, held = {"pred_purified": 0}, {"pred_adversarial": 0}
+    write(tmp_path, [row("a", l2=2.0, **fooled), row("b", l2=3.0, **fooled), row("c", l2=4.0, **held)])
+    assert results.summarise(str(tmp_path), {**CELL, "setting": "adaptive"})["l2_median"] == 3.0  # of 2, 3, infinity
+    assert results.summarise(str(tmp_path), CELL)["l2_median"] == float("inf")
+    wrong_at_first = row("d", l2=1.0, pred_clean_purified=0, **fooled)
+    write(tmp_path, [row("a", l2=2.0, **fooled), wrong_at_first])
+    assert results.summarise(str(tmp_path), {**CELL, "setting": "adaptive"})["l2_median"] == 2.0
+
+
 def test_the_masking_check_counts_the_images_that_were_checked(tmp_path: Path) -> None:
     fooled = dict.fromkeys((f"pred_{attack}" for attack in schema.MASKING_ATTACKS), 0)
     checked = {**fooled, "zero_gradient": False, "pred_straight_through": None}

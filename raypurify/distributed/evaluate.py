@@ -6,7 +6,7 @@ A unit's scores are written one file a cell.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
@@ -236,38 +236,36 @@ def sample(
     """Write ``samples/`` of each cell."""
     set_threads(pool)
     scorer = work.start(pool)
+    coupled = {cell.hash for group in work.grid.groups if group.couples_batch for cell in group.cells}
     for cell, samples in chosen.items():
-        rows = [_only(units[unit], {s.id for s in samples}) for unit in {s.unit for s in samples}]
         kinds = {s.id: s.kind for s in samples}
         tables = []
-        for ids, images, labels in batches_of(rows, scorer.batch):
-            batch = batch_of(images, labels, (), scorer.device)
-            for scored in scorer.evaluator.evaluate(batch.x, batch.y, ids, {cell}):
-                tables.append(_samples(scored, batch.x, kinds))
+        for unit in sorted({s.unit for s in samples}):
+            for ids, images, labels in _batches_with(units[unit], set(kinds), scorer.batch, whole=cell in coupled):
+                batch = batch_of(images, labels, (), scorer.device)
+                for scored in scorer.evaluator.evaluate(batch.x, batch.y, ids, {cell}):
+                    tables.append(_samples(scored, batch.x, kinds))
         storage.write_table(storage.join(work.output, "samples", f"{cell}.parquet"), pa.concat_tables(tables))
 
 
-def _only(unit: Unit, names: AbstractSet[str]) -> Rows:
-    """The rows of a unit whose ids are in ``names``."""
-    rows = [
-        row
-        for piece in unit.read()
-        for row in zip(piece.ids, piece.images, piece.labels, strict=True)
-        if row[0] in names
-    ]
-    return Rows(
-        ids=[row[0] for row in rows],
-        images=[row[1] for row in rows],
-        labels=np.array([row[2] for row in rows], dtype=np.int64),
-        rejects=[],
-    )
+def _batches_with(
+    unit: Unit, names: AbstractSet[str], size: int, *, whole: bool
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """The batches that a unit is scored in, of which some ids are in ``names``: ``whole``, or just these rows."""
+    for ids, images, labels in batches_of(unit.read(), size):
+        rows = [index for index, name in enumerate(ids) if name in names]
+        if rows:
+            kept = list(range(len(ids))) if whole else rows
+            yield [ids[row] for row in kept], images[kept], labels[kept]
 
 
 def _samples(scored: Scored, x: torch.Tensor, kinds: Mapping[str, str]) -> pa.Table:
-    """A batch's rows of ``schema.SAMPLES``."""
+    """Of a batch's rows of ``schema.SAMPLES``, those that have a kind."""
     pixels = {"clean": x, "adversarial": scored.x_adv, "purified": scored.x_pure}
     rows = []
     for index, score in enumerate(scored.scores.to_pylist()):
+        if score["id"] not in kinds:
+            continue
         hwc = {name: images[index].permute(1, 2, 0).float().cpu() for name, images in pixels.items()}
         rows.append(
             {
@@ -282,15 +280,21 @@ def _samples(scored: Scored, x: torch.Tensor, kinds: Mapping[str, str]) -> pa.Ta
 
 
 def _curves(config: EvaluationConfig) -> dict[str, pa.Table]:
-    """The loss curves of the purifiers' trainings, where they lie in or beside the checkpoint."""
+    """The loss curves of the purifiers' trainings, where they lie in or beside the checkpoint.
+
+    One that cannot be read is left out with a warning: it must not fail a finished evaluation.
+    """
     curves = {}
     for text in config.purifiers:
-        url = text.partition(",")[0]
-        if "/" in url:
-            for place in (url, storage.join(url, "..")):
-                if storage.exists(storage.join(place, "metrics.parquet")):
-                    curves[models.load("purifier", text).name] = storage.read_table(
-                        storage.join(place, "metrics.parquet")
-                    )
+        url = text.partition(",")[0].rstrip("/")
+        if "/" not in url:
+            continue
+        try:
+            for place in (url, url.rpartition("/")[0]):
+                curve = storage.join(place, "metrics.parquet")
+                if storage.exists(curve):
+                    curves[models.load("purifier", text).name] = storage.read_tables([curve], schema.METRICS)
                     break
+        except (OSError, ValueError) as error:
+            print(f"warning: the report lacks the loss curve of {text}: {error}")
     return curves

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from PIL import Image
 from raypurify import results, schema, storage
 from raypurify.data import open_source, read_rows
 from raypurify.distributed.attack import attack
-from raypurify.distributed.evaluate import evaluate
+from raypurify.distributed.evaluate import Evaluation, evaluate
+from raypurify.distributed.evaluate import _curves as curves_of
+from raypurify.distributed.evaluate import sample as write_samples
 from raypurify.distributed.units import ActorPool, units_of
 from raypurify.evaluation import EvaluationConfig, Evaluator, build_grid
 from raypurify.generation import GenerationConfig
@@ -179,6 +182,48 @@ def test_an_image_that_cannot_be_read_is_a_row_of_rejects(
     assert [(row["id"], row["stage"]) for row in rejects] == [("test-00000.parquet#3", "decode")]
     counts = storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]
     assert (counts["in"], counts["out"], counts["rejected"]) == (10, 9, 1)
+
+
+def test_samples_are_the_images_that_were_scored(small_classifier: str, small_purifier: str, tmp_path: Path) -> None:
+    """Also those of an attack that draws for a whole batch at once."""
+    attacks = ("torchattacks.PGD,eps=0.1,steps=1", "r_fgsm,epsilon=0.1")
+    config = grid(small_classifier, small_purifier, limit=40, attacks=attacks, settings=("white-box",))
+    source = open_source(config.data, split=config.split, limit=config.limit)
+    layout = build_grid(config, source.name, source.rows, batch=16)
+    work, pool, (unit,) = (
+        Evaluation(grid=layout, output=str(tmp_path)),
+        dataclasses.replace(ONE, batch=16),
+        units_of(source),
+    )
+    work.start(pool)(dataclasses.replace(unit, missing=frozenset(cell.hash for cell in layout.cells)), unit.read())
+    chosen = {cell.hash: results.choose_samples(str(tmp_path), cell.hash, 0) for cell in layout.cells}
+    write_samples(work, pool, {unit.name: unit}, chosen)
+    for cell in layout.cells:
+        samples = storage.read_table(f"{tmp_path}/samples/{cell.hash}.parquet").to_pylist()
+        assert {(row["id"], row["kind"]) for row in samples} == {(s.id, s.kind) for s in chosen[cell.hash]}
+        scores = {row["id"]: row for row in results.read_scores(str(tmp_path), cell.hash, ["id", "l2"]).to_pylist()}
+        for row in samples:
+            l2 = np.linalg.norm(np.array(row["adversarial"]) - np.array(row["clean"]))
+            assert l2 == pytest.approx(scores[row["id"]]["l2"], rel=1e-4)
+
+
+def test_the_loss_curve_is_found_beside_a_checkpoint_on_s3(s3: str, small_purifier: str, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        storage.write_bytes(f"{s3}/curves/run/model/{name}", Path(small_purifier, name).read_bytes())
+    curve = pa.table([[1], [0], [0.5], [0.1], [9.0]], schema=schema.METRICS)
+    storage.write_table(f"{s3}/curves/run/metrics.parquet", curve)
+    config = EvaluationConfig(data="digits", classifiers=("x",), purifiers=(f"{s3}/curves/run/model", "identity"))
+    assert curves_of(config) == {"run": curve}
+
+
+def test_a_loss_curve_that_cannot_be_read_fails_no_evaluation(
+    small_purifier: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(small_purifier, tmp_path / "model")
+    (tmp_path / "metrics.parquet").write_bytes(b"of another kind")
+    config = EvaluationConfig(data="digits", classifiers=("x",), purifiers=(f"{tmp_path}/model",))
+    assert curves_of(config) == {}
+    assert "the report lacks the loss curve" in capsys.readouterr().out
 
 
 def test_a_mended_image_is_taken_in_by_every_cell(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
