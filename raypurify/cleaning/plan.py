@@ -103,7 +103,7 @@ def update(output: str, entries: Iterable[Listed], *, extension: str, sizes: Siz
     Changed inputs keep the names of their outputs, new ones get names that no output has had.
 
     Args:
-        output: of a run that is finished.
+        output: of a run.
         entries: the whole listing of today, as for :func:`freeze`.
         extension: as it was.
         sizes: how the plan is cut.

@@ -56,7 +56,7 @@ class CleaningArguments:
     resources: ActorPool = field(default_factory=ActorPool)
     destination: runs.Destination
     update: bool = False
-    """Of a finished output: clean what is new or has changed in the input since."""
+    """Clean what is new or has changed in the input since it was planned; first what of the plan is not done."""
     max_rejects: float = 0.1
     """Stop when more than this share of the images is rejected, in [0, 1]; 1: never."""
     dry_run: bool = False
@@ -117,7 +117,7 @@ def clean(
         config: what is cleaned.
         resources: who does it.
         output: URL of the run's folder; neither inside the input nor around it.
-        update: plan what is new or has changed since the output was finished.
+        update: plan what is new or has changed, once what was planned before is done.
         max_rejects: share of the images, in [0, 1]; when more are rejected the work stops.
         overwrite: start afresh.
         shared_filesystem: a local output is one that every host sees.
@@ -140,6 +140,7 @@ def clean(
         if is_whole and not update:
             print("already finished: nothing is left to do; --update looks for what is new or has changed")
             return accounts.add_up(output)
+        is_behind = update and not is_whole and plan.generations(output) > 0
         with _nothing_left(output, is_new=not run.attempts):
             run.begin()
             if is_whole:
@@ -153,6 +154,11 @@ def clean(
         with run.attempt(hardware, dataclasses.asdict(resources)):
             counts = Tally(mark)
             try:
+                if is_behind:
+                    print("update: first what an earlier command has planned and not done")
+                    # Its rejects are not judged: the update may mend them.
+                    _stream(work, resources, counts, 1.0, held)
+                    _update(config, output)
                 _stream(work, resources, counts, max_rejects, held)
             finally:
                 run.counts.update(counts.shown())
@@ -223,14 +229,15 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
     )
     known = all(unit.images is not None for unit in todo)
     total = sum(unit.images or 0 for unit in todo) if known else 0
+    n = rejected = 0
     with Progress("cleaning", total=total, unit="images") as progress:
         for row in through(CleaningActor, (work, held.attempt, pool), blocks, len(todo), pool):
             held.check()
             counts.add(row)
-            rejected = counts.sums["rejected"]
+            n, rejected = n + row["in"], rejected + row["rejected"]
             progress.advance(row["in"], note=f"{rejected:,} rejected" if rejected else "", began=row["started"])
-            if counts.sums["in"] >= ENOUGH:
-                _check_rejects(work.output, rejected, counts.sums["in"], max_rejects)
+            if n >= ENOUGH:
+                _check_rejects(work.output, rejected, n, max_rejects)
 
 
 def _check_rejects(output: str, rejected: int, n: int, most: float) -> None:

@@ -145,6 +145,20 @@ def test_an_update_cleans_what_is_new_or_changed(corpus: dict[str, bytes], tmp_p
     assert clean(config, POOL, output).cleaned == 45
 
 
+def test_an_update_of_an_unfinished_output_finishes_it_first(corpus: dict[str, bytes], tmp_path: Path) -> None:
+    source, output = put(str(tmp_path / "in"), corpus), str(tmp_path / "out")
+    config = CleaningConfig(input=source, purifier="threshold")
+    with pytest.raises(StoppedError, match="1 of 44 images"):
+        clean(config, POOL, output, max_rejects=0.01)
+    (manifest,) = storage.list_files(storage.join(output, "manifest"))
+    storage.remove(manifest)
+    put(source, {"new.png": corpus["same.png"], "damaged.jpg": encoded(7, 4, 4, "JPEG")})
+    totals = clean(config, POOL, output, max_rejects=0.01, update=True)
+    assert (totals.cleaned, totals.rejected) == (45, 0)
+    assert {row["id"] for row in accounts(output, "manifest")} == {*corpus, "new.png"} - {"notes.txt"}
+    assert storage.is_success(output)
+
+
 def test_parquet_keeps_its_columns(tmp_path: Path) -> None:
     images = [encoded(index, 8, 8) for index in range(1203)]
     images[7] = b"broken"
