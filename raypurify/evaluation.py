@@ -142,8 +142,8 @@ def build_grid(config: EvaluationConfig, dataset: str, rows: int, batch: int | N
     """
     classifiers = tuple(models.load("classifier", text) for text in config.classifiers)
     surrogates = [models.load("classifier", text) for text in config.surrogates]
-    known = {model.sha256 for model in classifiers}
-    everyone = (*classifiers, *(model for model in surrogates if model.sha256 not in known))
+    known = {model.identity for model in classifiers}
+    everyone = (*classifiers, *(model for model in surrogates if model.identity not in known))
     purifiers = tuple(models.load("purifier", text) for text in config.purifiers)
     _check_names(everyone)
     _check_names(purifiers)
@@ -152,7 +152,7 @@ def build_grid(config: EvaluationConfig, dataset: str, rows: int, batch: int | N
         dataset=dataset,
         classifiers=everyone,
         evaluated=len(classifiers),
-        attackable=frozenset(model.sha256 for model in surrogates or classifiers),
+        attackable=frozenset(model.identity for model in surrogates or classifiers),
         purifiers=purifiers,
         stand_in=_stand_in(config),
         masking_share=min(1.0, config.masking_images / max(rows, 1)),
@@ -214,7 +214,7 @@ class _Layout:
     classifiers: tuple[models.Model, ...]
     evaluated: int
     attackable: frozenset[str]
-    """Hashes of the classifiers that the transfer setting attacks."""
+    """Identities of the classifiers that the transfer setting attacks."""
     purifiers: tuple[models.Model, ...]
     stand_in: models.Model | None
     masking_share: float
@@ -264,7 +264,7 @@ class _Layout:
 
     def _transferred(self, victim: int) -> list[tuple[str, int, int]]:
         """(setting, classifier, purifier) of the cells whose attacker knows another classifier."""
-        if "transfer" not in self.config.settings or self.classifiers[victim].sha256 not in self.attackable:
+        if "transfer" not in self.config.settings or self.classifiers[victim].identity not in self.attackable:
             return []
         return [
             ("transfer", classifier, index)
@@ -291,15 +291,15 @@ class _Layout:
         couples_batch = bool(getattr(attack, "couples_batch", False))
         if couples_batch:
             params["batch"] = self.batch
-        seen: list[Any] = [attacked.sha256]
+        seen: list[Any] = [attacked.identity, plugins.source_hash(spec, [type(attack)])]
         name = attacked.name
         if through is not None:
             name = f"{self.purifiers[through].name}+{name}"
             adaptation = self._adaptation(through)
             params |= adaptation
-            seen += [self.purifiers[through].sha256, self.masking_share]
+            seen += [self.purifiers[through].identity, self.masking_share]
             if "bpda" in adaptation and self.stand_in is not None:
-                seen.append(self.stand_in.sha256)
+                seen.append(self.stand_in.identity)
         cells = []
         for setting, classifier, purifier in pairs:
             row = {
@@ -313,7 +313,7 @@ class _Layout:
                 "classifier": self.classifiers[classifier].name,
                 "purifier": self.purifiers[purifier].name,
             }
-            evaluated = [self.classifiers[classifier].sha256, self.purifiers[purifier].sha256]
+            evaluated = [self.classifiers[classifier].identity, self.purifiers[purifier].identity]
             identity = [row, str(resolved), seen, evaluated, self.config.precision, self.config.seed]
             text = json.dumps(plugins.normalised(identity))
             digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -30,7 +30,9 @@ class Model:
     state: Mapping[str, Tensor] | None
     """Weights on the CPU; None for a plugin that has none, or that brings its own."""
     sha256: str
-    """Of the weights and the parameters: the model's identity."""
+    """Of the weights and the parameters: what a purifier is said to be trained for."""
+    code: str = ""
+    """Hash of the source code of a network that is the user's own."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's ``config.json``."""
 
@@ -51,6 +53,11 @@ class Model:
         return network.eval().requires_grad_(False)
 
     @property
+    def identity(self) -> str:
+        """Hash of all that the model's results follow from: ``sha256``, with ``code`` where it has any."""
+        return hashlib.sha256(f"{self.sha256} {self.code}".encode()).hexdigest() if self.code else self.sha256
+
+    @property
     def trained_for(self) -> str | None:
         """Hash of the classifier that a purifier was trained for, or None: for any."""
         victim = self.config.get("trained_for")
@@ -66,7 +73,8 @@ def load(kind: Kind, text: str) -> Model:
             is the user's own; or a plugin, ``NAME[,KEY=VALUE...]``, as :class:`raypurify.plugins.Spec` reads it.
 
     Raises:
-        ValueError: an unknown plugin, a checkpoint of another kind, a built-in network without weights.
+        ValueError: an unknown plugin, a checkpoint of another kind, a built-in network without weights, one of the
+            user's that has other weights each time.
         FileNotFoundError: no checkpoint there.
     """
     spec = plugins.Spec.parse(text)
@@ -79,7 +87,22 @@ def load(kind: Kind, text: str) -> Model:
         raise ValueError(
             f"{kind} {spec.name!r} has to be trained first: give a checkpoint's folder, such as weights/mnist/a_net"
         )
-    return model
+    return _own(model, network) if ":" in spec.name else model
+
+
+def _own(model: Model, network: nn.Module) -> Model:
+    """A user's callable that brings its own weights: identified by them and by its code.
+
+    Raises:
+        ValueError: the weights differ each time.
+    """
+    weights = _weights_hash(network)
+    if weights != _weights_hash(model.build()):
+        raise ValueError(
+            f"{model.name} has other weights each time it is called, so no two workers would have the same network: "
+            "load weights in it, or call torch.manual_seed"
+        )
+    return replace(model, sha256=_hash(model.spec, weights), code=_code_of(model.spec, network))
 
 
 def shaped_for(kind: Kind, text: str, image_shape: tuple[int, int, int], classes: int) -> plugins.Spec:
@@ -114,9 +137,10 @@ def _from_checkpoint(kind: Kind, spec: plugins.Spec) -> Model:
             f"{spec.name},plugin={config['plugin']}"
         )
     plugin = plugins.Spec(name=own or config["plugin"], params=_tuples(config["params"]))
-    return Model(
+    model = Model(
         kind=kind, name=_name_of(spec.name), spec=plugin, state=state, sha256=_hash(plugin, weights), config=config
     )
+    return replace(model, code=_code_of(plugin, model.build())) if ":" in plugin.name else model
 
 
 def _name_of(url: str) -> str:
@@ -136,6 +160,20 @@ def _tuples(value: Any) -> Any:
 
 def _hash(spec: plugins.Spec, weights: str) -> str:
     return hashlib.sha256(json.dumps([spec.name, spec.params, weights], sort_keys=True).encode()).hexdigest()
+
+
+def _weights_hash(network: nn.Module) -> str:
+    """Of the names, types, shapes and values of a network's state."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _code_of(spec: plugins.Spec, network: nn.Module) -> str:
+    return plugins.source_hash(spec, (type(layer) for layer in network.modules()))
 
 
 def placed(network: nn.Module, device: str) -> nn.Module:

@@ -11,13 +11,16 @@ A file in ``FAMILIES`` stands for many plugins: ``torchattacks.PGD`` is what ``b
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import json
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 FAMILIES = ("torchattacks",)
@@ -126,6 +129,27 @@ def find(package: str, name: str) -> Callable[..., Any]:
             "your own is given as my_package.module:callable"
         )
     return importlib.import_module(f"{package}.{name}").build
+
+
+def source_hash(spec: Spec, classes: Iterable[type]) -> str:
+    """Hash of the source code that a dotted path stands for; empty for a plugin of this package.
+
+    Args:
+        spec: what the user named.
+        classes: of what it built. The modules that define them count, and the one that the path names; not those of
+            Python, torch and this package, nor what a counted module imports.
+    """
+    if ":" not in spec.name:
+        return ""
+    names = {spec.name.partition(":")[0], *(kind.__module__ for kind in classes)}
+    others = {"torch", __package__, *sys.stdlib_module_names}
+    own = sorted(name for name in names if name.partition(".")[0] not in others)
+    return hashlib.sha256(json.dumps([[name, _source_of(name)] for name in own]).encode()).hexdigest()
+
+
+def _source_of(module: str) -> str:
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path and Path(path).is_file() else ""
 
 
 def build(package: str, spec: Spec) -> Any:

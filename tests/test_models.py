@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import nn
 
 from raypurify import checkpoints, models, plugins
 from raypurify.classifiers import a_net
+from raypurify.evaluation import EvaluationConfig, build_grid
 from raypurify.purifiers import cru_net
 
 
@@ -84,6 +86,72 @@ def test_code_of_a_checkpoint_runs_only_when_the_user_names_it(tmp_path: Path, m
         models.load("purifier", url)
     assert "own_models" not in sys.modules
     assert models.load("purifier", f"{url},plugin=own_models:make").build().out_channels == 2
+
+
+NETS = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(144, 10)
+        self.register_buffer("seen", torch.zeros(0))
+    def forward(self, x):
+        return {sign}self.head(x.flatten(1))
+"""
+MAKER = """
+import torch
+from {package}.nets import Net
+def make():
+    torch.manual_seed({seed})
+    return Net()
+def differs():
+    torch.seed()
+    return Net()
+"""
+
+
+def test_a_network_by_dotted_path_is_identified_by_its_weights_and_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = f"own_{tmp_path.name}"
+    (tmp_path / package).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it would outlive a change within the same second
+
+    def loaded(sign: str = "", seed: int = 0) -> tuple[models.Model, str]:
+        for name in [name for name in sys.modules if name.startswith(package)]:
+            del sys.modules[name]
+        Path(tmp_path, package, "nets.py").write_text(NETS.format(sign=sign))
+        Path(tmp_path, package, "maker.py").write_text(MAKER.format(package=package, seed=seed))
+        importlib.invalidate_caches()
+        own = models.load("classifier", f"{package}.maker:make")
+        config = EvaluationConfig(data="digits", classifiers=(f"{package}.maker:make",), attacks=("none",))
+        (cell,) = build_grid(config, "digits", 1).cells
+        return own, cell.hash
+
+    first, cell = loaded()
+    assert loaded() == (first, cell)
+    (other_code, other_cell), (other_weights, third_cell) = loaded(sign="-"), loaded(seed=1)
+    assert len({cell, other_cell, third_cell}) == 3
+    assert other_code.sha256 == first.sha256, "a purifier that was trained for it still is"
+    assert other_code.identity != first.identity
+    assert other_weights.sha256 != first.sha256
+    with pytest.raises(ValueError, match="has other weights each time"):
+        models.load("classifier", f"{package}.maker:differs")
+
+
+def test_a_checkpoint_of_code_of_ones_own_is_identified_by_the_code_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "own_code.py"
+    code.write_text("import torch\ndef make():\n    return torch.nn.Conv2d(1, 1, 1)\n")
+    url = save(tmp_path / "own", "purifier", "own_code:make", nn.Conv2d(1, 1, 1), {})
+    first = models.load("purifier", f"{url},plugin=own_code:make")
+    code.write_text(code.read_text() + "# changed\n")
+    changed = models.load("purifier", f"{url},plugin=own_code:make")
+    assert changed.sha256 == first.sha256
+    assert changed.identity != first.identity
 
 
 def test_a_purifier_knows_whom_it_was_trained_for(tmp_path: Path) -> None:

@@ -64,9 +64,9 @@ class Cleaning:
 
     def identity(self) -> dict[str, Any]:
         """What may not differ between calls on one output."""
-        hashes = {"purifier_sha256": self.purifier.sha256}
+        hashes = {"purifier_sha256": self.purifier.identity}
         if self.classifier is not None:
-            hashes["classifier_sha256"] = self.classifier.sha256
+            hashes["classifier_sha256"] = self.classifier.identity
         return {**asdict(self.config), **hashes}
 
 
@@ -271,7 +271,7 @@ class Cleaner:
                 "channels": channels,
                 "notes": [*item.picture.notes, *grey, *notes],
                 **slot.measures,
-                "purifier_sha256": self.work.purifier.sha256,
+                "purifier_sha256": self.work.purifier.identity,
             }
         )
 

@@ -87,12 +87,15 @@ def attack(
 def _identity(config: GenerationConfig, source: Source, networks: Networks, batch: int) -> dict[str, Any]:
     spec = plugins.Spec.parse(config.attack)
     attack = plugins.build("raypurify.attacks", spec)
+    code = plugins.source_hash(spec, [type(attack)])
     coupled = {"batch": batch} if getattr(attack, "couples_batch", False) else {}
     text = str(plugins.resolved(spec, attack))
-    hashes = {"classifier_sha256": networks.classifier.sha256}
+    hashes = {"classifier_sha256": networks.classifier.identity}
     if networks.purifier is not None:
-        hashes["purifier_sha256"] = networks.purifier.sha256
+        hashes["purifier_sha256"] = networks.purifier.identity
     asked = {**dataclasses.asdict(config), "attack": text}
+    if code:
+        hashes["attack_sha256"] = code
     return {**asked, "dataset": source.fingerprint, "unit": UNIT, "names": "SPLIT-UNIT", **hashes, **coupled}
 
 

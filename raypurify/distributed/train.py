@@ -192,7 +192,7 @@ def train(
     identity["attacks"] = list(config.attacks)
     for name, model in (("classifier", job.victim), ("initial", job.initial)):
         if model is not None:
-            identity[f"{name}_sha256"] = model.sha256
+            identity[f"{name}_sha256"] = model.identity
     with runs.hold(output, identity, overwrite=overwrite) as run:
         if not run.finished:
             hardware = cluster.connect(resources.workers * resources.cpus_per_worker, use_gpu=resources.use_gpu)
