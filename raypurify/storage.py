@@ -135,6 +135,11 @@ def is_local(url: str) -> bool:
     return "file" in protocols(filesystem(url)[0])
 
 
+def is_web(url: str) -> bool:
+    """Whether ``url`` is a link: that its host refuses or is gone says nothing of other links, and much of this one."""
+    return url.startswith(("http://", "https://"))
+
+
 def absolute(url: str) -> str:
     """``url`` with a local path made absolute, so that it means the same in another working directory."""
     _, path = filesystem(url)
@@ -349,8 +354,7 @@ def _content(url: str) -> bytes | Exception:
     try:
         return read_bytes(url)
     except (RefusedError, UnavailableError) as error:
-        # Of the web's hosts one says nothing of another.
-        if url.startswith(("http://", "https://")):
+        if is_web(url):
             return error
         raise
     except Exception as error:

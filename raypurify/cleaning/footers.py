@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypurify import storage
 from raypurify.data import files, parquet
 from raypurify.data.base import DataError
 
@@ -49,15 +50,14 @@ def runs(url: str, size: int, *, rows: int, most: int) -> list[Run]:
         most: bytes of a run, at most, as the footer tells them, but at least one row.
 
     Raises:
-        StoreError: the store refuses, or does not answer.
+        StoreError: the store refuses, or does not answer; for a link, its reader says so.
         DataError: the file's end can't be read, though the file is there.
     """
     try:
         metadata = footer(url, size)
-    except files.StoreError:
-        raise
     except DataError as error:
-        if error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError):
+        is_gone = error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError)
+        if storage.is_web(url) or (is_gone and not isinstance(error, files.StoreError)):
             return UNREADABLE
         raise
     if metadata is None or parquet.image_column(metadata.schema.to_arrow_schema()) is None:

@@ -28,7 +28,7 @@ from raypurify.retries import RefusedError, UnavailableError
 READS_AT_ONCE = 32
 """Files that are read ahead."""
 OUTAGES = (RefusedError, UnavailableError, files.StoreError)
-"""What a store says that says nothing of the file: no reason to reject it."""
+"""What a store says that says nothing of the file: no reason to reject it, but on the web."""
 TROUBLE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 LARGEST_FILE = 1 << 30
 """Bytes of an image file, or of a tar's member, that is read: it is held in memory."""
@@ -116,8 +116,10 @@ def groups(unit: Unit, limits: Limits) -> Iterator[Group]:
                 yield from _runs_of_rows(tuple(same), limits)
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether an error, or what it came from, says nothing of the file: the store or this machine is in trouble."""
+def is_passing(error: BaseException, url: str) -> bool:
+    """Whether an error, or what it came from, says nothing of the file: its store or this machine is in trouble."""
+    if isinstance(error, OUTAGES):
+        return not storage.is_web(url)
     if retries.is_transient(error):
         return True
     cause: BaseException | None = error
@@ -147,7 +149,7 @@ def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Encoded]:
 
 def _file(entry: Entry, data: bytes | Exception) -> Encoded:
     if isinstance(data, Exception):
-        if is_passing(data):
+        if is_passing(data, entry.url):
             raise data
         reason = str(data).replace(f" {entry.url}", "").replace(f"{entry.url}: ", "")
     elif entry.size >= 0 and len(data) != entry.size:
@@ -214,10 +216,10 @@ def _tables(entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | V
             for table in _slices(opened, entries, limits):
                 yield table
                 given += 1
-    except (MemoryError, *OUTAGES):
+    except MemoryError:
         raise
     except (ValueError, OSError, pa.ArrowException) as error:
-        if is_passing(error):
+        if is_passing(error, entries[0].url):
             raise
         yield from [ValueError(str(error))] * (len(entries) - given)
 
@@ -280,11 +282,11 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
                     yield _member(tar, member, entry, seen, limits)
                 if tar.damaged_at is not None:
                     raise DataError(f"the tar is damaged: what begins at its byte {tar.damaged_at} is of no member")
-    except (MemoryError, *OUTAGES):
+    except MemoryError:
         raise
     except Exception as error:
         # A damaged archive makes tarfile raise also what it does not document: TypeError, IndexError, ...
-        if is_passing(error):
+        if is_passing(error, entry.url):
             raise
         reason = str(error) if isinstance(error, DataError) else f"the tar can't be read to its end: {error}"
         yield Encoded(id=entry.key, name=entry.key, reason=reason)
