@@ -60,7 +60,7 @@ class EvaluationConfig:
     masking_images: int = 200
     """About so many images of each adaptive cell are checked for masked gradients, which takes five more attacks."""
     precision: Precision = "float32"
-    """Of the networks' arithmetic. Final figures are float32."""
+    """Of the networks' arithmetic; float32 without TF32. Final figures are float32."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class GenerationConfig:
     purifier: str | None = None
     """Purifier that the attacker knows and attacks through (by BPDA with the identity where it has no gradient)."""
     precision: Precision = "float32"
-    """Of the networks' arithmetic."""
+    """Of the networks' arithmetic; float32 without TF32."""
     png: bool = False
     """Also write each attacked image as png/SPLIT/LABEL/ID.png."""
     seed: int = 0

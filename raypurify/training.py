@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -119,9 +119,30 @@ def batch_of(images: np.ndarray, labels: np.ndarray, seeds: Sequence[int], devic
     return Batch(x=x, y=y, seeds=seeds)
 
 
-def autocast(device: str, precision: Precision) -> AbstractContextManager[None]:
+@contextmanager
+def autocast(device: str, precision: Precision) -> Iterator[None]:
     """Arithmetic of ``precision`` in what runs inside."""
-    return torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    with (
+        full_float32(enabled=precision == "float32"),
+        torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        yield
+
+
+@contextmanager
+def full_float32(*, enabled: bool = True) -> Iterator[None]:
+    """Products of float32 numbers in float32, in the whole process for a time.
+
+    TF32 keeps 10 of the 23 bits of a factor's fraction, and PyTorch lets a GPU take it in convolutions by default.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    if enabled:
+        matmul.allow_tf32, cudnn.allow_tf32 = False, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def augment(x: Tensor, seeds: Sequence[int], augmentation: Augmentation) -> Tensor:
@@ -313,7 +334,8 @@ def train_step(
     """
     with autocast(device, optimization.config.precision):
         loss = objective.loss(model, batch)
-    loss.backward()
+    with full_float32(enabled=optimization.config.precision == "float32"):
+        loss.backward()
     return loss.detach(), optimization.apply(step)
 
 
@@ -347,7 +369,7 @@ def validate(model: nn.Module, objective: Objective, batches: Iterator[Batch]) -
     """Sums of the objective's scores over ``batches``, in float32, and ``n``, the number of images."""
     model.eval()
     sums: dict[str, float] = {"n": 0.0}
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         for batch in batches:
             sums["n"] += len(batch.y)
             for name, value in objective.score(model, batch).items():

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from raypurify.training import (
     ClassifierObjective,
     DivergedError,
     Optimization,
+    Precision,
     PurifierLoss,
     PurifierObjective,
     TrainingConfig,
     augment,
+    autocast,
     batch_of,
     build_attacks,
     check_finite,
@@ -173,3 +176,32 @@ def test_training_a_purifier_lowers_its_loss_and_scores_it() -> None:
 def test_refuses_bad_values_by_name(change: dict[str, object], field: str) -> None:
     with pytest.raises(ValueError, match=field):
         dataclasses.replace(CONFIG, **change)
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32, cudnn.allow_tf32 = True, True
+    yield
+    matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_float32_is_not_tf32_and_what_was_set_is_put_back(precision: Precision, tf32: None) -> None:
+    seen = []
+
+    def look(*_: object) -> None:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+
+    network = small_classifier()
+    network.register_forward_hook(look)
+    network[1].weight.register_hook(look)
+    config = dataclasses.replace(CONFIG, precision=precision)
+    optimization = Optimization(parameters=list(network.parameters()), config=config, total_steps=1)
+    train_step(network, ClassifierObjective(augmentation="none"), optimization, batch(), 0, "cpu")
+    assert seen == [(precision == "bfloat16",) * 2] * 2, "the way there and the way back"
+    with pytest.raises(RuntimeError), autocast("cpu", precision):
+        raise RuntimeError
+    look()
+    assert seen[-1] == (True, True)

@@ -34,7 +34,7 @@ class CleaningConfig:
     limit: int | None = None
     """The first files (or runs of rows) only."""
     precision: Precision = "float32"
-    """Of the networks' arithmetic."""
+    """Of the networks' arithmetic; float32 without TF32."""
     seed: int = 0
     """Of purifiers that draw at random."""
 
