@@ -394,6 +394,7 @@ class Evaluator:
             "steps": attacked.steps,
             "queries": attacked.queries,
             **_similarity("adversarial", x_adv, clean.x),
+            "zero_gradient": attacked.zero_gradient,
             **(self._masking(group, attack, clean) if group.through is not None else {}),
         }
         for cell in cells:
@@ -430,11 +431,11 @@ class Evaluator:
             seed=seed_of(self.grid.config.seed, draws),
         )
 
-    def _masking(self, group: Group, attack: Attack, clean: _Clean) -> dict[str, pa.Array]:
+    def _masking(self, group: Group, attack: Attack, clean: _Clean) -> dict[str, pa.Array | None]:
         """The columns of the check for masked gradients: null for images that are not checked."""
         chosen = clean.chosen_for_masking()
         if not chosen:
-            return {}
+            return {"zero_gradient": None} if self.grid.masking_share else {}
         epsilon = attack.epsilon if attack.norm == "linf" and attack.epsilon else MaskingCheck.epsilon
         key = (group.victim, group.through, epsilon)
         if key not in clean.masking:
@@ -504,7 +505,8 @@ def _table(columns: Mapping[str, Any], n: int) -> pa.Table:
     """Columns as ``schema.SCORES``: those that are not given are null, as is a NaN similarity."""
     arrays = []
     for field in schema.SCORES:
-        value = columns.get(field.name, pa.nulls(n, field.type))
+        value = columns.get(field.name)
+        value = pa.nulls(n, field.type) if value is None else value
         if isinstance(value, Tensor):
             value = pa.array(value.cpu().numpy(), from_pandas=True)
         arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))

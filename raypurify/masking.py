@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from raypurify.seeds import derive, normal
 
 DIFFERENCE = 0.01
 """Share of the images by which one attack has to beat another before a finding is reported."""
+REACH = 0.9
+"""Share of its radius, or of the half of the pixels' range that every pixel can move by, that an attack has to use."""
 ZERO = 0.05
 """Share of the images whose gradient may vanish, and accuracy that may be left at epsilon 1."""
 
@@ -37,6 +40,8 @@ class MaskingCheck:
     """Radius of the ball."""
     steps: int = 20
     """Of the attacks with several steps."""
+    restarts: int = 3
+    """Starts of these attacks."""
     draws: int = 50
     """Corners of the ball that the random search tries."""
 
@@ -56,8 +61,8 @@ class MaskingCheck:
             ``zero_gradient`` (N,) bool; ``pred_multi_step``, ``pred_single_step``, ``pred_random_search``,
             ``pred_unbounded`` and, where it was given, ``pred_straight_through`` (N,) int64: the victim's predictions.
         """
-        ball = PGD(epsilon=self.epsilon, steps=self.steps)
-        whole = PGD(epsilon=1.0, steps=self.steps)
+        ball = PGD(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts)
+        whole = PGD(epsilon=1.0, steps=self.steps, restarts=self.restarts)
         result = {
             "zero_gradient": vanishes(input_gradient(victim, x, y)[0]),
             "pred_single_step": _prediction(victim, FGSM(epsilon=self.epsilon)(victim, x, y, seeds=seeds).x_adv),
@@ -89,6 +94,26 @@ class MaskingCheck:
 
 def _prediction(victim: nn.Module, x: Tensor) -> Tensor:
     return logits_of(victim, x).argmax(dim=1)
+
+
+def weaknesses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In words, each once: attacks whose figures flatter every defense, in cells whose gradients were not checked.
+
+    Args:
+        rows: of ``schema.SUMMARY``.
+    """
+    found = []
+    for row in rows:
+        radius = "" if row["eps"] is None else f" (ε = {row['eps']:.4g})"
+        name = f"{row['attack']}{radius} on {row['victim']}"
+        share, survived = row["zero_gradient_share"] or 0, row["accuracy_adversarial"] or row["accuracy_purified"]
+        if row["masking"] is None and share > ZERO:
+            found.append(f"{name}: {FINDINGS['zero_gradient']} ({share:.1%}), which the attack can't follow")
+        if survived and row["norm"] == "linf" and row["linf_max"] < REACH * min(row["eps"], 0.5):
+            found.append(
+                f"{name}: no pixel moved by more than {row['linf_max']:.3g}; longer or more steps would use the ball"
+            )
+    return list(dict.fromkeys(found))
 
 
 def findings(figures: Mapping[str, float | None]) -> list[str]:

@@ -105,13 +105,14 @@ class _Totals:
         for name, value in self.most.items():
             self.most[name] = max(value, scores[name].to_numpy().max(initial=0))
         self.distances.append(distances_to_success(scores, *self.victim))
-        self._add_masking(scores.filter(scores["zero_gradient"].is_valid()))
+        self.sums["zero_gradient"] += pc.sum(scores["zero_gradient"]).as_py() or 0
+        self.sums["zero_gradient_known"] += len(scores) - scores["zero_gradient"].null_count
+        self._add_masking(scores.filter(scores["pred_multi_step"].is_valid()))
         self.ids.append(scores["id"])
         self.n += len(scores)
 
     def _add_masking(self, checked: pa.Table) -> None:
         self.sums["masking_n"] += len(checked)
-        self.sums["zero_gradient"] += pc.sum(checked["zero_gradient"]).as_py() or 0
         for attack in schema.MASKING_ATTACKS:
             hits = pc.equal(checked[f"pred_{attack}"], checked["label"])
             self.sums[f"masking_{attack}"] += pc.sum(hits).as_py() or 0
@@ -141,8 +142,8 @@ class _Totals:
         }
 
     def _masking(self) -> dict[str, Any]:
-        """The figures of the check for masked gradients, over the images that were checked."""
-        figures = {"zero_gradient_share": self._share("zero_gradient", "masking_n")}
+        """The share of zero gradients, and the figures of the check for masked ones, over the images checked."""
+        figures = {"zero_gradient_share": self._share("zero_gradient", "zero_gradient_known")}
         for attack in schema.MASKING_ATTACKS:
             figures[f"accuracy_{attack}"] = self._share(f"masking_{attack}", f"masking_{attack}_known")
         checked = int(self.sums["masking_n"])

@@ -52,7 +52,9 @@ SCORES = pa.schema(
         pa.field("queries", pa.int64(), nullable=False),
         *(pa.field(f"psnr_{kind}", pa.float32(), nullable=False) for kind in COMPARISONS),  # dB, capped at 100
         *(pa.field(f"ssim_{kind}", pa.float32()) for kind in COMPARISONS),  # null where a side is under 11 pixels
-        pa.field("zero_gradient", pa.bool_()),  # from here: masking.py; null but for some images of adaptive cells
+        # The attack's first gradient was zero, in adaptive cells that of the check (masking.py); null: not known.
+        pa.field("zero_gradient", pa.bool_()),
+        # The check's predictions: null but for some images of adaptive cells.
         *(pa.field(f"pred_{attack}", pa.int64()) for attack in MASKING_ATTACKS),
     ]
 )
@@ -81,8 +83,8 @@ SUMMARY = pa.schema(
         pa.field("queries_mean", pa.float64(), nullable=False),
         pa.field("queries_max", pa.int64(), nullable=False),
         pa.field("masking_n", pa.int64(), nullable=False),  # images checked for masked gradients; 0 but in adaptive
-        pa.field("zero_gradient_share", pa.float64()),  # of these
-        *(pa.field(f"accuracy_{attack}", pa.float64()) for attack in MASKING_ATTACKS),  # of these; null: not checked
+        pa.field("zero_gradient_share", pa.float64()),  # of the images where it is known
+        *(pa.field(f"accuracy_{attack}", pa.float64()) for attack in MASKING_ATTACKS),  # of those checked; null: none
         pa.field("masking", pa.list_(pa.string())),  # what the check found (masking.FINDINGS); null: not checked
     ]
 )

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.adaptive import Composite
-from raypurify.masking import FINDINGS, MaskingCheck, findings
+from raypurify.masking import FINDINGS, MaskingCheck, findings, weaknesses
 from raypurify.purifiers.rounding import Rounding
 
 FINE = {
@@ -85,6 +85,49 @@ def test_each_finding_has_its_figure(name: str, figure: str, value: float) -> No
     assert findings(FINE) == []
     assert findings({**FINE, figure: value}) == [name]
     assert name in FINDINGS
+
+
+def row(**changes: object) -> dict[str, object]:
+    return {
+        "attack": "pgd",
+        "victim": "a_net",
+        "norm": "linf",
+        "eps": 0.3,
+        "linf_max": 0.3,
+        "accuracy_adversarial": 0.1,
+        "accuracy_purified": 0.9,
+        "zero_gradient_share": 0.0,
+        "masking": None,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"zero_gradient_share": 0.5}, "vanishes on many images (50.0%)"),
+        ({"linf_max": 0.078}, "no pixel moved by more than 0.078"),
+        ({"linf_max": 0.4, "eps": 1.0}, "no pixel moved by more than 0.4"),
+    ],
+)
+def test_attacks_that_are_too_weak_are_named_once(changes: dict[str, object], words: str) -> None:
+    (text,) = weaknesses([row(**changes), row(), row(**changes, accuracy_purified=0.8)])
+    assert text.startswith(f"pgd (ε = {changes.get('eps', 0.3):g}) on a_net: ")
+    assert words in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"zero_gradient_share": None},
+        {"zero_gradient_share": 0.5, "masking": ["zero_gradient"]},  # told with the check's other findings
+        {"linf_max": 0.0, "norm": None, "eps": None},
+        {"linf_max": 0.5, "eps": 1.0},  # grey pixels can go no further
+        {"linf_max": 0.1, "accuracy_adversarial": 0.0, "accuracy_purified": 0.0},
+    ],
+)
+def test_attacks_that_are_not(changes: dict[str, object]) -> None:
+    assert weaknesses([row(**changes)]) == []
 
 
 def test_figures_that_are_not_known_find_nothing() -> None:

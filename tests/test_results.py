@@ -75,6 +75,14 @@ def test_the_masking_check_counts_the_images_that_were_checked(tmp_path: Path) -
     assert figures["masking"] == ["single_step", "random_search"]
 
 
+def test_zero_gradients_are_counted_where_they_are_known(tmp_path: Path) -> None:
+    write(tmp_path, [row("a", zero_gradient=True), row("b", zero_gradient=False)], [row("c")])
+    figures = results.summarise(str(tmp_path), CELL)
+    assert (figures["zero_gradient_share"], figures["masking_n"], figures["masking"]) == (0.5, 0, None)
+    write(tmp_path, [row("a"), row("b")], [row("c")])
+    assert results.summarise(str(tmp_path), CELL)["zero_gradient_share"] is None
+
+
 def test_what_an_attack_took_at_most(tmp_path: Path) -> None:
     write(tmp_path, [row("a", steps=3, queries=7), row("b", steps=5, queries=11)])
     figures = results.summarise(str(tmp_path), CELL)

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked, counted, numbers
-from raypurify.attacks._gradients import predicted, project
+from raypurify.attacks._gradients import predicted, project, vanishes
 from raypurify.seeds import seed_of
 
 REFUSED = {
@@ -115,7 +115,7 @@ class TorchAttack:
                 f"got {self.epsilon!r}"
             )
         try:
-            self._library_attack(_Counter(nn.Identity(), torch.device("cpu")), seed=0, classes=4)
+            self._library_attack(_Counter(nn.Identity(), torch.device("cpu"), 1), seed=0, classes=4)
         except Exception as error:
             raise ValueError(f"torchattacks.{self.name} refuses {self}: {error!r}") from error
 
@@ -135,12 +135,18 @@ class TorchAttack:
         x_clean = _checked_images(x, y, target, seeds)
         if self.name in _SQUARE_IMAGES and x.shape[2] != x.shape[3]:
             raise ValueError(f"torchattacks.{self.name} takes square images only; got {tuple(x.shape)}")
-        counter = _Counter(victim, x.device)
+        counter = _Counter(victim, x.device, len(x))
         with _as_found(victim), _seeded(seed_of(*seeds)), torch.enable_grad():
             x_adv = self._attacked(counter, x_clean, y, target, seed_of(*seeds))
             x_adv = self._settled(counter, x_adv.detach().float(), x_clean, y, target)
         queries = counter.forwards + counter.backwards
-        return counted(x_adv, steps=math.ceil(counter.backwards / len(x)), queries=math.ceil(queries / len(x)))
+        return counted(
+            x_adv,
+            steps=math.ceil(counter.backwards / len(x)),
+            queries=math.ceil(queries / len(x)),
+            # The losses of those that minimise a distance are flat, by intent, where an image is wrong already.
+            zero_gradient=None if self.norm is None else counter.zero_gradient,
+        )
 
     def _attacked(self, counter: _Counter, x: Tensor, y: Tensor, target: Tensor | None, seed: int) -> Tensor:
         """What the library makes of a batch."""
@@ -224,23 +230,29 @@ class _Counter(nn.Module):
     The library reshapes gradients by ``view``, so they come in row-major order, whatever the victim's memory format.
     """
 
-    def __init__(self, victim: nn.Module, device: torch.device) -> None:
+    def __init__(self, victim: nn.Module, device: torch.device, images: int) -> None:
         super().__init__()
         self.device_mark = nn.Parameter(torch.empty(0, device=device), requires_grad=False)
         self.victim = victim
         self.channels: int | None = None  # how many the victim sees of an image, None for all
-        self.forwards = self.backwards = 0
+        self.images, self.forwards, self.backwards = images, 0, 0
+        self.zero_gradient: Tensor | None = None  # of the first gradient of the whole batch
         self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
         seen = x[:, : self.channels]
         if seen.requires_grad:
-            seen.register_hook(lambda gradient: gradient.contiguous())
+            seen.register_hook(self._gradient)
         logits: Tensor = self.victim(seen).float()
         self.forwards += len(x)
         if logits.requires_grad:
             logits.register_hook(self._backward)
         return logits
+
+    def _gradient(self, gradient: Tensor) -> Tensor:
+        if self.zero_gradient is None and len(gradient) == self.images:
+            self.zero_gradient = vanishes(gradient)
+        return gradient.contiguous()
 
     def _backward(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)

@@ -22,7 +22,7 @@ from raypurify.data import Rows, Source, open_source, shape_of
 from raypurify.distributed import cluster
 from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, set_threads, stream, units_of
 from raypurify.evaluation import EvaluationConfig, Evaluator, Grid, Scored
-from raypurify.masking import FINDINGS
+from raypurify.masking import FINDINGS, weaknesses
 from raypurify.progress import print_table
 from raypurify.purifiers import purify
 from raypurify.report import write_report
@@ -51,6 +51,8 @@ def main(arguments: EvaluationArguments) -> None:
     for row in summary.filter(pc.is_valid(summary["masking"])).to_pylist():
         for name in row["masking"]:
             print(f"warning: {row['attack']} on {row['victim']}: its figure may flatter the defense: {FINDINGS[name]}")
+    for weakness in weaknesses(summary.to_pylist()):
+        print(f"warning: {weakness}")
     print(f"report: {storage.join(storage.absolute(arguments.destination.output), 'report.html')}")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypurify import schema, storage
-from raypurify.masking import DIFFERENCE, ZERO
+from raypurify.masking import DIFFERENCE, ZERO, weaknesses
 from raypurify.published import redacted
 from raypurify.report import attempts, figures, formats, templates
 from raypurify.report.budgets import budgets
@@ -94,6 +94,7 @@ def render(
         headlines=headlines(rows),
         tables=tables,
         masking=read_masking(rows),
+        weaknesses=weaknesses(rows),
         budgets=budgets(rows),
         security=_security(tables),
         charts=_charts(tables),

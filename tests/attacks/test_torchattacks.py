@@ -347,10 +347,29 @@ def test_an_image_without_a_gradient_stays_a_picture(name: str, images: Tensor) 
             return ((x * 4).round() + 0 * x).mean(dim=(2, 3))
 
     victim = Rounding()
-    x_adv = build(name)(victim, images, victim(images).argmax(dim=1), seeds=SEEDS).x_adv
+    attacked = build(name)(victim, images, victim(images).argmax(dim=1), seeds=SEEDS)
+    x_adv = attacked.x_adv
     assert x_adv.isfinite().all()
+    assert attacked.zero_gradient is None if name == "DeepFool" else attacked.zero_gradient.all()
     if name not in ("DIFGSM", "PGDL2"):  # these start at random
         assert torch.equal(x_adv, images)
+
+
+@pytest.mark.parametrize("name", ["FGSM", "PGD", "APGD", "AutoAttack", "EOTPGD"])
+def test_tells_where_the_gradient_was_zero(name: str, images: Tensor) -> None:
+    class Certain(nn.Module):
+        """So sure of the first two images that the cross-entropy is flat there in float32."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = torch.ones(len(x), 1)
+            scale[x[:, 0, 11, 11] > 0.99] = 1e6
+            return scale * network(x)
+
+    network = toy(4).eval()
+    images[:2, 0, 11, 11], images[2:, 0, 11, 11] = 1, 0
+    attacked = build(name, "eps=0.005")(Certain(), images, predictions(network, images), seeds=SEEDS)
+    assert attacked.zero_gradient.tolist() == [True, True, False, False]
+    assert build("GN")(network, images, predictions(network, images), seeds=SEEDS).zero_gradient is None
 
 
 def test_pixle_one_image_at_a_time(images: Tensor) -> None:

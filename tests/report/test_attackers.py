@@ -119,6 +119,15 @@ def test_at_one_radius_keeps_what_is_no_curve() -> None:
     assert at_one_radius([cell(eps=0.1), cell(eps=0.2)]) == [cell(eps=0.2)]
 
 
+def test_weak_attacks_are_warned_of() -> None:
+    page = parse(summary_of(cell(zero_gradient_share=0.25), cell(attack="bim", linf_max=0.078)))
+    text = text_of(page)
+    assert "pgd (ε = 0.3) on a_net: the gradient vanishes on many images (25.0%)" in text
+    assert "bim (ε = 0.3) on a_net: no pixel moved by more than 0.078" in text
+    assert warnings_of(page) == 1
+    assert warnings_of(parse(summary_of(cell()))) == 0
+
+
 def test_masked_gradients_are_warned_of_with_their_numbers() -> None:
     found = checked(*FINDINGS, zero_gradient_share=0.0812, accuracy_single_step=0.3001, accuracy_random_search=0.2002)
     found |= {"accuracy_unbounded": 0.1503, "accuracy_straight_through": 0.0204}
