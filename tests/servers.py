@@ -87,8 +87,12 @@ USER, WORD, SIGNATURE = "someone", "w0rd-s3cr3t", "s1gn4tur3-s3cr3t"
 
 
 @contextlib.contextmanager
-def guarded_web(folder: Path) -> Iterator[str]:
-    """A web server that gives a folder's files to who knows the word, or a signature; its host and port."""
+def guarded_web(folder: Path, *, withheld: str = "") -> Iterator[str]:
+    """A web server that gives a folder's files to who knows the word, or a signature; its host and port.
+
+    Args:
+        withheld: a header that it does not send.
+    """
     basic = "Basic " + base64.b64encode(f"{USER}:{WORD}".encode()).decode()
 
     class Guard(http.server.SimpleHTTPRequestHandler):
@@ -97,6 +101,10 @@ def guarded_web(folder: Path) -> Iterator[str]:
                 return super().send_head()
             self.send_error(403)
             return None
+
+        def send_header(self, keyword: str, value: str) -> None:
+            if keyword != withheld:
+                super().send_header(keyword, value)
 
         def log_message(self, format: str, *args: object) -> None: ...
 

@@ -30,7 +30,7 @@ from raypurify.cleaning import footers
 from raypurify.cleaning.names import short_hash
 from raypurify.cleaning.places import Place
 from raypurify.cleaning.streams import concurrently, ordered
-from raypurify.cleaning.walks import Seen
+from raypurify.cleaning.walks import ASKED_AT_ONCE, Seen, ask
 from raypurify.data import files, parquet
 from raypurify.data.base import DataError
 from raypurify.data.files import File
@@ -39,7 +39,6 @@ from raypurify.published import encodable
 TEXT = (".txt",)
 TABLES = (".csv", ".tsv")
 COLUMN = "url"
-STATS_AT_ONCE = 32
 
 
 def is_text(url: str) -> bool:
@@ -72,7 +71,7 @@ def files_in(file: File, *, output: str, skipped: Counter[str]) -> Iterator[Seen
     folder = _without_query(file.url).rpartition("/")[0]
     place = Place(output)
     records = ordered(_located(line, folder, file.url, place) for line in _lines(file))
-    stats = concurrently(_stat, _unique(records, file.url, skipped), at_once=STATS_AT_ONCE)
+    stats = concurrently(_stat, _unique(records, file.url, skipped), at_once=ASKED_AT_ONCE)
     found = False
     for (key, url), result in stats:
         found = True
@@ -159,13 +158,8 @@ def _unique(records: Iterable[tuple[Any, ...]], list_url: str, skipped: Counter[
 def _stat(item: tuple[str, str]) -> tuple[int, str]:
     """Size and version of a file; -1 and none where it is not there."""
     _, url = item
-    if not url.startswith("http"):
-        found = files.stat(url)
-        return (found.size, found.version) if found else (-1, "")
-    try:
-        info: dict[str, Any] = storage.on_store(url, lambda fs, path: fs.info(path))
-    except OSError:
+    if storage.is_web(url):
         # One web server that refuses or is gone says nothing of the others.
-        return -1, ""
-    size = -1 if info["size"] is None else int(info["size"])
-    return size, info.get("ETag", info.get("Last-Modified", "")).strip('"')
+        return ask(url)
+    found = files.stat(url)
+    return (found.size, found.version) if found else (-1, "")

@@ -50,6 +50,8 @@ class Changes:
     new: int
     """Files, as are the others."""
     changed: int
+    unknown: int = 0
+    """Inputs of former generations of which no store or server tells whether they changed: they are planned anew."""
     gone: int
     """Inputs of former generations that are no longer there; their outputs stay."""
     counts: Counts
@@ -98,7 +100,7 @@ def freeze(
 
 
 def update(output: str, entries: Iterable[Listed], *, extension: str, sizes: Sizes | None = None) -> Changes:
-    """Plan, in a new generation, what is new or has another size or version than when it was planned last.
+    """Plan, in a new generation, what is new or has another size or version than when it was planned last, or may have.
 
     Changed inputs keep the names of their outputs, new ones get names that no output has had.
 
@@ -117,7 +119,7 @@ def update(output: str, entries: Iterable[Listed], *, extension: str, sizes: Siz
     generation.remove()
     folds = _folds(output)
     names = Names(extension, _outputs(former, folds), folds=folds)
-    tally = {"new": 0, "changed": 0, "gone": 0}
+    tally = {"new": 0, "changed": 0, "unknown": 0, "gone": 0}
     replaced = _Replaced(generation, sizes)
     items = drafted(_changes(_checked(entries), _latest(former, sizes), tally), sizes)
     with Spool() as spool:
@@ -213,8 +215,9 @@ def _changes(
             tally["new"] += 1
             yield entry, []
             continue
-        if (former[0].size, former[0].version) != (entry.size, entry.version):
-            tally["changed"] += 1
+        is_known = entry.version or (entry.size < 0 and not storage.is_web(entry.url))
+        if not is_known or (former[0].size, former[0].version) != (entry.size, entry.version):
+            tally["changed" if is_known else "unknown"] += 1
             yield entry, former
         former = next(latest, None)
     while former:

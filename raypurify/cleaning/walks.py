@@ -4,7 +4,8 @@
   Symbolic links are followed, but not back to a folder that the walk is in, nor to the run's output.
 - **S3**: the pages of ListObjectsV2, which come in that order; the next page is fetched while this one is used.
 - **Other stores** (``gs://``, ``http(s)://``, ``memory://``, ...): listed folder by folder, as fsspec does, and sorted
-  through a temporary file. One folder's listing is held in memory. Pages over HTTP tell neither sizes nor versions.
+  through a temporary file. One folder's listing is held in memory. Pages over HTTP tell neither sizes nor versions: the
+  server is asked for those of each file, many at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ from urllib.parse import unquote
 from fsspec import AbstractFileSystem
 
 from raypurify import storage
-from raypurify.cleaning.streams import ordered
+from raypurify.cleaning.streams import concurrently, ordered
 from raypurify.data import files
 from raypurify.published import escaped
+from raypurify.storage import is_web
+
+ASKED_AT_ONCE = 32
+"""Files of a web server that are asked for at a time."""
 
 UNORDERED_BUCKET = "--x-s3"
 """How the names of S3's directory buckets end: they list in no order."""
@@ -176,23 +181,34 @@ def _objects(fs: AbstractFileSystem, bucket: str, prefix: str) -> Iterator[tuple
 
 def _other(root: str, selection: Selection) -> Iterator[Seen]:
     # A page over HTTP may name a file twice.
-    for _, same in groupby(ordered(_unordered(root, selection)), key=lambda record: record[0]):
-        key, url, size, version = next(same)
+    records = (next(same) for _, same in groupby(ordered(_unordered(root, selection)), key=lambda record: record[0]))
+    told = concurrently(lambda record: ask(record[1]), records, at_once=ASKED_AT_ONCE, when=lambda _: is_web(root))
+    for (key, url, *listed), asked in told:
+        size, version = asked or listed
         yield Seen(key=key, url=url, size=size, version=version)
+
+
+def ask(url: str) -> tuple[int, str]:
+    """Size and version of the file behind a link; -1 and nothing where its server does not tell, or is gone."""
+    try:
+        info: dict[str, Any] = storage.on_store(url, lambda fs, path: fs.info(path))
+    except OSError:
+        return -1, ""
+    found = files.described(url, info)
+    return -1 if info["size"] is None else found.size, found.version
 
 
 def _unordered(root: str, selection: Selection) -> Iterator[tuple[str, str, int, str]]:
     fs, path = storage.filesystem(root)
-    is_web = root.startswith("http")
     top = path.rstrip("/") + "/"
     folders = [top]
     while folders:
         folder = folders.pop()
         for info in storage.on_store(fs.unstrip_protocol(folder), _listing):
             name: str = info["name"]
-            if not name.startswith(top) or (is_web and ("?" in name or "#" in name)):
+            if not name.startswith(top) or (is_web(root) and ("?" in name or "#" in name)):
                 continue
-            key = unquote(name[len(top) :]) if is_web else name[len(top) :]
+            key = unquote(name[len(top) :]) if is_web(root) else name[len(top) :]
             if info["type"] == "directory" or name.endswith("/"):
                 below = name.rstrip("/") + "/"
                 if len(below) > len(folder) and below.startswith(folder) and selection.enters(key.rstrip("/")):

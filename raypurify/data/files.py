@@ -41,6 +41,9 @@ FETCHED = 8 * 2**20
 
 FETCHES_AT_ONCE = 16
 
+CHANGED = ("mtime", "LastModified", "Last-Modified", "created")
+"""What file systems call the time of a file's last change."""
+
 SAMPLED = 64 * 2**10
 """Bytes at the start and at the end of any other file that identify it, with its size and entity tag."""
 
@@ -81,7 +84,7 @@ def join(url: str, key: str) -> str:
 def described(url: str, info: dict[str, Any]) -> File:
     """A file as a filesystem's listing tells of it."""
     etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
-    changed = info.get("mtime") or info.get("LastModified") or info.get("created") or ""
+    changed = next((info[name] for name in CHANGED if info.get(name)), "")
     return File(url=url, size=int(info["size"] or 0), version=etag or str(changed), etag=etag)
 
 

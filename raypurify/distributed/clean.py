@@ -378,6 +378,8 @@ def _update(config: CleaningConfig, output: str) -> None:
     entries = inputs.listed(config.input, output=output)
     changes = plan.update(output, entries, extension=images.FORMATS[config.format].extension)
     print(f"update: {changes.new:,} new, {changes.changed:,} changed, {changes.gone:,} gone (their outputs stay)")
+    if changes.unknown:
+        print(f"update: {changes.unknown:,} cleaned anew: their server tells of no ETag or Last-Modified, or is gone")
 
 
 def _plan(config: CleaningConfig, folder: str, *, output: str) -> Counts:

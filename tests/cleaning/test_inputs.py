@@ -241,7 +241,8 @@ def test_other_stores(web: tuple[Path, str], output: str):
     found = list(listed(f"{url}/", output=output))
     assert [entry.key for entry in found] == in_order(keys)
     assert [storage.read_bytes(entry.url) for entry in found] == [entry.key.encode() for entry in found]
-    assert [entry.size for entry in found] == [-1] * 4
+    assert [entry.size for entry in found] == [len(entry.key.encode()) for entry in found]
+    assert all(entry.version for entry in found)
     put("memory://listing/in", keys)
     assert keys_of(listed("memory://listing/in", output=output)) == in_order(keys)
 

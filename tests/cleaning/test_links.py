@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from one_process import clean, rows_of
-from servers import SIGNATURE, free_port, guarded_web
+from PIL import Image
+from servers import SIGNATURE, USER, WORD, free_port, guarded_web
 
-from raypurify import retries
+from raypurify import retries, storage
+from raypurify.cleaning import plan
 from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.inputs import listed
+from raypurify.images import decode
 from raypurify.retries import Retries
 
 
@@ -41,3 +47,25 @@ def test_a_dead_link_is_a_reject(tmp_path: Path, death: str):
     assert set(reasons) == set(names)
     told = {"gone": "there is no", "refused": "access is denied", "dead host": "no success in 2 attempts"}[death]
     assert all(told in reason for reason in reasons.values()), reasons
+
+
+@pytest.mark.parametrize("withheld", ["", "Last-Modified"])
+def test_an_update_sees_what_changed_behind_a_web_folder(tmp_path: Path, withheld: str):
+    """A file is replaced by another of its size. A server that tells of no change has all cleaned anew."""
+    web, output = tmp_path / "web", str(tmp_path / "out")
+    web.mkdir()
+    for number, name in enumerate(("a.bmp", "b.bmp")):
+        write_grey(web / name, 10 * number, written=1000)
+    with guarded_web(web, withheld=withheld) as host:
+        config = CleaningConfig(input=f"http://{USER}:{WORD}@{host}/", purifier="identity")
+        assert clean(config, output) is not None
+        write_grey(web / "b.bmp", 99, written=2000)
+        assert clean(config, output, update=True) is not None
+        assert decode(storage.read_bytes(f"{output}/images/b.png"))[0, 0, 0] == 99
+        changes = plan.update(output, listed(config.input, output=output), extension="png")
+        assert (changes.new, changes.changed, changes.unknown, changes.gone) == (0, 0, 2 if withheld else 0, 0)
+
+
+def write_grey(path: Path, level: int, *, written: float) -> None:
+    Image.fromarray(np.full((8, 8), level, np.uint8)).save(path)
+    os.utime(path, (written, written))
