@@ -26,6 +26,8 @@ class DemoArguments:
     """digits (embedded, no download), or another dataset of grey images."""
     epochs: int = 16
     """Of the purifier's training; the classifier's has half as many."""
+    cpus_per_worker: int = 2
+    """CPUs, and threads of arithmetic, of each step."""
     overwrite: bool = False
     """Start afresh, whatever the output holds."""
 
@@ -43,7 +45,7 @@ def main(arguments: DemoArguments) -> None:
         rate=2e-3,
         validation=0,
     )
-    resources = TrainingResources()
+    resources = TrainingResources(cpus_per_worker=arguments.cpus_per_worker)
     print("1/3 training A-net")
     train(common, resources, classifier, overwrite=arguments.overwrite)
     print("2/3 training CRU-Net against attacks on A-net")
@@ -71,7 +73,7 @@ def main(arguments: DemoArguments) -> None:
                 adaptive_purifiers=(storage.join(purifier, "model"),),
                 masking_images=100,
             ),
-            resources=ActorPool(actors=1, cpus_per_actor=2),
+            resources=ActorPool(actors=1, cpus_per_actor=arguments.cpus_per_worker),
             destination=Destination(output=storage.join(arguments.output, "evaluation"), overwrite=arguments.overwrite),
         )
     )

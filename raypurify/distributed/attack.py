@@ -74,7 +74,7 @@ def attack(
         if not run.finished:
             written = {storage.stem(url) for url in storage.list_files(storage.join(output, "images"), ".parquet")}
             missing = [unit for unit in units if unit.name not in written]
-            hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
+            hardware = cluster.connect(resources.needs)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
             with run.attempt(hardware, dataclasses.asdict(resources)):
                 work = Generation(config=config, networks=networks, output=output)

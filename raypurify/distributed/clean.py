@@ -149,7 +149,7 @@ def clean(
                 _plan(config, output, output=output)
             run.counts["warnings"] = _warn(work, output)
         storage.remove(storage.join(output, storage.SUCCESS))
-        hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
+        hardware = cluster.connect(resources.needs)
         cluster.check_output(output, shared_filesystem=shared_filesystem)
         with run.attempt(hardware, dataclasses.asdict(resources)):
             counts = Tally(mark)
@@ -225,7 +225,7 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
     if not todo:
         return
     blocks = streams.read_blocks(
-        [(unit.name, unit.part) for unit in todo], _block, name="Units", read_cpus=pool.read_cpus, ordered=False
+        [(unit.name, unit.part) for unit in todo], _block, name="Units", read_cpus=0, ordered=False
     )
     known = all(unit.images is not None for unit in todo)
     total = sum(unit.images or 0 for unit in todo) if known else 0

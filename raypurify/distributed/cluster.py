@@ -2,49 +2,123 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.experimental.internal_kv import _internal_kv_get
 
 from raypurify import runs, storage
 
 FREE_CPUS = 2
-"""Logical CPUs beyond those of actors and workers; without them reads could never be scheduled."""
+"""Logical CPUs of a local Ray beyond those of actors and workers, for tasks that read."""
 
 
-def connect(cpus: float, *, use_gpu: bool = False) -> dict[str, Any]:
-    """Join the cluster of ``RAY_ADDRESS`` (a submitted job has it), or start a local Ray.
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a job asks of a cluster: so many actors or workers, each on one node."""
 
-    Args:
-        cpus: logical CPUs that the actors or workers of the job take together.
-        use_gpu: whether they need GPUs.
+    kind: Literal["actor", "worker"]
+    count: int
+    cpus: int
+    """Of each."""
+    gpus: float = 0
+    """Of each."""
+
+    @property
+    def all_cpus(self) -> int:
+        return self.count * self.cpus
+
+    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """How many of them fit into nodes with these resources."""
+        asked = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+        return sum(min(int(node.get(name, 0) / each) for name, each in asked.items()) for node in nodes)
+
+    def check(self, nodes: Sequence[Mapping[str, float]], *, grows: bool) -> str | None:
+        """Hold them against the nodes of a cluster; a line that says what is waited for, where it has to grow first.
+
+        Args:
+            nodes: resources of each node.
+            grows: whether the cluster has an autoscaler.
+
+        Raises:
+            ValueError: they do not fit, and the cluster will not grow; gives the figures and the flag that helps.
+        """
+        room = self.room(nodes)
+        if room >= self.count:
+            return None
+        cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+        largest = max((node.get("CPU", 0) for node in nodes), default=0)
+        each = f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "")
+        told = (
+            f"{self.count} {self.kind}(s) of {each} each are asked for; this Ray cluster has {cpus:g} CPU(s) and "
+            f"{gpus:g} GPU(s) on {len(nodes)} node(s), {largest:g} CPU(s) on the largest: room for {room}"
+        )
+        if grows:
+            return f"waiting for the cluster to grow: {told}"
+        raise ValueError(f"{told}. Give {self._advice(room, largest, gpus)}, or join a larger cluster")
+
+    def _advice(self, room: int, largest: float, gpus: float) -> str:
+        if self.gpus and not gpus:
+            return "no --use-gpu" if self.kind == "worker" else "--gpus-per-actor 0"
+        if room and self.kind == "worker":
+            return f"--workers {2 ** (room.bit_length() - 1)}"
+        if room:
+            return f"--actors {room}"
+        return f"--cpus-per-{self.kind} {max(1, int(largest))}" + (f" --{self.kind}s 1" if self.count > 1 else "")
+
+
+def connect(needs: Needs) -> dict[str, Any]:
+    """Join the cluster of ``RAY_ADDRESS`` (a submitted job has it), or start a local Ray that is large enough.
 
     Returns:
         The hardware, for ``run.json``.
 
     Raises:
-        ValueError: ``use_gpu`` on a cluster without GPUs.
+        ValueError: a cluster that is too small, or has no GPU, and will not grow.
     """
     if not ray.is_initialized():
         if os.environ.get("RAY_ADDRESS"):
             _start()
         else:
-            _start(address="local", num_cpus=math.ceil(cpus) + FREE_CPUS)
+            _start(address="local", num_cpus=needs.all_cpus + FREE_CPUS)
     quiet()
     resources = ray.cluster_resources()
-    if use_gpu and not resources.get("GPU"):
-        raise ValueError("--use-gpu: this Ray cluster has no GPU; leave the flag out, or join a cluster that has one")
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    waits = needs.check(nodes, grows=needs.room(nodes) < needs.count and _grows())
+    if waits:
+        print(waits, file=sys.stderr, flush=True)
     return {**runs.machine(), "nodes": len(nodes), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
+
+
+def read_cpus(wanted: float, needs: Needs) -> float:
+    """CPUs of a task that reads: ``wanted``, or 0 where actors and workers leave no CPU of the cluster.
+
+    Tasks that asked for more than is left could never start, and what waits for them neither.
+    """
+    return wanted if ray.cluster_resources().get("CPU", 0) - needs.all_cpus >= wanted else 0
+
+
+def _grows() -> bool:
+    """Whether the cluster has an autoscaler."""
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    if (status.stats.autoscaler_version or "0") != "0":
+        return True
+    # Its first version leaves a status, in which a cluster of fixed size has a type of its own for each node.
+    told = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    types = told.get("autoscaler_report", {}).get("node_type_mapping") or {}
+    return any(not name.startswith("node_") for name in types.values())
 
 
 def _start(**options: Any) -> None:

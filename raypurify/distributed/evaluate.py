@@ -93,7 +93,7 @@ def evaluate(
         missing = _missing(output, grid, units)
         if missing or cells != earlier or not run.finished:
             storage.remove(storage.join(output, storage.SUCCESS))
-            hardware = cluster.connect(resources.cpus, use_gpu=resources.gpus_per_actor > 0)
+            hardware = cluster.connect(resources.needs)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
             with run.attempt(hardware, {**dataclasses.asdict(config), **dataclasses.asdict(resources)}):
                 storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))

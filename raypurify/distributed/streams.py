@@ -213,12 +213,18 @@ def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) 
 
 
 def read_blocks(tasks, read, *, name: str, read_cpus: float, ordered: bool) -> Dataset:  # type: ignore[no-untyped-def]
-    """A dataset of one block for each task: ``read(*task) -> pa.Table``."""
+    """A dataset of one block for each task: ``read(*task) -> pa.Table``.
+
+    With ``read_cpus`` of 0 the tasks wait for no CPU, so that actors may take all; then two run at a time.
+    """
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = ordered
     context.target_max_block_size = None
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
         return ray.data.read_datasource(
-            BlockReader(tasks, read, name, 4 << 20), num_cpus=read_cpus, override_num_blocks=len(tasks)
+            BlockReader(tasks, read, name, 4 << 20),
+            num_cpus=read_cpus,
+            concurrency=None if read_cpus else min(2, len(tasks)) or None,
+            override_num_blocks=len(tasks),
         )

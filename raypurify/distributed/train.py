@@ -57,17 +57,25 @@ class TrainingResources:
     cpus_per_worker: int = 2
     """CPUs, and threads of arithmetic, of a worker."""
     read_cpus: float = 0.5
-    """CPUs of a task that reads images; may be a fraction."""
+    """CPUs of a task that reads images; may be a fraction. Where the workers leave no CPU free, or with 0, such tasks
+    wait for none, and run two at a time."""
     max_failures: int = 3
     """Lost workers after which a run fails; each time it goes on from the last epoch's checkpoint."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or streams.LANES % self.workers:
             raise ValueError(f"workers must divide {streams.LANES}: 1, 2, 4 or 8; got {self.workers!r}")
-        if self.cpus_per_worker < 1 or self.read_cpus <= 0:
+        if self.cpus_per_worker < 1 or self.read_cpus < 0:
             raise ValueError(
-                f"cpus_per_worker and read_cpus must be positive: {self.cpus_per_worker}, {self.read_cpus}"
+                "cpus_per_worker must be at least 1, read_cpus at least 0; "
+                f"got {self.cpus_per_worker}, {self.read_cpus}"
             )
+
+    @property
+    def needs(self) -> cluster.Needs:
+        """What the workers take."""
+        gpus = 1 if self.use_gpu else 0
+        return cluster.Needs(kind="worker", count=self.workers, cpus=self.cpus_per_worker, gpus=gpus)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +203,12 @@ def train(
             identity[f"{name}_sha256"] = model.identity
     with runs.hold(output, identity, overwrite=overwrite) as run:
         if not run.finished:
-            hardware = cluster.connect(resources.workers * resources.cpus_per_worker, use_gpu=resources.use_gpu)
+            hardware = cluster.connect(resources.needs)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
             with run.attempt(hardware, dataclasses.asdict(resources)):
-                result = _fit(_trainer(job, output))
+                read_cpus = cluster.read_cpus(resources.read_cpus, resources.needs)
+                resources = dataclasses.replace(resources, read_cpus=read_cpus)
+                result = _fit(_trainer(dataclasses.replace(job, resources=resources), output))
                 run.check()
                 run.counts.update(_publish(result.checkpoint, output))
             run.finish()

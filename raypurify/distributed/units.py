@@ -22,7 +22,7 @@ from ray.data import Dataset
 
 from raypurify import fields, schema, storage
 from raypurify.data import Rows, Source, read_rows
-from raypurify.distributed import streams
+from raypurify.distributed import cluster, streams
 from raypurify.progress import Progress
 from raypurify.published import published
 
@@ -46,7 +46,8 @@ class ActorPool:
     gpus_per_actor: float = 0
     """GPUs of an actor; may be a fraction: with 0.5 one actor computes while the other reads and writes."""
     read_cpus: float = 0.5
-    """CPUs of a task that reads and decodes, where reads run apart."""
+    """CPUs of a task that reads and decodes, where reads run apart. Where the actors leave no CPU free, or with 0, such
+    tasks wait for none, and run two at a time."""
     reads: Literal["fused", "apart"] = "fused"
     """fused: an actor reads its own images, best where all share CPUs. apart: tasks on CPUs read and decode ahead, best
     for actors on GPUs."""
@@ -63,9 +64,9 @@ class ActorPool:
             raise ValueError(f"max_actors must be at least actors={self.actors}; got {self.max_actors!r}")
 
     @property
-    def cpus(self) -> int:
-        """CPUs of the actors that the pool starts with."""
-        return self.actors * self.cpus_per_actor
+    def needs(self) -> cluster.Needs:
+        """What the pool starts with."""
+        return cluster.Needs(kind="actor", count=self.actors, cpus=self.cpus_per_actor, gpus=self.gpus_per_actor)
 
     @property
     def device(self) -> str:
@@ -137,10 +138,10 @@ def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str) -> di
     Returns:
         Counts of this attempt: ``in`` and ``out`` (rows), ``images_per_second`` without the start.
     """
-    read = read_unit if pool.reads == "apart" else name_unit
-    blocks = streams.read_blocks(
-        [(unit,) for unit in units], read, name="Units", read_cpus=pool.read_cpus, ordered=False
-    )
+    apart = pool.reads == "apart"
+    read_cpus = cluster.read_cpus(pool.read_cpus, pool.needs) if apart else 0
+    read = read_unit if apart else name_unit
+    blocks = streams.read_blocks([(unit,) for unit in units], read, name="Units", read_cpus=read_cpus, ordered=False)
     knowledge = (work, {unit.name: unit for unit in units}, pool)
     counts: dict[str, Any] = {"in": 0, "out": 0}
     first, last = math.inf, 0.0
