@@ -4,7 +4,8 @@ An input is a path or URL of
 
 - a **folder**: files at any depth, of the extensions in ``KINDS``, in upper or lower case. Others are counted by their
   extension. Names that begin with a dot, and folders, Parquet files and tars whose names begin with an underscore, are
-  left out (an image's name may: cameras write ``_DSC0001.JPG``), and so are the empty objects that stand for folders;
+  hidden (an image's name may: cameras write ``_DSC0001.JPG``): they are counted, what is in hidden folders is not, and
+  nor are the empty objects that stand for folders. Pipes and devices are counted;
 - a **glob**: ``s3://bucket/**/*.png`` and the like (``*``, ``?``, ``[...]``; ``**`` is any depth). Over HTTP a question
   mark begins a query. What is there under that very name goes before a glob;
 - **one file**;
@@ -43,6 +44,9 @@ KINDS: dict[str, Kind] = {
 
 EXPECTED = f"files that end in {', '.join(KINDS)}"
 
+HIDDEN_FILES, HIDDEN_FOLDERS = "hidden file(s)", "hidden folder(s)"
+"""What is left alone for its name, as it is counted."""
+
 EXTENSIONS_COUNTED = 100
 """Other extensions that are counted apart; those after them are counted together, under ``others``."""
 
@@ -70,7 +74,8 @@ def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Ite
     Args:
         url: the input.
         output: where the result goes: an input in there is refused.
-        skipped: counts files that are no input by their extension (``.json``), and ``duplicate`` lines of a list.
+        skipped: counts what is left alone: files that are no input by their extension (``.json``), hidden files and
+            folders, pipes and devices, and ``duplicate`` lines of a list.
 
     Raises:
         DataError: nothing is there, nothing in it can be cleaned, or a list is not as it should be.
@@ -132,12 +137,18 @@ class Selection:
         self.skipped = skipped
         self.segments = pattern.split("/") if pattern else ["**"]
         self.matches = re.compile(glob_translate(pattern)).match if pattern else None
+        self.hidden: str | None = None
 
     def enters(self, folder: str) -> bool:
-        """Whether inputs may be below the folder ``a/b``."""
+        """Whether inputs may be below the folder ``a/b``; counts a hidden one, of one listing's neighbours once."""
         names = folder.split("/")
-        if any(_is_hidden(name) or name.startswith("_") for name in names):
-            return False
+        for depth, name in enumerate(names):
+            if _is_hidden(name) or name.startswith("_"):
+                hidden = "/".join(names[: depth + 1])
+                if not self.matches and hidden != self.hidden:
+                    self.leave(HIDDEN_FOLDERS)
+                self.hidden = hidden
+                return False
         for name, segment in zip(names, self.segments, strict=False):
             if segment == "**":
                 return True
@@ -149,15 +160,19 @@ class Selection:
         """Whether the file is an input; counts it where it is not, but for its extension."""
         folder, _, name = key.rpartition("/")
         kind = kind_of(name)
-        if (folder and not self.enters(folder)) or _is_hidden(name) or (name.startswith("_") and kind != "image"):
+        if (folder and not self.enters(folder)) or (self.matches and not self.matches(key)):
             return False
-        if self.matches and not self.matches(key):
+        if _is_hidden(name) or (name.startswith("_") and kind != "image"):
+            self.leave(HIDDEN_FILES)
             return False
         if kind is None:
-            extension = os.path.splitext(name)[1].lower() or "no extension"
-            known = extension in self.skipped or len(self.skipped) < EXTENSIONS_COUNTED
-            self.skipped[extension if known else "others"] += 1
+            self.leave(os.path.splitext(name)[1].lower() or "no extension")
         return kind is not None
+
+    def leave(self, kind: str) -> None:
+        """Count something that is left alone."""
+        known = kind in self.skipped or len(self.skipped) < EXTENSIONS_COUNTED
+        self.skipped[kind if known else "others"] += 1
 
 
 def _is_hidden(name: str) -> bool:

@@ -27,6 +27,9 @@ from raypurify.data import files
 from raypurify.published import escaped
 from raypurify.storage import is_web
 
+NO_FILES = "pipe(s) or device(s)"
+"""As they are counted."""
+
 ASKED_AT_ONCE = 32
 """Files of a web server that are asked for at a time."""
 
@@ -56,6 +59,10 @@ class Selection(Protocol):
 
     def takes(self, key: str) -> bool:
         """Whether the file is wanted."""
+        ...
+
+    def leave(self, kind: str) -> None:
+        """Count something that is left alone though its name is wanted."""
         ...
 
 
@@ -101,8 +108,12 @@ def _local(root: str, selection: Selection, output: str) -> Iterator[Seen]:
             above.pop()
         elif not name.endswith("/"):
             key = here.prefix + shown
-            if selection.takes(key) and (seen := _seen(key, here, name)):
+            if not selection.takes(key):
+                continue
+            if seen := _seen(key, here, name):
                 yield seen
+            else:
+                selection.leave(NO_FILES)
         elif selection.enters(here.prefix + shown[:-1]):
             folder = _folder(here.prefix + shown, os.path.join(here.path, name[:-1]))
             if folder.identity not in closed and all(folder.identity != other.identity for other in above):

@@ -97,7 +97,7 @@ def main(arguments: CleaningArguments) -> None:
     for reason, count in sorted(totals.reasons.items(), key=lambda item: -item[1])[:REASONS]:
         print(formats.visible(f"rejected: {count:,} x {reason}"))
     if totals.skipped:
-        print(formats.visible(f"left alone, being no images or named twice: {totals.left_alone}"))
+        print(formats.visible(f"left alone, being hidden, no images, or named twice: {totals.left_alone}"))
     print(f"images: {storage.join(output, 'images')}\nreport: {storage.join(output, 'report.html')}")
 
 

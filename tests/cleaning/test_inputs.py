@@ -105,7 +105,10 @@ def test_local_folder_and_s3_list_the_same_keys_in_the_same_order(tmp_path: Path
     found = list(listed(str(local), output=output, skipped=skipped))
     assert [entry.key for entry in found] == in_order(NASTY)
     assert keys_of(listed(remote, output=output)) == in_order(NASTY)
-    assert skipped == {".txt": 2, "no extension": 1}
+    assert skipped == {".txt": 2, "no extension": 1, "hidden file(s)": 2, "hidden folder(s)": 2}
+    of_s3: Counter[str] = Counter()
+    list(listed(f"{s3}/nasty", output=output, skipped=of_s3))
+    assert of_s3 == skipped
     assert all(entry.size == len(entry.key.encode()) and entry.version and entry.kind == "image" for entry in found)
 
 
@@ -187,13 +190,15 @@ def test_a_link_to_the_output_is_not_followed(tmp_path: Path):
     assert keys_of(listed(str(root), output=str(tmp_path / "other"))) == ["a.png", "cleaned/images/a.png"]
 
 
-def test_pipes_are_left_out_and_names_that_are_no_utf8_can_be_stored(tmp_path: Path, output: str):
+def test_pipes_are_counted_and_names_that_are_no_utf8_can_be_stored(tmp_path: Path, output: str):
     root = write(tmp_path / "in", ["a.png"])
     os.mkfifo(root / "pipe.png")
     with open(os.fsencode(root) + b"/caf\xe9.png", "wb"):
         pass
-    keys = keys_of(listed(str(root), output=output))
+    skipped: Counter[str] = Counter()
+    keys = keys_of(listed(str(root), output=output, skipped=skipped))
     assert keys == ["a.png", "caf\ufffdE9.png"]
+    assert skipped == {"pipe(s) or device(s)": 1}
     pa.array(keys, pa.string())
 
 
@@ -276,7 +281,7 @@ def test_a_list_in_text(tmp_path: Path, s3: str, web: tuple[Path, str], output: 
     put(f"{s3}/of-list", ["a.png", "b.png"])
     folder = write(tmp_path / "in", ["x.png", "sub/#y?.png"])
     lines = [
-        *("sub/#y?.png", "x.png", "./x.png", "", str(folder / "x.png"), "gone.png"),
+        *("sub/#y?.png", "x.png", "./x.png", "", str(folder / "x.png"), "gone.png", "what?.tar", "no?extension"),
         *(f"{s3}/of-list/b.png", f"{s3}/of-list/a.png", f"{s3}/of-list/gone.png"),
         *(f"{url}/w.png?signature=1", f"{url}/gone", f"{url}/gone?id=1"),
     ]
@@ -289,6 +294,8 @@ def test_a_list_in_text(tmp_path: Path, s3: str, web: tuple[Path, str], output: 
         "sub/#y?.png": 11,
         "x.png": 5,
         "gone.png": -1,
+        "what?.tar": -1,
+        "no?extension": -1,
         "runs/of-list/a.png": 5,
         "runs/of-list/b.png": 5,
         "runs/of-list/gone.png": -1,
@@ -298,6 +305,7 @@ def test_a_list_in_text(tmp_path: Path, s3: str, web: tuple[Path, str], output: 
     }
     assert list(found) == in_order(list(found))
     assert skipped == {"duplicate": 2}
+    assert [found[key].kind for key in ("what?.tar", "no?extension")] == ["tar", "image"]
     assert storage.read_bytes(found["sub/#y?.png"].url) == b"sub/#y?.png"
     assert all(entry.version for entry in found.values() if entry.size >= 0)
 
