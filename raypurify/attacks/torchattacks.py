@@ -9,6 +9,7 @@ What the library leaves open is settled here:
 
 - Only an attack that minimises a distance can fail by its own account: an image that the victim, asked again, still
   takes for its label (or not for its target) comes back unmodified. Attacks in a ball return what they found.
+- A step ``alpha`` that is not given grows with ``eps``, in the proportion of the library's defaults.
 - An image that an attack turned into NaN, as those do that divide by a gradient of 0, comes back unmodified.
 - Where the library counts 10 classes, it is told how many the victim has, if these are fewer.
 - TIFGSM, PIFGSM and PIFGSMPP have kernels for three channels: a grey image is given two more that the victim ignores,
@@ -78,9 +79,21 @@ def build_named(name: str) -> Callable[..., TorchAttack]:
         unknown = sorted(set(params) - set(known))
         if unknown:
             raise ValueError(f"torchattacks.{name} has no parameter {unknown}; it takes {known or 'none'}")
-        return config(**params)
+        return config(**_scaled(config, params))
 
     return build
+
+
+def _scaled(config: type[TorchAttack], params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, with a step that follows from the radius where only the radius is given.
+
+    The library's steps are made for its own radius: kept at a larger one, they would not reach the ball's edge.
+    """
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
+    radius = params.get("eps")
+    if "alpha" not in defaults or "alpha" in params or not isinstance(radius, Real) or isinstance(radius, bool):
+        return params
+    return {**params, "alpha": defaults["alpha"] * radius / defaults["eps"]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

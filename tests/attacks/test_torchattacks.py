@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import pickle
 import random
@@ -70,6 +71,7 @@ ATTACKS = {
 }
 FOUR_CLASSES = ("APGDT", "AutoAttack")  # their loss compares four logits
 RUN = [name for name in ATTACKS if name not in REFUSED]
+STEPPING = [name for name in RUN if "alpha" in inspect.signature(getattr(torchattacks, name)).parameters]
 MINIMISING = ("JSMA", "EADL1", "EADEN", "CW", "DeepFool", "SparseFool", "OnePixel", "Pixle")
 UNTARGETED = ("VANILA", "GN", "TPGD", "APGD", "APGDT", "PIFGSM", "DeepFool", "SparseFool", "FAB", "AutoAttack")
 
@@ -288,9 +290,30 @@ def test_a_grey_image_is_a_colour_image_whose_other_channels_are_not_seen(name: 
 def test_it_is_the_librarys_result(name: str, images: Tensor) -> None:
     victim = toy(3).eval().requires_grad_(False)
     labels = predictions(victim, images)
-    theirs = getattr(torchattacks, name)(victim, eps=0.1)(images, labels)
+    step = {} if name == "FGSM" else {"alpha": 0.025}  # a quarter of eps, as in the library's defaults
+    theirs = getattr(torchattacks, name)(victim, eps=0.1, **step)(images, labels)
     attacked = build(name, "eps=0.1")(victim, images, labels, seeds=SEEDS)
     torch.testing.assert_close(attacked.x_adv, theirs, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", STEPPING)
+def test_the_step_follows_the_radius(name: str, images: Tensor) -> None:
+    victim = toy(3)
+    labels = predictions(victim, images)
+    reached = []
+    for eps in (0.1, 0.3):
+        attack = plugins.build("raypurify.attacks", plugins.Spec.parse(f"torchattacks.{name},eps={eps}"))
+        change = (attack(victim, images, labels, seeds=SEEDS).x_adv - images).flatten(1)
+        reached.append((change.norm(dim=1) if attack.norm == "l2" else change.abs().amax(dim=1)).max().item())
+    assert reached == pytest.approx([0.1, 0.3], rel=0.05)
+
+
+def test_a_step_that_is_given_is_the_users() -> None:
+    default = plugins.build("raypurify.attacks", plugins.Spec.parse("torchattacks.BIM"))
+    assert default.alpha == 2 / 255
+    assert build("BIM", "eps=0.3,alpha=0.01").alpha == 0.01
+    assert build("BIM", "alpha=0.01").alpha == 0.01
+    assert build("BIM", "eps=0.3").alpha == pytest.approx(0.075)
 
 
 @pytest.mark.parametrize(
