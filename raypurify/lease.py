@@ -36,6 +36,9 @@ NAME = "_LEASE"
 HEARTBEAT = 10.0
 """Seconds between two heartbeats."""
 
+ASKED_AGAIN = 2.0
+"""Seconds after which a worker that goes on writing asks again whether its attempt holds the lease."""
+
 GOOD_FOR = 60.0
 """Seconds without a heartbeat after which a lease can be taken over."""
 
@@ -180,6 +183,33 @@ def check(output: str, attempt: str) -> None:
     holder = _holder(url)
     if holder is None or holder[0].attempt != attempt:
         raise LeaseLostError(_lost(url, attempt, holder and holder[0]))
+
+
+class Watch:
+    """The lease as a worker sees it that writes file after file: for any of its threads, and asked for now and then."""
+
+    def __init__(self, output: str, attempt: str, *, seconds: float = ASKED_AGAIN) -> None:
+        """
+        Args:
+            output: URL of the run's folder.
+            attempt: that the worker is of.
+            seconds: for which an answer counts.
+        """
+        self._output, self._attempt, self._seconds = output, attempt, seconds
+        self._good_until = 0.0
+        self._busy = threading.Lock()
+
+    def check(self) -> None:
+        """Return if the attempt held the output less than ``seconds`` ago.
+
+        Raises:
+            LeaseLostError: as :func:`check`.
+        """
+        with self._busy:
+            now = time.monotonic()
+            if now >= self._good_until:
+                check(self._output, self._attempt)
+                self._good_until = now + self._seconds
 
 
 def _take(url: str, holder: Holder) -> str:

@@ -212,6 +212,22 @@ def test_a_lease_says_who_holds_it_and_is_released(output: str) -> None:
     assert storage.list_files(output) == []
 
 
+def test_a_worker_asks_for_the_lease_now_and_then(output: str) -> None:
+    often, seldom = lease.Watch(output, "first", seconds=0), lease.Watch(output, "first", seconds=1000)
+    with lease.hold(output, "first"):
+        before = retries.counts()["requests"]
+        seldom.check()
+        asked = retries.counts()["requests"] - before
+        for _ in range(100):
+            seldom.check()
+        assert retries.counts()["requests"] - before == asked == (0 if storage.is_local(output) else 1)
+        often.check()
+    with lease.hold(output, "second"):
+        seldom.check()
+        with pytest.raises(LeaseLostError, match="attempt first no longer holds the output, attempt second"):
+            often.check()
+
+
 def test_the_heartbeat_goes_on(output: str) -> None:
     url = storage.join(output, "_LEASE")
     with lease.hold(output, heartbeat=0.1, good_for=30):

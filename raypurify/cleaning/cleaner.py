@@ -98,8 +98,11 @@ class Slot:
 class Cleaner:
     """Cleans units on a device."""
 
-    def __init__(self, work: Cleaning, device: str, *, batch: int, threads: int) -> None:
-        self.work, self.device, self.batch, self.threads = work, device, batch, threads
+    def __init__(
+        self, work: Cleaning, device: str, *, batch: int, threads: int, check_lease: writer.Check = lambda: None
+    ) -> None:
+        """``check_lease``: raises where another attempt may hold the output; called before each write and removal."""
+        self.work, self.device, self.batch, self.threads, self.check_lease = work, device, batch, threads, check_lease
         self.purifier = models.placed(work.purifier.build(), device)
         self.classifier = models.placed(work.classifier.build(), device) if work.classifier else None
         self.channels = channels_of(work.purifier, self.purifier, device)
@@ -115,9 +118,10 @@ class Cleaner:
         """
         config, done = self.work.config, Cleaned()
         limits = reader.Limits(max_pixels=config.max_pixels, threads=self.threads, killers=killers or {}, count=count)
-        shared = writer.shard(storage.join(self.work.output, "images"), unit, config)
+        images_url = storage.join(self.work.output, "images")
+        shared = writer.shard(images_url, unit, config, self.check_lease)
         for group in reader.groups(unit, limits):
-            sink = shared or writer.mirror(storage.join(self.work.output, "images"), group, config)
+            sink = shared or writer.mirror(images_url, group, config, self.check_lease)
             for slot in self._in_line(group.inputs):
                 self._take(slot, group, sink, done)
             if sink is not shared:

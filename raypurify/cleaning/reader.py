@@ -282,6 +282,8 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
                     yield _member(tar, member, entry, seen, limits)
                 if tar.damaged_at is not None:
                     raise DataError(f"the tar is damaged: what begins at its byte {tar.damaged_at} is of no member")
+                if not seen and tar.offset > tarfile.RECORDSIZE:
+                    raise DataError(f"the tar is damaged: all of its {tar.offset} bytes are zeros")
     except MemoryError:
         raise
     except Exception as error:

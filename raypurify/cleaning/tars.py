@@ -45,15 +45,18 @@ class Header(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             tar.is_ended = True
             raise
-        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
-            if tar.is_ended:
-                raise
-            raise tarfile.ReadError("it is cut off") from None
         except tarfile.HeaderError as error:
+            if isinstance(error, _ENDS) and not tar.is_ended:
+                raise tarfile.ReadError("it is cut off") from None
+            if isinstance(error, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+                raise
             tar.go_on_after(begin)
             raise tarfile.InvalidHeaderError(str(error)) from error  # type: ignore[attr-defined]
         tar.is_ended = False
         return header
+
+
+_ENDS = (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 
 
 class Tar(tarfile.TarFile):
@@ -61,13 +64,14 @@ class Tar(tarfile.TarFile):
 
     tarinfo = Header
     is_ended = False
-    """Whether the last block was of zeros, as behind the last member."""
+    """Whether the last block was of no member, so that none is cut off where the file ends here."""
     damaged_at: int | None = None
     """Where the first bytes are, of the inflated tar, that are no zeros and no part of any member."""
 
     def go_on_after(self, begin: int) -> None:
         """Let the next header be looked for behind all that was read from ``begin`` on."""
         self.damaged_at = begin if self.damaged_at is None else self.damaged_at
+        self.is_ended = True
         # tarfile adds a block to this. What was read is more where the damaged header was to follow another.
         self.offset = self.fileobj.tell() - tarfile.BLOCKSIZE
 

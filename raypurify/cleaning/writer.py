@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import IO, Protocol, cast
@@ -18,6 +18,7 @@ from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.reader import Group, Input
 from raypurify.data import parquet
 
+Check = Callable[[], None]
 WRITES_AT_ONCE = 16
 SPOOLED = 64 << 20
 """Bytes of a tar that are kept in memory before it goes to a temporary file."""
@@ -43,30 +44,46 @@ class Sink(Protocol):
         ...
 
 
-def mirror(root: str, group: Group, config: CleaningConfig) -> Sink:
-    """What mirrors a group of inputs under ``root``."""
+def mirror(root: str, group: Group, config: CleaningConfig, check_lease: Check) -> Sink:
+    """What mirrors a group of inputs under ``root``.
+
+    Args:
+        check_lease: raises where another attempt may hold the output; called before each write and each removal.
+    """
     if group.entries[0].kind == "image":
-        return ImageFiles(root, group.entries, config.format)
+        return ImageFiles(root, group.entries, config.format, check_lease)
     url = storage.join(root, group.entries[0].output)
     if group.entries[0].kind == "tar":
-        return Tar(url, images.FORMATS[config.format].extension)
-    return Rows(url, group.table)
+        return Tar(url, images.FORMATS[config.format].extension, check_lease)
+    return Rows(url, group.table, check_lease)
 
 
-def shard(root: str, unit: Unit, config: CleaningConfig) -> Sink | None:
-    """What holds all of a unit's images under ``root``, where shards are asked for."""
+def shard(root: str, unit: Unit, config: CleaningConfig, check_lease: Check) -> Sink | None:
+    """What holds all of a unit's images under ``root``, where shards are asked for; ``check_lease``: as above."""
     if config.shards == "parquet":
-        return Shard(storage.join(root, f"{unit.name}.parquet"))
+        return Shard(storage.join(root, f"{unit.name}.parquet"), check_lease)
     if config.shards == "webdataset":
-        return Tar(storage.join(root, f"{unit.name}.tar"), images.FORMATS[config.format].extension)
+        return Tar(storage.join(root, f"{unit.name}.tar"), images.FORMATS[config.format].extension, check_lease)
     return None
+
+
+class Held:
+    """A file that can be read while the lease is held. What copies it reads nothing last, right before it publishes."""
+
+    def __init__(self, file: IO[bytes], check_lease: Check) -> None:
+        self.file, self.check_lease, self.seek = file, check_lease, file.seek
+
+    def read(self, size: int = -1) -> bytes:
+        self.check_lease()
+        return self.file.read(size)
 
 
 class ImageFiles:
     """Each image in a file of its own, under its input's name."""
 
-    def __init__(self, root: str, entries: Sequence[Entry], format: str) -> None:
-        self.root, self.entries, self.format = root, entries, format
+    def __init__(self, root: str, entries: Sequence[Entry], format: str, check_lease: Check) -> None:
+        self.root, self.entries, self.check_lease = root, entries, check_lease
+        self.content_type = images.FORMATS[format].content_type
         self.pool = ThreadPoolExecutor(WRITES_AT_ONCE)
         self.writes: list[Future[None]] = []
 
@@ -74,12 +91,15 @@ class ImageFiles:
         url = storage.join(self.root, self.entries[item.position].output)
         if len(self.writes) >= 4 * WRITES_AT_ONCE:
             self.writes.pop(0).result()
-        self.writes.append(
-            self.pool.submit(storage.write_bytes, url, data, content_type=images.FORMATS[self.format].content_type)
-        )
+        self.writes.append(self.pool.submit(self._write, url, data))
         return url, None
 
+    def _write(self, url: str, data: bytes) -> None:
+        self.check_lease()
+        storage.write_bytes(url, data, content_type=self.content_type)
+
     def reject(self, item: Input) -> None:
+        self.check_lease()
         storage.remove(storage.join(self.root, self.entries[item.position].output))
 
     def pass_on(self, item: Input) -> None:
@@ -94,8 +114,8 @@ class ImageFiles:
 class Rows:
     """The run of a Parquet file with its image column replaced; rows that were rejected are left out."""
 
-    def __init__(self, url: str, table: pa.Table | None) -> None:
-        self.url, self.table = url, table
+    def __init__(self, url: str, table: pa.Table | None, check_lease: Check) -> None:
+        self.url, self.table, self.check_lease = url, table, check_lease
         self.kept: list[int] = []
         self.images: list[bytes] = []
 
@@ -112,6 +132,7 @@ class Rows:
 
     def close(self) -> None:
         if self.table is None or not self.kept:
+            self.check_lease()
             storage.remove(self.url)
             return
         # Some types of columns can be cut and joined, but not taken from.
@@ -125,14 +146,15 @@ class Rows:
             fields["bytes"] = encoded
             encoded = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
         field = pa.field(column, encoded.type, metadata=table.schema.field(index).metadata)
+        self.check_lease()
         storage.write_table(self.url, table.set_column(index, field, encoded))
 
 
 class Shard:
     """A unit's images in one Parquet file: id, image, height, width."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, check_lease: Check) -> None:
+        self.url, self.check_lease = url, check_lease
         self.rows: list[dict[str, object]] = []
 
     def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
@@ -146,6 +168,7 @@ class Shard:
         """Images only."""
 
     def close(self) -> None:
+        self.check_lease()
         if self.rows:
             storage.write_table(self.url, pa.Table.from_pylist(self.rows, SHARD))
         else:
@@ -165,8 +188,8 @@ SHARD = pa.schema(
 class Tar:
     """A WebDataset tar: images under their names with the new extension, and the members that are no images."""
 
-    def __init__(self, url: str, extension: str) -> None:
-        self.url, self.extension = url, extension
+    def __init__(self, url: str, extension: str, check_lease: Check) -> None:
+        self.url, self.extension, self.check_lease = url, extension, check_lease
         self.file = tempfile.SpooledTemporaryFile(SPOOLED)  # noqa: SIM115
         self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self.names: set[str] = set()
@@ -196,8 +219,9 @@ class Tar:
     def close(self) -> None:
         self.tar.close()
         if self.names:
-            self.file.seek(0)
-            storage.write_file(self.url, cast(IO[bytes], self.file), content_type="application/x-tar")
+            held = cast(IO[bytes], Held(cast(IO[bytes], self.file), self.check_lease))
+            storage.write_file(self.url, held, content_type="application/x-tar")
         else:
+            self.check_lease()
             storage.remove(self.url)
         self.file.close()

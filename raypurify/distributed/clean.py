@@ -262,7 +262,10 @@ class CleaningActor:
         self.work, self.attempt, pool = ray.get(reference)
         set_threads(pool)
         self.read = lru_cache(maxsize=2)(schedule.read)
-        self.clean = Cleaner(self.work, pool.device, batch=pool.batch, threads=pool.cpus_per_actor)
+        self.held = lease.Watch(self.work.output, self.attempt)
+        self.clean = Cleaner(
+            self.work, pool.device, batch=pool.batch, threads=pool.cpus_per_actor, check_lease=self.held.check
+        )
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Clean one unit, and account for it.
@@ -272,6 +275,7 @@ class CleaningActor:
             ``started`` and ``ended`` (seconds of the clock).
         """
         started, before = time.time(), retries.counts()
+        self.held.check()
         unit = schedule.find(self.read(unescaped(block["part"][0].as_py())), block["unit"][0].as_py())
         try:
             cleaned = self.clean(unit, self._killers(unit))

@@ -168,6 +168,14 @@ def test_what_is_behind_the_end_and_no_zeros_rejects_the_tar(tmp_path: Path, beh
     assert result.damage == [f"the tar is damaged: what begins at its byte {at} is of no member"]
 
 
+def test_an_empty_tar_is_empty_and_one_of_zeros_is_a_reject(tmp_path: Path):
+    assert read(tmp_path / "a.tar", tar_of({})) == Read({}, [])
+    result = read(tmp_path / "a.tar", bytes(20480))
+    assert result == Read({}, ["the tar is damaged: all of its 20480 bytes are zeros"])
+    result = read(tmp_path / "a.tar", b"<html>" * 4096)
+    assert result == Read({}, ["the tar is damaged: what begins at its byte 0 is of no member"])
+
+
 def test_a_gzip_that_is_cut_off_gives_what_comes_before(tmp_path: Path):
     # Noise, so that the packed bytes are as many as the members'.
     packed = gzip.compress(tar_of({f"{index}.png": image(index) for index in range(40)}))

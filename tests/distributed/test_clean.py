@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
-from raypurify import storage
+from raypurify import lease, storage
+from raypurify.cleaning import schedule
+from raypurify.cleaning.cleaner import Cleaning
 from raypurify.cleaning.config import CleaningConfig
-from raypurify.distributed.clean import clean, dry_run
+from raypurify.distributed.clean import CleaningActor, _block, clean, dry_run
 from raypurify.distributed.units import ActorPool
 from raypurify.images import decode
 from raypurify.runs import StoppedError
@@ -248,3 +251,29 @@ def test_refusals(corpus: dict[str, bytes], tmp_path: Path, small_purifier: str)
     bad = put(str(tmp_path / "bad"), {f"{index}.png": b"no" for index in range(1000)})
     with pytest.raises(StoppedError, match=r"Reasons so far: [\d,]+ x is not an image: .* it begins with b'no'"):
         clean(CleaningConfig(input=bad, purifier="identity"), POOL, str(tmp_path / "out2"), max_rejects=0.5)
+
+
+def test_a_straggler_writes_and_removes_nothing(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", str(tmp_path / "out")
+    source.mkdir()
+    png = encoded(0, 20, 30)
+    for name in ("a.png", "b.png"):
+        (source / name).write_bytes(png)
+    for name, member in (("c.tar", "a.png"), ("d.tar", "broken.png")):
+        with tarfile.open(source / name, "w") as tar:
+            tar.add(source / "a.png", member)
+    pq.write_table(pa.table({"image": [png, png]}), source / "e.parquet")
+    clean(CleaningConfig(input=str(source), purifier="identity"), POOL, output)
+    before = {url: storage.read_bytes(url) for url in storage.list_files(output)}
+    assert sum("/images/" in url for url in before) == 5
+    # Of the dead attempt's purifier, its outputs would differ, and those of the damaged ones would go.
+    (source / "b.png").write_bytes(png[:-50] + bytes(50))
+    (source / "d.tar").write_bytes(bytes((source / "d.tar").stat().st_size))
+    work = Cleaning.load(CleaningConfig(input=str(source), purifier="threshold"), output)
+    straggler = CleaningActor(ray.put((work, "dead", POOL)))
+    with lease.hold(output, "living"):
+        for unit in schedule.schedule(output):
+            with pytest.raises(lease.LeaseLostError):
+                straggler(_block(unit.name, unit.part))
+    written = {url: storage.read_bytes(url) for url in storage.list_files(output) if "/starts/" not in url}
+    assert written == before
