@@ -118,9 +118,7 @@ def groups(unit: Unit, limits: Limits) -> Iterator[Group]:
 
 def is_passing(error: BaseException, url: str) -> bool:
     """Whether an error, or what it came from, says nothing of the file: its store or this machine is in trouble."""
-    if isinstance(error, OUTAGES):
-        return not storage.is_web(url)
-    if retries.is_transient(error):
+    if retries.is_transient(error) or (isinstance(error, OUTAGES) and not storage.is_web(url)):
         return True
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "errno", None) not in TROUBLE:
