@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raypurify.attacks import Attack
 from raypurify.attacks._active import begin_draws, fools, logits_of
 from raypurify.attacks._gradients import input_gradient, vanishes
 from raypurify.attacks.fgsm import FGSM
@@ -63,37 +64,42 @@ class MaskingCheck:
         """
         ball = PGD(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts)
         whole = PGD(epsilon=1.0, steps=self.steps, restarts=self.restarts)
-        result = {
-            "zero_gradient": vanishes(input_gradient(victim, x, y)[0]),
-            "pred_single_step": _prediction(victim, FGSM(epsilon=self.epsilon)(victim, x, y, seeds=seeds).x_adv),
-            "pred_multi_step": _prediction(victim, ball(victim, x, y, seeds=seeds).x_adv),
-            "pred_unbounded": _prediction(victim, whole(victim, x, y, seeds=seeds).x_adv),
-            "pred_random_search": self._random_search(victim, x, y, seeds),
+        attacks: dict[str, tuple[Attack, nn.Module]] = {
+            "single_step": (FGSM(epsilon=self.epsilon), victim),
+            "multi_step": (ball, victim),
+            "unbounded": (whole, victim),
         }
         if straight_through is not None:
-            x_adv = ball(straight_through, x, y, seeds=seeds).x_adv
-            result["pred_straight_through"] = _prediction(victim, x_adv)
+            attacks["straight_through"] = ball, straight_through
+        result = {"zero_gradient": vanishes(input_gradient(victim, x, y)[0])}
+        for name, (attack, attacked) in attacks.items():
+            begin_draws(attacked, name)
+            x_adv = attack(attacked, x, y, seeds=seeds).x_adv
+            result[f"pred_{name}"] = _verdict(victim, x_adv)
+        begin_draws(victim, "random search")
+        result["pred_random_search"] = _verdict(victim, self._random_search(victim, x, y, seeds))
         return result
 
     def _random_search(self, victim: nn.Module, x: Tensor, y: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Predictions at the first corner of the ball that fools the victim, or at the last one tried.
+        """The first corner of the ball that fools the victim, or the last one tried.
 
-        The chosen corner is predicted again: a random victim is wrong on the luckiest of many draws by itself.
+        A random victim is wrong on the luckiest of many draws by itself: predict the corner again.
         """
         chosen = x.clone()
-        active = torch.nonzero(_prediction(victim, x) == y).flatten()
+        active = torch.nonzero(~fools(logits_of(victim, x), y, None)).flatten()
         for draw in range(self.draws):
             if not len(active):
                 break
             drawn = derive([seeds[index] for index in active.tolist()], "random search", draw)
             chosen[active] = (x[active] + self.epsilon * normal(drawn, x[active]).sign()).clamp(0, 1)
             active = active[~fools(logits_of(victim, chosen[active]), y[active], None)]
-        begin_draws(victim, "verdict")
-        return _prediction(victim, chosen)
+        return chosen
 
 
-def _prediction(victim: nn.Module, x: Tensor) -> Tensor:
-    return logits_of(victim, x).argmax(dim=1)
+def _verdict(victim: nn.Module, x_adv: Tensor) -> Tensor:
+    """Predictions, with draws that no attack has seen."""
+    begin_draws(victim, "verdict")
+    return logits_of(victim, x_adv).argmax(dim=1)
 
 
 def weaknesses(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from raypurify.adaptive import Composite
 from raypurify.masking import FINDINGS, MaskingCheck, findings, weaknesses
+from raypurify.purifiers.gaussian_noise import GaussianNoise
 from raypurify.purifiers.rounding import Rounding
 
 FINE = {
@@ -155,8 +156,16 @@ def test_random_search_does_not_take_noise_for_an_attack() -> None:
     assert right["pred_random_search"] == pytest.approx(right["pred_multi_step"], abs=0.06)
 
 
-def test_the_check_repeats_itself_in_any_batch(classifier: nn.Module, x: Tensor) -> None:
+@pytest.mark.parametrize("random", [False, True])
+def test_the_check_repeats_itself_in_any_batch(random: bool, classifier: nn.Module, x: Tensor) -> None:
     y = classifier(x).argmax(dim=1)
-    whole = MaskingCheck(epsilon=0.1)(classifier, None, x, y, seeds=range(32))
-    part = MaskingCheck(epsilon=0.1)(classifier, None, x[9:12], y[9:12], seeds=range(9, 12))
-    assert all(torch.equal(value[9:12], part[name]) for name, value in whole.items())
+
+    def check(rows: list[int]) -> dict[str, Tensor]:
+        noisy = Composite(classifier, GaussianNoise(sigma=0.3), seed=1)
+        return MaskingCheck(epsilon=0.1)(noisy if random else classifier, None, x[rows], y[rows], seeds=rows)
+
+    whole = check(list(range(32)))
+    for rows in ([9, 10, 11], [4], [17, 30]):
+        assert all(
+            torch.equal(value[rows], part) for value, part in zip(whole.values(), check(rows).values(), strict=True)
+        )
