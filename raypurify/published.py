@@ -47,12 +47,12 @@ def redacted(value: Any) -> Any:
 
 def encodable(text: str) -> str:
     """``text`` with each byte of a name that is no UTF-8 as U+FFFD and its two hexadecimal digits."""
-    return _LONE.sub(lambda char: _hexadecimal(char[0]), text)
+    return _LONE.sub(lambda char: hexadecimal(char[0]), text)
 
 
 def escaped(name: str) -> str:
     """:func:`encodable` for names: two names never become one, and :func:`unescaped` gives each back."""
-    return encodable(_LIKE_AN_ESCAPE.sub(lambda char: _hexadecimal(char[0]), name))
+    return encodable(_LIKE_AN_ESCAPE.sub(lambda char: hexadecimal(char[0]), name))
 
 
 def unescaped(text: str) -> str:
@@ -62,6 +62,7 @@ def unescaped(text: str) -> str:
     )
 
 
-def _hexadecimal(char: str) -> str:
+def hexadecimal(char: str) -> str:
+    """Each byte of a character as U+FFFD and two digits."""
     data = char.encode("utf-8", "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass")
     return "".join(f"\ufffd{byte:02X}" for byte in data)

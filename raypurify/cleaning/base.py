@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raypurify.published import unescaped
+from raypurify.published import hexadecimal, unescaped
 
 Kind = Literal["image", "parquet", "tar"]
 
@@ -16,7 +17,8 @@ class Entry:
     """One planned piece of input: an image file, a run of rows of a Parquet file, or a whole WebDataset tar."""
 
     key: str
-    """Name relative to the input's root. The ids of its images: the key, ``key#ROW`` or ``key#MEMBER``."""
+    """Name relative to the input's root. The ids of its images: the key, ``key#ROW`` or ``key#MEMBER``; see
+    :func:`id_stem`."""
     url: str
     """Absolute path or fsspec URL of the file."""
     kind: Kind
@@ -38,9 +40,25 @@ class Entry:
         return cls(**{**row, "url": unescaped(row["url"])})
 
     @property
+    def id_stem(self) -> str:
+        """What its ids begin with."""
+        return id_stem(self.key)
+
+    @property
     def id(self) -> str:
         """Its name in a unit: that of an image file's image; another one for each run of a file."""
-        return f"{self.key}#{self.first}.." if self.kind == "parquet" else self.key
+        return f"{self.id_stem}#{self.first}.." if self.kind == "parquet" else self.id_stem
+
+
+_LIKE_A_MEMBER = re.compile(r"(\.(?:parquet|tar|tar\.gz|tgz))(#|\ufffd(?=23))", re.IGNORECASE)
+
+
+def id_stem(key: str) -> str:
+    """What the ids of an input's images begin with: its key.
+
+    In a key like ``a.tar#b.png`` the ``#`` is escaped: that is the id of a member of ``a.tar``.
+    """
+    return _LIKE_A_MEMBER.sub(lambda found: found[1] + hexadecimal(found[2]), key)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,9 +138,9 @@ def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Encoded]:
     contents = one_by_one(limits.announce) if limits.announce else storage.read_many(urls, at_once=READS_AT_ONCE)
     for entry in entries:
         if entry.id in limits.killers:
-            yield Encoded(id=entry.key, name=entry.key)
+            yield Encoded(id=entry.id_stem, name=entry.key)
         elif entry.size > LARGEST_FILE:
-            yield Encoded(id=entry.key, name=entry.key, reason=_too_large(entry.size))
+            yield Encoded(id=entry.id_stem, name=entry.key, reason=_too_large(entry.size))
         else:
             yield _file(entry, next(contents)[1])
 
@@ -153,8 +153,8 @@ def _file(entry: Entry, data: bytes | Exception) -> Encoded:
     elif entry.size >= 0 and len(data) != entry.size:
         reason = changed(entry, len(data))
     else:
-        return Encoded(id=entry.key, name=entry.key, data=data)
-    return Encoded(id=entry.key, name=entry.key, reason=reason)
+        return Encoded(id=entry.id_stem, name=entry.key, data=data)
+    return Encoded(id=entry.id_stem, name=entry.key, reason=reason)
 
 
 def _too_large(size: int) -> str:
@@ -182,7 +182,7 @@ def _check_size(opened: IO[bytes], entry: Entry) -> None:
 def _runs_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Group]:
     for entry, table in zip(entries, _tables(entries, limits), strict=True):
         names = [f"{entry.first + row:09d}" for row in range(entry.rows or 0)]
-        ids = [f"{entry.key}#{int(name)}" for name in names]
+        ids = [f"{entry.id_stem}#{int(name)}" for name in names]
         values: Iterable[bytes | NDArray[np.uint8] | ValueError]
         try:
             values = [table] * len(ids) if isinstance(table, ValueError) else parquet.encoded_images(table)
@@ -267,7 +267,7 @@ def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> It
 def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
     """A tar's members; each name once: a second one of that name gets its number."""
     if entry.id in limits.killers:
-        yield Encoded(id=entry.key, name=entry.key, reason=limits.killers[entry.id])
+        yield Encoded(id=entry.id_stem, name=entry.key, reason=limits.killers[entry.id])
         return
     if limits.announce:
         limits.announce(entry.id)
@@ -289,13 +289,13 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
         if is_passing(error, entry.url):
             raise
         reason = str(error) if isinstance(error, DataError) else f"the tar can't be read to its end: {error}"
-        yield Encoded(id=entry.key, name=entry.key, reason=reason)
+        yield Encoded(id=entry.id_stem, name=entry.key, reason=reason)
 
 
 def _member(tar: tars.Tar, member: tarfile.TarInfo, entry: Entry, seen: dict[str, int], limits: Limits) -> Encoded:
     name, target = (_printable(text) for text in (member.name, member.linkname))
     seen[name] = seen.get(name, 0) + 1
-    id = f"{entry.key}#{name}{f'~{seen[name]}' if seen[name] > 1 else ''}"
+    id = f"{entry.id_stem}#{name}{f'~{seen[name]}' if seen[name] > 1 else ''}"
     if reason := _refusal(member, name, target, seen):
         return Encoded(id=id, name=name, reason=reason)
     header = None if member.isreg() and images.is_named_as_image(name) else _header(member, name, target)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypurify import schema, storage
-from raypurify.cleaning.base import Entry, Unit
+from raypurify.cleaning.base import Entry, Unit, id_stem
 from raypurify.cleaning.digests import Digests, digests_of
 from raypurify.cleaning.generations import whole
 
@@ -40,12 +40,12 @@ def schedule(output: str) -> Iterator[Planned]:
 
 
 def superseded(output: str, since: int) -> Iterator[tuple[str, set[str]]]:
-    """Units some of whose inputs generation ``since`` or a later one plans anew, and the keys of their other inputs."""
+    """Units some of whose inputs generation ``since`` or a later one plans anew, and the ids of their other inputs."""
     for table, _ in _parts(output):
         touched = pc.unique(table.filter(pc.greater_equal(table["last"], since))["unit"])
         rows = table.filter(pc.is_in(table["unit"], touched)).select(["unit", "key", "last"]).to_pylist()
         for name, same in groupby(rows, key=lambda row: row["unit"]):
-            yield name, {row["key"] for row in same if not row["last"]}
+            yield name, {id_stem(row["key"]) for row in same if not row["last"]}
 
 
 def _parts(output: str) -> Iterator[tuple[pa.Table, str]]:

@@ -8,6 +8,8 @@ import uuid
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from one_process import clean, rows_of
 
@@ -103,3 +105,34 @@ def test_a_link_in_a_tar_whose_target_is_no_utf8_is_a_reject(tmp_path: Path):
     [reject] = rows_of(str(tmp_path / "out"), "rejects")
     assert reject["id"] == "a.tar#link.png"
     assert f"{WRITTEN}.png" in reject["reason"]
+
+
+def test_files_that_are_named_as_members_and_rows(tmp_path: Path):
+    source, output = tmp_path / "in", str(tmp_path / "out")
+    files = ["a.tar#b.png", "a.tar\ufffd23b.png", "A.TAR#b.png", "rows.parquet#0", "x#y.png"]
+    for index, key in enumerate(files):
+        storage.write_bytes(str(source / key), image(index))
+    write_tar(source / "a.tar", {"b.png": image(7), "b.tar#c.png": image(8)})
+    write_tar(source / "a.tar#b.tar", {"c.png": image(9)})
+    pq.write_table(pa.table({"image": [image(10)]}), source / "rows.parquet")
+    names = [*files, "a.tar", "a.tar#b.tar", "rows.parquet"]
+    (source / "list.txt").write_text("\n".join(names))
+    config = CleaningConfig(input=str(source / "list.txt"), purifier="identity")
+    totals = clean(config, output)
+    assert totals is not None
+    assert (totals.cleaned, totals.rejected) == (len(files) + 4, 0)
+    ids = {row["id"] for row in rows_of(output, "manifest")}
+    assert len(ids) == len(files) + 4
+    assert ids >= {"a.tar#b.png", "a.tar\ufffd23b.png", "x#y.png", "rows.parquet#0"}
+    (source / "a.tar#b.png").write_bytes(b"damaged")
+    totals = clean(config, output, update=True)
+    assert totals is not None
+    assert (totals.cleaned, totals.rejected) == (len(files) + 3, 1)
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
