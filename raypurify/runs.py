@@ -22,6 +22,12 @@ class StoppedError(RuntimeError):
     """A job was stopped for a reason that its message tells in full."""
 
 
+def check_max_rejects(share: float) -> None:
+    """Raise a ValueError unless ``share`` is one."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"max_rejects must be in [0, 1]; got {share!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Destination:
     """Where a job writes."""

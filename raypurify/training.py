@@ -67,9 +67,9 @@ class TrainingConfig:
     precision: Precision = "bfloat16"
     """Of networks' arithmetic while training; weights and sums are float32 in either case."""
     validation: int = 1000
-    """Images of the training split that are held out, and scored after each epoch."""
+    """Images of the training split that are held out, of each class its share, and scored after each epoch."""
     limit: int | None = None
-    """Train on the first images only."""
+    """Train on so many images only, spread over the dataset: of each class its share."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypurify.data import download
@@ -26,6 +28,7 @@ __all__ = [
     "Rows",
     "Shard",
     "Source",
+    "check_ids",
     "labels_of",
     "narrowed",
     "open_source",
@@ -38,6 +41,9 @@ __all__ = [
 
 FILES_AT_ONCE = 16
 """Files whose labels are read at once."""
+
+TRIED = 100
+"""Images that are tried for one that can be decoded."""
 
 
 def open_source(
@@ -74,18 +80,42 @@ def open_source(
 
 
 def shape_of(source: Source) -> tuple[int, int, int]:
-    """(H, W, C) of the images: what the files say, or else the first image's, which is read.
+    """(H, W, C) of the images: what the files say, or else the first image's that can be decoded.
 
     Raises:
-        DataError: the first image cannot be decoded.
+        DataError: none of the first ``TRIED`` can.
     """
     if source.image_shape is not None:
         return source.image_shape
-    first = read_rows(source.shards[0], 0, 1)
-    if first.rejects:
-        raise DataError(f"{first.rejects[0]['url']}: {first.rejects[0]['reason']}")
-    height, width, channels = first.images[0].shape
-    return height, width, channels
+    rows = [(shard, row) for shard in source.shards for row in range(min(shard.rows, TRIED))][:TRIED]
+    for shard, row in rows:
+        first = read_rows(shard, row, row + 1)
+        if first.ids:
+            height, width, channels = first.images[0].shape
+            return height, width, channels
+    reject = first.rejects[0]
+    raise DataError(f"none of the first {len(rows)} images can be decoded; {reject['url']}: {reject['reason']}")
+
+
+def check_ids(source: Source) -> None:
+    """Check that no two rows have one id, where the data bring ids of their own.
+
+    Raises:
+        DataError: an id that is null, or there twice.
+    """
+    parts = []
+    for shard in source.shards:
+        own_ids = getattr(_reader(shard), "own_ids", None)
+        ids = own_ids(shard) if own_ids else None
+        if ids is not None:
+            parts.append(ids.take(_rows_of_file(shard, np.arange(shard.rows))).combine_chunks().cast(pa.large_string()))
+    column = pa.chunked_array(parts, pa.large_string())
+    if column.null_count:
+        raise DataError(f"{source.name}: the column 'id' is null in {column.null_count} rows; expected a name for each")
+    if pc.count_distinct(column).as_py() < len(column):
+        counts = column.value_counts()
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+        raise DataError(f"{source.name}: {twice['counts']} rows have the id {twice['values']!r}; expected one for each")
 
 
 def read_rows(shard: Shard, start: int, stop: int) -> Rows:
@@ -110,10 +140,11 @@ def read_parts(shard: Shard, parts: Sequence[NDArray[np.int64]]) -> Iterator[Row
     reader = _reader(shard)
     numbers = [_rows_of_file(shard, rows) for rows in parts]
     if hasattr(reader, "read_parts"):
-        yield from reader.read_parts(shard, numbers)
+        parts_read = reader.read_parts(shard, numbers)
     else:
-        for rows in numbers:
-            yield reader.read(shard, rows)
+        parts_read = (reader.read(shard, rows) for rows in numbers)
+    for rows in parts_read:
+        yield rows if shard.renumbered is None else replace(rows, labels=_renumbered(shard, rows.labels))
 
 
 def labels_of(source: Source) -> NDArray[np.int64]:
@@ -124,7 +155,10 @@ def labels_of(source: Source) -> NDArray[np.int64]:
     """
 
     def read(shards: Sequence[Shard]) -> list[NDArray[np.int64]]:
-        return [_reader(shard).labels(shard)[_rows_of_file(shard, np.arange(shard.rows))] for shard in shards]
+        return [
+            _renumbered(shard, _reader(shard).labels(shard)[_rows_of_file(shard, np.arange(shard.rows))])
+            for shard in shards
+        ]
 
     # The shards of one file stay together: its labels are read once.
     by_file = [list(shards) for _, shards in groupby(source.shards, key=lambda shard: shard.url)]
@@ -167,6 +201,10 @@ def _reader(shard: Shard) -> Any:
 def _rows_of_file(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows of a shard as its file counts them, from ``shard.first``."""
     return rows if shard.picked is None else shard.picked[rows].astype(np.int64)
+
+
+def _renumbered(shard: Shard, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    return labels if shard.renumbered is None else np.array(shard.renumbered, np.int64)[labels]
 
 
 def _first_rows(shards: tuple[Shard, ...], limit: int | None) -> tuple[Shard, ...]:

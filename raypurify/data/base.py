@@ -51,6 +51,8 @@ class Shard:
     """Row of the file at which the shard starts: the ids count from the start of the file."""
     picked: NDArray[np.uint32] | None = field(default=None, compare=False)
     """(rows,) which rows these are, counted from ``first``, ascending; None: all from there on."""
+    renumbered: tuple[int, ...] | None = None
+    """The number that each label of the file stands for; None: itself."""
     row_group: int | None = None
     """Row group of a Parquet file."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -107,6 +109,8 @@ class Rows:
     """(N,) int64; ``NO_LABEL`` in every row of a source without labels."""
     rejects: list[dict[str, str]]
     """Images that could not be decoded: id, url, stage, reason (``schema.REJECTS``)."""
+    kept: NDArray[np.int64] | None = None
+    """(N,) which of the rows that were asked for these are, ascending; None: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,11 @@ def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
             url = files.join(shard.url, keys[row])
             rejects.append({"id": keys[row], "url": url, "stage": stage, "reason": str(error)})
     return Rows(
-        ids=[keys[row] for row in kept], images=stacked(decoded), labels=labels(shard)[rows][kept], rejects=rejects
+        ids=[keys[row] for row in kept],
+        images=stacked(decoded),
+        labels=labels(shard)[rows][kept],
+        rejects=rejects,
+        kept=np.array(kept, np.int64),
     )
 
 

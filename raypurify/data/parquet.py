@@ -111,6 +111,7 @@ def _decoded(table: pa.Table, rows: NDArray[np.int64], shard: Shard) -> Rows:
         images=stacked([image for image in decoded if image is not None]),
         labels=_labels(table, shard, rows)[kept],
         rejects=rejects,
+        kept=np.array(kept, np.int64),
     )
 
 

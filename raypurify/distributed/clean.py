@@ -71,8 +71,7 @@ class CleaningArguments:
             raise ValueError("update: it takes up the whole input, and this run has a limit; leave one of the two out")
         if self.update and self.dry_run:
             raise ValueError("dry_run: it tells of the whole input, not of an update; leave one of the two out")
-        if not 0 <= self.max_rejects <= 1:
-            raise ValueError(f"max_rejects must be in [0, 1]; got {self.max_rejects!r}")
+        runs.check_max_rejects(self.max_rejects)
 
 
 def main(arguments: CleaningArguments) -> None:

@@ -1,30 +1,51 @@
 """Ray Data streams of image batches, in an order that depends on the seed and the epoch alone.
 
-The rows of an epoch are permuted in short runs and dealt to a fixed number of lanes. A global batch takes an equal part
-from each lane, and a worker reads the lanes that are its own. So what a step sees does not depend on the number of
-workers, no image is read twice, and an epoch can be entered again after a crash without what came before it.
+The rows of each shard are permuted and cut into short pieces. The pieces of all shards are permuted and dealt to a
+fixed number of lanes. A lane's rows are mixed in windows, so that each window holds rows of many distant places. A
+global batch takes an equal part from each lane, and a worker reads the lanes that are its own. So what a step sees does
+not depend on the number of workers nor on how the data are sorted, no image is read twice, and an epoch can be entered
+again after a crash without what came before it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 from ray.data import Dataset, Datasource, ReadTask
 from ray.data.block import Block, BlockMetadata
 
-from raypurify.data import Rows, Shard, Source, read_rows
+from raypurify.data import DataError, Rows, Shard, Source, narrowed, read_parts, spread, take_rows
 from raypurify.seeds import seed_of
 
+ORDER = 2
+"""Number of the order that follows from a configuration: a run of another cannot be gone on with."""
 LANES = 8
 """Lanes of a global batch: the numbers of workers that divide it can share a training run."""
-RUN = 128
-"""Rows that stay together when an epoch is permuted: the unit of reading."""
 WINDOW = 512
-"""Rows of a lane that are mixed with each other."""
+"""Rows of a lane that are mixed with each other, where the images are small."""
+WINDOW_BYTES = 256 * 2**20
+"""Bytes of the decoded images of a window of all lanes: what a read holds at most, encoded or raw."""
+BLOCK_BYTES = 64 * 2**20
+"""Bytes of the decoded images of a block of all lanes."""
+PIECE = 16
+"""Rows of a shard that stay together in an epoch of few windows."""
+LONGEST_PIECE = 128
+READS = 8
+"""How often an epoch of many windows reads a shard, where rows cannot be read without the rest of it."""
+FEW_WINDOWS = 32
+HELD_OUT_ROWS = 128
+"""Held-out images that are scored at once."""
+TRIED = 1000
+"""Images in the place of one that cannot be decoded that are tried at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,34 +61,46 @@ class Run:
         return self.stop - self.start
 
 
-def runs_of(source: Source, first: int = 0, last: int | None = None, length: int = RUN) -> list[Run]:
-    """The dataset's rows from ``first`` to ``last``, cut into runs of at most ``length`` rows, in order."""
-    last = source.rows if last is None else last
-    runs, begin = [], 0
-    for shard in source.shards:
-        low, high = max(first - begin, 0), min(last - begin, shard.rows)
-        runs += [Run(shard=shard, start=start, stop=min(start + length, high)) for start in range(low, high, length)]
-        begin += shard.rows
-    return runs
+def runs_of(source: Source, length: int) -> list[Run]:
+    """The dataset's rows, cut into runs of at most ``length`` rows, in order."""
+    return [
+        Run(shard=shard, start=start, stop=min(start + length, shard.rows))
+        for shard in source.shards
+        for start in range(0, shard.rows, length)
+    ]
 
 
-def hold_out(runs: Sequence[Run], rows: int, seed: int) -> tuple[list[Run], list[Run]]:
-    """Split off runs, picked by the seed, that hold at least ``rows`` rows: (the others, those)."""
-    held: set[int] = set()
-    count = 0
-    for index in np.random.default_rng(seed_of(seed, "validation")).permutation(len(runs)):
-        if count < rows:
-            held.add(index)
-            count += runs[index].rows
-    kept = [run for index, run in enumerate(runs) if index not in held]
-    return kept, [runs[index] for index in sorted(held)]
+def hold_out(source: Source, labels: NDArray[np.int64], rows: int, seed: int) -> tuple[Source, Source]:
+    """Split off exactly ``rows`` rows, picked by the seed, of each class its share: (the others, those).
+
+    Args:
+        labels: of all rows of the source.
+
+    Raises:
+        ValueError: the source has not so many rows.
+    """
+    if rows > source.rows:
+        raise ValueError(f"validation: {rows} images to hold out are more than the {source.rows} there are")
+    held = spread(labels, rows, seed_of(seed, "validation"))
+    return narrowed(source, np.delete(np.arange(source.rows), held)), narrowed(source, held)
+
+
+def held_out_rows(held: Source, image_bytes: int, rank: int, workers: int) -> Iterator[Rows]:
+    """A worker's part of the held-out rows, a few images at a time."""
+    runs = runs_of(held, max(1, min(HELD_OUT_ROWS, BLOCK_BYTES // image_bytes)))[rank::workers]
+    for _, same in groupby(runs, key=lambda run: id(run.shard)):
+        own = list(same)
+        yield from read_parts(own[0].shard, [np.arange(run.start, run.stop) for run in own])
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochOrder:
     """How the rows of each epoch are ordered and shared out."""
 
-    runs: tuple[Run, ...]
+    source: Source
+    """The training rows."""
+    image_shape: tuple[int, int, int]
+    """(H, W, C) of every image."""
     seed: int
     batch: int
     """Images in a global batch; a multiple of LANES."""
@@ -81,11 +114,9 @@ class EpochOrder:
         if LANES % self.workers:
             raise ValueError(f"the number of workers must divide {LANES} (1, 2, 4 or 8); got {self.workers!r}")
         if self.steps < 1:
-            raise ValueError(f"a batch of {self.batch} needs more than the {self.rows} rows of the training data")
-
-    @property
-    def rows(self) -> int:
-        return sum(run.rows for run in self.runs)
+            raise ValueError(
+                f"a batch of {self.batch} needs more than the {self.source.rows} rows of the training data"
+            )
 
     @property
     def part(self) -> int:
@@ -95,75 +126,161 @@ class EpochOrder:
     @property
     def steps(self) -> int:
         """Global batches of an epoch; the rows that fill no batch are left out, others each time."""
-        return self.rows // LANES // self.part
+        return self.source.rows // LANES // self.part
 
-    def windows(self, epoch: int) -> Iterator[list[list[Run]]]:
-        """For each window of the epoch, in order: the runs of this worker's lanes, cut to the window's rows."""
-        generator = np.random.default_rng(seed_of(self.seed, "order", epoch))
-        permuted = [self.runs[index] for index in generator.permutation(len(self.runs))]
+    @property
+    def lanes(self) -> range:
+        """This worker's lanes."""
+        return range(self.rank * LANES // self.workers, (self.rank + 1) * LANES // self.workers)
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of a lane in a window."""
+        return self._whole_parts(min(WINDOW, WINDOW_BYTES // self._lane_bytes))
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a lane in a block; whatever the number of workers, of whom each has its lanes' part of a block."""
+        return min(self.window_rows, self._whole_parts(BLOCK_BYTES // self._lane_bytes))
+
+    @property
+    def windows(self) -> int:
+        """Windows of an epoch."""
+        return -(-self.steps * self.part // self.window_rows)
+
+    @property
+    def _lane_bytes(self) -> int:
+        return LANES * int(np.prod(self.image_shape))
+
+    def _whole_parts(self, rows: int) -> int:
+        return rows // self.part * self.part or self.part
+
+    @property
+    def piece(self) -> int:
+        """Rows of a shard that stay together in an epoch.
+
+        The shorter, the better sorted data are mixed, and the more shards a window reads: a row group of Parquet cannot
+        be read in part. So a long epoch reads a shard ``READS`` times, or once for ``LONGEST_PIECE`` of its rows.
+        """
+        if self.windows <= FEW_WINDOWS:
+            return PIECE
+        return min(max(self.source.rows // len(self.source.shards) // READS, PIECE), LONGEST_PIECE)
+
+    @cached_property
+    def _pieces(self) -> NDArray[np.int64]:
+        """(pieces, 3): shard, first and last row of each, in the shard's order of an epoch."""
+        cuts = [
+            np.stack([np.full(len(starts), index), starts, np.minimum(starts + self.piece, shard.rows)], axis=1)
+            for index, shard in enumerate(self.source.shards)
+            for starts in [np.arange(0, shard.rows, self.piece)]
+        ]
+        return np.concatenate(cuts)
+
+    def window(self, epoch: int, number: int) -> NDArray[np.int64]:
+        """Rows of this worker's lanes in a window of an epoch, mixed: (lanes, rows, 2), each a shard and its row."""
+        order = np.random.default_rng(seed_of(self.seed, "order", epoch)).permutation(len(self._pieces))
+        pieces = self._pieces[order]
+        starts = np.concatenate([[0], np.cumsum(pieces[:, 2] - pieces[:, 1])])
         lane_rows = self.steps * self.part
-        whole = WINDOW // self.part * self.part or self.part
-        mine = range(self.rank * LANES // self.workers, (self.rank + 1) * LANES // self.workers)
-        starts = np.concatenate([[0], np.cumsum([run.rows for run in permuted])])
-        for begin in range(0, lane_rows, whole):
-            end = min(begin + whole, lane_rows)
-            yield [_cut(permuted, starts, lane * lane_rows + begin, lane * lane_rows + end) for lane in mine]
+        first, last = number * self.window_rows, min((number + 1) * self.window_rows, lane_rows)
+        permuted = lru_cache(maxsize=None)(lambda index: self._permuted(epoch, index))
+        lanes = []
+        for lane in self.lanes:
+            begin, end = lane * lane_rows + first, lane * lane_rows + last
+            low, high = np.searchsorted(starts, begin, side="right") - 1, np.searchsorted(starts, end, side="left")
+            rows = np.concatenate([_of_shard(shard, permuted(shard)[i:j]) for shard, i, j in pieces[low:high].tolist()])
+            rows = rows[begin - starts[low] : end - starts[low]]
+            mix = np.random.default_rng(seed_of(self.seed, "mix", epoch, lane, number))
+            lanes.append(mix.permutation(rows))
+        return np.stack(lanes)
+
+    def _permuted(self, epoch: int, index: int) -> NDArray[np.int64]:
+        """The rows of a shard in its order of an epoch."""
+        shard = self.source.shards[index]
+        generator = np.random.default_rng(seed_of(self.seed, "rows", epoch, shard.key, shard.first))
+        return generator.permutation(shard.rows)
 
 
-def _cut(runs: Sequence[Run], starts: np.ndarray, first: int, last: int) -> list[Run]:
-    """Rows ``first`` to ``last`` of the runs laid end to end."""
-    low = int(np.searchsorted(starts, first, side="right")) - 1
-    high = int(np.searchsorted(starts, last, side="left"))
-    pieces = []
-    for index in range(low, high):
-        run, begin = runs[index], int(starts[index])
-        start = run.start + max(first - begin, 0)
-        stop = run.start + min(last - begin, run.rows)
-        pieces.append(Run(shard=run.shard, start=start, stop=stop))
-    return pieces
+def _of_shard(shard: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.stack([np.full(len(rows), shard), rows], axis=1)
 
 
-def read_strict(run: Run) -> Rows:
-    """Read a run of training rows.
-
-    Raises:
-        ValueError: an image that cannot be decoded; the message names it.
-    """
-    rows = read_rows(run.shard, run.start, run.stop)
-    if rows.rejects:
-        bad = rows.rejects[0]
-        raise ValueError(f"{bad['url']}, {bad['id']}: cannot train on this image: {bad['reason']}")
-    return rows
-
-
-def training_block(lanes: Sequence[Sequence[Run]], part: int, seed: int, epoch: int) -> pa.Table:
-    """Read one window, mix each lane, and lay the rows out batch by batch, lane by lane.
+def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table]:
+    """The blocks of a window: rows batch by batch, and in each lane by lane. Each shard is read once.
 
     Returns:
-        A table of ``image`` (H, W, C) uint8, ``label`` int64 and ``seed`` int64.
+        Tables of ``image`` (H, W, C) uint8, ``label`` int64, ``seed`` int64, and ``reject``: JSON of a row of
+        ``schema.REJECTS`` where an image could not be decoded, and the next of the training data stands in its place.
+
+    Raises:
+        DataError: an image of another shape, or none can be decoded.
     """
-    images, labels, seeds = [], [], []
-    for lane in lanes:
-        rows = [read_strict(run) for run in lane]
-        ids = [name for piece in rows for name in piece.ids]
-        mix = np.random.default_rng(seed_of(seed, "mix", epoch, ids[0])).permutation(len(ids))
-        images.append(_one_shape(rows)[mix])
-        labels.append(np.concatenate([piece.labels for piece in rows])[mix])
-        seeds.append(np.array([seed_of(seed, "image", epoch, name) for name in ids], dtype=np.int64)[mix])
-    return table_of(image=_interleave(images, part), label=_interleave(labels, part), seed=_interleave(seeds, part))
+    lanes = order.window(epoch, number)
+    cuts = range(0, lanes.shape[1], order.block_rows)
+    blocks = [_laid_out(lanes[:, start : start + order.block_rows], order.part) for start in cuts]
+    shards = np.unique(lanes[:, :, 0]).tolist()
+    readers = {
+        shard: read_parts(order.source.shards[shard], [block[block[:, 0] == shard, 1] for block in blocks])
+        for shard in shards
+    }
+    for block in blocks:
+        filled = _Block(order, epoch, len(block))
+        for shard, reader in readers.items():
+            filled.add(np.flatnonzero(block[:, 0] == shard), next(reader), order.source.shards[shard])
+        for place in np.flatnonzero(filled.missing).tolist():
+            filled.replace(place, *block[place].tolist())
+        yield filled.table()
 
 
-def _one_shape(rows: Sequence[Rows]) -> np.ndarray:
-    shapes = {image.shape for piece in rows for image in piece.images}
-    if len(shapes) != 1:
-        raise ValueError(f"training needs images of one shape; got {', '.join(map(str, sorted(shapes)))}")
-    return np.concatenate([np.asarray(piece.images) for piece in rows])
+def _laid_out(lanes: NDArray[np.int64], part: int) -> NDArray[np.int64]:
+    """Lanes of (rows, 2) to batches that hold ``part`` rows of each lane in turn: (lanes * rows, 2)."""
+    return lanes.reshape(len(lanes), -1, part, 2).swapaxes(0, 1).reshape(-1, 2)
 
 
-def _interleave(lanes: Sequence[np.ndarray], part: int) -> np.ndarray:
-    """Lanes of (rows, ...) to batches that hold ``part`` rows of each lane in turn."""
-    cut = np.stack([lane.reshape(-1, part, *lane.shape[1:]) for lane in lanes], axis=1)
-    return cut.reshape(-1, *cut.shape[3:])
+class _Block:
+    """The rows of a block, being filled in."""
+
+    def __init__(self, order: EpochOrder, epoch: int, rows: int) -> None:
+        self.order, self.epoch = order, epoch
+        self.images = np.empty((rows, *order.image_shape), np.uint8)
+        self.labels, self.seeds = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        self.missing = np.ones(rows, bool)
+        self.rejects: list[str | None] = [None] * rows
+
+    def add(self, places: NDArray[np.int64], rows: Rows, shard: Shard) -> None:
+        """Put rows of a shard to their places; the places of those that are rejected stay ``missing``."""
+        there = np.arange(len(places)) if rows.kept is None else rows.kept
+        for place, name, image in zip(places[there].tolist(), rows.ids, rows.images, strict=True):
+            if image.shape != self.order.image_shape:
+                raise DataError(
+                    f"{shard.url}, {name}: training needs images of one shape; expected (H, W, C) = "
+                    f"{self.order.image_shape}, got {image.shape}"
+                )
+            self.images[place] = image
+            self.seeds[place] = seed_of(self.order.seed, "image", self.epoch, name)
+        self.labels[places[there]] = rows.labels
+        self.missing[places[there]] = False
+        for place, reject in zip(np.delete(places, there).tolist(), rows.rejects, strict=True):
+            self.rejects[place] = json.dumps(reject)
+
+    def replace(self, place: int, shard: int, row: int) -> None:
+        """Fill a place with the next image of the training data, after row ``row`` of a shard, that can be decoded."""
+        shards = self.order.source.shards
+        for _ in range(min(TRIED, self.order.source.rows)):
+            row += 1
+            while row >= shards[shard].rows:
+                shard, row = (shard + 1) % len(shards), 0
+            rows = take_rows(shards[shard], np.array([row]))
+            if rows.ids:
+                reject = self.rejects[place]
+                self.add(np.array([place]), rows, shards[shard])
+                self.rejects[place] = reject
+                return
+        raise DataError(f"{TRIED} images after each other cannot be decoded; the first: {self.rejects[place]}")
+
+    def table(self) -> pa.Table:
+        rejects = pa.array(self.rejects, pa.string())
+        return table_of(image=self.images, label=self.labels, seed=self.seeds).append_column("reject", rejects)
 
 
 def table_of(**columns: np.ndarray) -> pa.Table:
@@ -178,11 +295,11 @@ def table_of(**columns: np.ndarray) -> pa.Table:
 
 
 class BlockReader(Datasource):
-    """A Ray Data source in which each read task makes exactly one block."""
+    """A Ray Data source of given read tasks."""
 
-    def __init__(self, tasks: Sequence[tuple[object, ...]], read: object, name: str, row_bytes: int) -> None:
+    def __init__(self, tasks: Sequence[ReadTask], name: str) -> None:
         super().__init__()
-        self._tasks, self._read, self._name, self._row_bytes = tasks, read, name, row_bytes
+        self._tasks, self._name = tasks, name
 
     def get_name(self) -> str:
         return self._name
@@ -191,16 +308,31 @@ class BlockReader(Datasource):
         return None
 
     def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None):  # type: ignore[no-untyped-def]
-        metadata = BlockMetadata(num_rows=None, size_bytes=self._row_bytes, exec_stats=None, input_files=None)
-        return [ReadTask(_ReadOne(self._read, task), metadata) for task in self._tasks]
+        return list(self._tasks)
 
 
 class _ReadOne:
     def __init__(self, read, task) -> None:  # type: ignore[no-untyped-def]
         self.read, self.task = read, task
 
-    def __call__(self) -> list[Block]:
-        return [self.read(*self.task)]
+    def __call__(self) -> Iterator[Block]:
+        yield self.read(*self.task)
+
+
+class _ReadWindow:
+    """Reads a window of an order that lies in the object store: there are many windows, and an order may be large."""
+
+    def __init__(self, order: ray.ObjectRef[EpochOrder], epoch: int, number: int) -> None:
+        self.order, self.epoch, self.number = order, epoch, number
+
+    def __call__(self) -> Iterator[Block]:
+        return read_window(_fetched(self.order), self.epoch, self.number)
+
+
+@lru_cache(maxsize=1)
+def _fetched(order: ray.ObjectRef[EpochOrder]) -> EpochOrder:
+    fetched: EpochOrder = ray.get(order)
+    return fetched
 
 
 def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) -> Dataset:
@@ -208,8 +340,17 @@ def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) 
 
     Iterated in batches of ``order.batch / order.workers`` rows, batch k of the stream is step k.
     """
-    tasks = [(lanes, order.part, order.seed, epoch) for epoch in epochs for lanes in order.windows(epoch)]
-    return read_blocks(tasks, training_block, name="Images", read_cpus=read_cpus, ordered=True)
+    reference = ray.put(order)
+    rows = [
+        len(order.lanes) * (min(start + order.window_rows, order.steps * order.part) - start)
+        for start in range(0, order.steps * order.part, order.window_rows)
+    ]
+    tasks = [
+        _task(_ReadWindow(reference, epoch, number), count, count * int(np.prod(order.image_shape)))
+        for epoch in epochs
+        for number, count in enumerate(rows)
+    ]
+    return _dataset(tasks, "Images", read_cpus, ordered=True)
 
 
 def read_blocks(tasks, read, *, name: str, read_cpus: float, ordered: bool) -> Dataset:  # type: ignore[no-untyped-def]
@@ -217,13 +358,21 @@ def read_blocks(tasks, read, *, name: str, read_cpus: float, ordered: bool) -> D
 
     With ``read_cpus`` of 0 the tasks wait for no CPU, so that actors may take all; then two run at a time.
     """
+    return _dataset([_task(_ReadOne(read, task), None, 4 << 20) for task in tasks], name, read_cpus, ordered=ordered)
+
+
+def _task(read: Any, rows: int | None, size: int) -> ReadTask:
+    return ReadTask(read, BlockMetadata(num_rows=rows, size_bytes=size, exec_stats=None, input_files=None))
+
+
+def _dataset(tasks: Sequence[ReadTask], name: str, read_cpus: float, *, ordered: bool) -> Dataset:
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = ordered
     context.target_max_block_size = None
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
         return ray.data.read_datasource(
-            BlockReader(tasks, read, name, 4 << 20),
+            BlockReader(tasks, name),
             num_cpus=read_cpus,
             concurrency=None if read_cpus else min(2, len(tasks)) or None,
             override_num_blocks=len(tasks),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ import torch.distributed
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from torch import Tensor
 
-from raypurify import checkpoints, models, plugins, runs, schema, storage
-from raypurify.data import Source, open_source, shape_of
+from raypurify import checkpoints, models, plugins, preflight, runs, schema, storage
+from raypurify.data import DataError, Source, check_ids, labels_of, narrowed, open_source, shape_of, spread
 from raypurify.distributed import cluster, streams
+from raypurify.published import published
 from raypurify.seeds import seed_of
 from raypurify.training import (
     Batch,
@@ -85,6 +87,11 @@ class TrainingArguments:
     training: TrainingConfig
     resources: TrainingResources = TrainingResources()
     destination: runs.Destination
+    max_rejects: float = 0.1
+    """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+
+    def __post_init__(self) -> None:
+        runs.check_max_rejects(self.max_rejects)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,13 @@ class Job:
     config: TrainingConfig
     resources: TrainingResources
     source: Source
+    """All the training split, before the limit."""
+    training: Source
+    held_out: Source
+    max_rejects: float
+    """Share of the images of the data that may be rejected."""
+    about: tuple[str, ...]
+    """What is printed of the data before the work."""
     image_shape: tuple[int, int, int]
     network: plugins.Spec
     initial: models.Model | None
@@ -105,9 +119,13 @@ class Job:
 
     def order(self, rank: int, workers: int) -> streams.EpochOrder:
         """The order in which a worker reads the training rows."""
-        training, _ = streams.hold_out(streams.runs_of(self.source), self.config.validation, self.config.seed)
         return streams.EpochOrder(
-            runs=tuple(training), seed=self.config.seed, batch=self.config.batch, rank=rank, workers=workers
+            source=self.training,
+            image_shape=self.image_shape,
+            seed=self.config.seed,
+            batch=self.config.batch,
+            rank=rank,
+            workers=workers,
         )
 
     def checkpoint_config(self) -> dict[str, Any]:
@@ -121,35 +139,48 @@ class Job:
             "data": self.source.name,
             "image_shape": self.image_shape,
             "classes": _count(self.source.classes),
+            "class_names": None if isinstance(self.source.classes, int) else list(self.source.classes),
+            "trained_on": dataclasses.asdict(self.source.origin),
             "trained_for": None if victim is None else {"classifier": victim.name, "sha256": victim.sha256},
             "training": dataclasses.asdict(self.config),
         }
 
 
-def prepare(config: TrainingConfig, resources: TrainingResources) -> Job:
-    """Resolve names, read headers and weights: everything that can be wrong, before any work.
+def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: float = 1.0) -> Job:
+    """Resolve names, read headers, labels and weights: everything that can be wrong, before any work.
 
     Raises:
         ValueError, FileNotFoundError: unknown names, unreadable data or weights.
     """
-    source = open_source(config.data, split="train", limit=config.limit)
+    source = open_source(config.data, split="train")
     if not source.classes:
         raise ValueError(f"{config.data}: a training needs labels, and these images have none")
-    shape = shape_of(source)
     victim = None if config.classifier is None else models.load("classifier", config.classifier)
     build_attacks(config.attacks)
     kind: models.Kind = "classifier" if victim is None else "purifier"
+    initial = None if config.initial is None else models.load(kind, config.initial)
+    source = preflight.matched(source, (model for model in (victim, initial) if model is not None))
+    training, held_out, about = _shared_out(source, config)
+    shape = shape_of(training)
+    if victim is not None:
+        preflight.check_network(victim, source, labels_of(training), shape)
     network = models.shaped_for(kind, config.model, shape, _count(source.classes))
     built = plugins.build(models.PACKAGES[kind], network)
-    initial = None if config.initial is None else models.load(kind, config.initial)
     if initial is not None and initial.spec != network:
         raise ValueError(f"initial: {config.initial} holds {initial.spec}, and this training is of {network}")
     if kind == "purifier" and not hasattr(built, "training_loss"):
         raise ValueError(f"{config.model}: this purifier has nothing to train; give one with a training_loss")
+    out = preflight.tried(built, kind, config.model, shape)
+    if kind == "classifier" and out.shape[1] != _count(source.classes):
+        raise ValueError(f"{config.model}: it knows {out.shape[1]} classes, the data have {_count(source.classes)}")
     job = Job(
         config=config,
         resources=resources,
         source=source,
+        training=training,
+        held_out=held_out,
+        max_rejects=max_rejects,
+        about=about,
         image_shape=shape,
         network=network,
         initial=initial,
@@ -159,11 +190,32 @@ def prepare(config: TrainingConfig, resources: TrainingResources) -> Job:
     return job
 
 
+def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source, tuple[str, ...]]:
+    """The rows that are trained on, those that are held out, and what is to be said of them.
+
+    Raises:
+        DataError: labels that no network can learn, or ids that are not unique.
+    """
+    labels = labels_of(source)
+    check_ids(source)
+    preflight.check_trainable(source, labels)
+    if config.limit is not None and config.limit < source.rows:
+        rows = spread(labels, config.limit, seed_of("limit"))
+        source, labels = narrowed(source, rows), labels[rows]
+    training, held_out = streams.hold_out(source, labels, config.validation, config.seed)
+    about = [f"{preflight.described(source, labels)}; {held_out.rows:,} held out"]
+    about += preflight.missing_classes(source, labels_of(training), "training")
+    if held_out.rows:
+        about += preflight.missing_classes(source, labels_of(held_out), "held-out")
+    return training, held_out, tuple(about)
+
+
 def main(arguments: TrainingArguments) -> None:
     """Train a purifier against attacks on a classifier, or a classifier itself, data-parallel on Ray Train."""
     model = train(
         arguments.training,
         arguments.resources,
+        max_rejects=arguments.max_rejects,
         **dataclasses.asdict(arguments.destination),
     )
     print(f"model: {model}")
@@ -174,6 +226,7 @@ def train(
     resources: TrainingResources,
     output: str,
     *,
+    max_rejects: float = 1.0,
     overwrite: bool = False,
     shared_filesystem: bool = False,
 ) -> str:
@@ -183,6 +236,7 @@ def train(
         config: what is trained.
         resources: who does it.
         output: URL of the run's folder.
+        max_rejects: share of the images, in [0, 1]; when more cannot be decoded the training stops.
         overwrite: start afresh.
         shared_filesystem: a local output is one that every host sees.
 
@@ -191,18 +245,19 @@ def train(
 
     Raises:
         ValueError: bad input, or an output that belongs to another run, or that one writes to.
-        runs.StoppedError: the training cannot go on: it diverged.
+        runs.StoppedError: the training cannot go on: it diverged, too many images are rejected, or a file is damaged.
         ray.train.v2.api.exceptions.TrainingFailedError: workers failed more than ``max_failures`` times.
     """
     output = storage.absolute(output)
-    job = prepare(config, resources)
-    identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint}
+    job = prepare(config, resources, max_rejects)
+    identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": streams.ORDER}
     identity["attacks"] = list(config.attacks)
     for name, model in (("classifier", job.victim), ("initial", job.initial)):
         if model is not None:
             identity[f"{name}_sha256"] = model.identity
     with runs.hold(output, identity, overwrite=overwrite) as run:
         if not run.finished:
+            print("\n".join(job.about))
             hardware = cluster.connect(resources.needs)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
             with run.attempt(hardware, dataclasses.asdict(resources)):
@@ -215,7 +270,7 @@ def train(
     return storage.join(output, "model")
 
 
-PLAIN_ERRORS = (DivergedError,)
+PLAIN_ERRORS = (DivergedError, DataError)
 """What a worker raises with a message that tells all: no traceback is printed."""
 FINAL_ERRORS = (*PLAIN_ERRORS, ValueError)
 """What a worker would raise again if it was tried again."""
@@ -302,7 +357,10 @@ def _publish(checkpoint: ray.train.Checkpoint | None, output: str) -> dict[str, 
         for name in ("model/model.safetensors", "model/metrics.json", "model/config.json", "metrics.parquet"):
             storage.write_bytes(storage.join(output, name), Path(folder, name).read_bytes())
         metrics = storage.read_json(str(Path(folder, "model/metrics.json")))
-    return {"in": metrics["images"], "out": metrics["images"], "rejected": 0}
+        rejects = storage.read_table(str(Path(folder, "rejects.parquet")))
+    if len(rejects):
+        storage.write_table(storage.join(output, "rejects", "training.parquet"), rejects)
+    return {"in": metrics["images"], "out": metrics["images"], "rejected": len(rejects)}
 
 
 def _count(classes: tuple[str, ...] | int) -> int:
@@ -313,9 +371,10 @@ def _work(loop: dict[str, Any]) -> None:
     """What each worker runs."""
     try:
         _train_part(loop["job"])
-    except PLAIN_ERRORS:
+    except PLAIN_ERRORS as error:
         _silence_ray_train()
-        raise
+        cause = getattr(error, "cause", None)  # of an error in a task that reads, whose own text is a traceback
+        raise (cause if isinstance(cause, PLAIN_ERRORS) else error) from None
 
 
 def _train_part(job: Job) -> None:
@@ -348,6 +407,7 @@ class Worker:
         self.epoch = 0
         self.curve: list[pa.Table] = []
         self.validations: list[dict[str, float]] = []
+        self.rejects: dict[str, dict[str, str]] = {}
         torch.manual_seed(seed_of(self.config.seed, "weights"))
         self.network = plugins.build(models.PACKAGES[job.kind], job.network).train()
         if job.initial is not None and job.initial.state is not None:
@@ -386,6 +446,7 @@ class Worker:
             curve = self._train_epoch(epoch, batches)
             self.curve.append(curve)
             self.validations.append(self._validate())
+            self._share_rejects()
             self.epoch = epoch + 1
             yield self._say(curve)
 
@@ -394,6 +455,7 @@ class Worker:
         before = time.perf_counter()
         for step in range(epoch * self.order.steps, (epoch + 1) * self.order.steps):
             rows = next(batches)
+            self._reject(json.loads(text) for text in rows["reject"] if text)
             batch = batch_of(rows["image"], rows["label"], rows["seed"].tolist(), self.device)
             loss, rate = train_step(self.model, self.objective, self.optimization, batch, step, self.device)
             losses.append(loss.float())
@@ -417,20 +479,43 @@ class Worker:
 
     def _validate(self) -> dict[str, float]:
         """Scores of the held-out images, shared out among the workers."""
-        _, held = streams.hold_out(streams.runs_of(self.job.source), self.config.validation, self.config.seed)
-        sums = validate(self.network, self.objective, self._held_out(held[self.rank :: self.workers]))
-        names = sorted(sums) if held else []
+        sums = validate(self.network, self.objective, self._held_out())
+        names = sorted(sums) if self.job.held_out.rows else []
         if self.workers > 1:
             names = _all_names(names)
         total = self._mean(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64)) * self.workers
         values = dict(zip(names, total.tolist(), strict=True))
         return {name: value / values["n"] for name, value in values.items() if name != "n"}
 
-    def _held_out(self, held: list[streams.Run]) -> Iterator[Batch]:
-        for run in held:
-            rows = streams.read_strict(run)
-            seeds = [seed_of(self.config.seed, "validation", name) for name in rows.ids]
-            yield batch_of(np.asarray(rows.images), rows.labels, seeds, self.device)
+    def _held_out(self) -> Iterator[Batch]:
+        size = int(np.prod(self.job.image_shape))
+        for rows in streams.held_out_rows(self.job.held_out, size, self.rank, self.workers):
+            self._reject(rows.rejects)
+            if rows.ids:
+                seeds = [seed_of(self.config.seed, "validation", name) for name in rows.ids]
+                yield batch_of(np.asarray(rows.images), rows.labels, seeds, self.device)
+
+    def _reject(self, rejects: Iterable[dict[str, str]]) -> None:
+        """Note images that cannot be decoded.
+
+        Raises:
+            DataError: more than ``max_rejects`` of the images.
+        """
+        self.rejects.update((reject["id"], reject) for reject in rejects)
+        images = self.job.training.rows + self.job.held_out.rows
+        if len(self.rejects) > self.job.max_rejects * images:
+            some = "; ".join(f"{reject['id']}: {reject['reason']}" for reject in [*self.rejects.values()][:3])
+            raise DataError(
+                f"{len(self.rejects):,} of {images:,} images cannot be decoded, more than --max-rejects="
+                f"{self.job.max_rejects} allows: {published(some)}. Mend them, or give a higher --max-rejects to go on"
+            )
+
+    def _share_rejects(self) -> None:
+        """Let each worker know the rejects of all."""
+        if self.workers > 1:
+            parts: list[dict[str, dict[str, str]]] = [{} for _ in range(self.workers)]
+            torch.distributed.all_gather_object(parts, self.rejects)
+            self._reject(reject for part in parts for reject in part.values())
 
     def _mean(self, value: Tensor) -> Tensor:
         if self.workers > 1:
@@ -462,6 +547,8 @@ class Worker:
         optimizer = {name: value.contiguous().cpu() for name, value in self.optimization.state().items()}
         safetensors.torch.save_file(optimizer, str(Path(folder, "optimizer.safetensors")))
         storage.write_table(storage.join(folder, "metrics.parquet"), pa.concat_tables(self.curve))
+        rejects = pa.Table.from_pylist(published([*self.rejects.values()]), schema.REJECTS)
+        storage.write_table(storage.join(folder, "rejects.parquet"), rejects.sort_by("id"))
 
     def restore(self, folder: str) -> None:
         """Go on from what :meth:`save` wrote."""
@@ -471,6 +558,7 @@ class Worker:
         metrics = storage.read_json(storage.join(folder, "model/metrics.json"))
         self.epoch, self.validations = metrics["epoch"], metrics["validation"]
         self.curve = [storage.read_table(storage.join(folder, "metrics.parquet"))]
+        self._reject(storage.read_table(storage.join(folder, "rejects.parquet")).to_pylist())
 
 
 def _all_names(names: list[str]) -> list[str]:

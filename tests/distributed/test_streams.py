@@ -1,36 +1,51 @@
 """The order of training images: a function of the seed and the epoch, whatever the number of workers."""
 
-from itertools import chain
+import json
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from raypurify.data import open_source, read_rows
+from raypurify.data import DataError, Source, labels_of, narrowed, open_source, read_rows
 from raypurify.distributed import streams
-from raypurify.distributed.streams import LANES, EpochOrder, hold_out, runs_of, training_block
+from raypurify.distributed.streams import LANES, EpochOrder, held_out_rows, hold_out, read_window, runs_of
+from raypurify.images import encode_png
 
 
-def order(rank: int = 0, workers: int = 1, seed: int = 3, batch: int = 64, limit: int | None = None) -> EpochOrder:
-    runs = runs_of(open_source("digits", split="train", limit=limit), length=50)
-    return EpochOrder(runs=tuple(runs), seed=seed, batch=batch, rank=rank, workers=workers)
+def order(rank: int = 0, workers: int = 1, seed: int = 3, batch: int = 64, source: Source | None = None) -> EpochOrder:
+    source = open_source("digits", split="train") if source is None else source
+    return EpochOrder(source=source, image_shape=(28, 28, 1), seed=seed, batch=batch, rank=rank, workers=workers)
 
 
-def rows(part: EpochOrder, epoch: int) -> list[tuple[str, int]]:
-    """(key, row) of every image that a worker reads in an epoch."""
-    pieces = chain.from_iterable(chain.from_iterable(part.windows(epoch)))
-    return [(piece.shard.key, row) for piece in pieces for row in range(piece.start, piece.stop)]
+def rows(part: EpochOrder, epoch: int) -> list[tuple[int, int]]:
+    """(shard, row) of every image that a worker reads in an epoch."""
+    windows = [part.window(epoch, number).reshape(-1, 2) for number in range(part.windows)]
+    return [(shard, row) for shard, row in np.concatenate(windows).tolist()]
 
 
 def table(part: EpochOrder, epoch: int) -> pa.Table:
-    return pa.concat_tables(training_block(lanes, part.part, part.seed, epoch) for lanes in part.windows(epoch))
+    return pa.concat_tables(
+        block for number in range(part.windows) for block in read_window(part, epoch, number)
+    ).combine_chunks()
+
+
+def sorted_parquet(folder: Path, classes: int, each: int, group: int, side: int = 2) -> Source:
+    """Images sorted by class, each of its own pixels."""
+    images = np.zeros((classes * each, side, side, 1), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 1, 0] = np.arange(len(images)) % 251, np.arange(len(images)) // 251
+    columns = {"image": pa.FixedShapeTensorArray.from_numpy_ndarray(images)}
+    columns["label"] = pa.array(np.repeat(np.arange(classes), each))
+    pq.write_table(pa.table(columns), folder / "train.parquet", row_group_size=group)
+    return open_source(str(folder), split="train")
 
 
 def test_runs_cover_the_rows_in_order() -> None:
     source = open_source("digits", split="train")
-    assert sum(run.rows for run in runs_of(source)) == source.rows
-    middle = runs_of(source, first=100, last=410, length=128)
-    assert [(run.start, run.stop) for run in middle] == [(100, 228), (228, 356), (356, 410)]
+    runs = runs_of(source, length=400)
+    assert [(run.start, run.stop) for run in runs] == [(0, 400), (400, 800), (800, 1200), (1200, 1500)]
 
 
 def test_an_epoch_sees_each_image_once() -> None:
@@ -68,31 +83,93 @@ def test_a_block_holds_the_images_of_its_labels() -> None:
     assert images.dtype == np.uint8
     assert images.shape == (len(block), 28, 28, 1)
     assert [label_of[image.tobytes()] for image in images] == block["label"].to_pylist()
-    assert block["label"].to_pylist() != sorted(block["label"].to_pylist())
+    assert block["reject"].null_count == len(block)
 
 
-def test_rows_are_mixed_within_a_window() -> None:
-    block = training_block(next(iter(order().windows(0))), 8, 3, 0)
-    unmixed = [
-        name
-        for lane in next(iter(order().windows(0)))
-        for run in lane
-        for name in read_rows(run.shard, run.start, run.stop).ids
-    ]
-    seeds = [streams.seed_of(3, "image", 0, name) for name in unmixed]
-    assert sorted(seeds) == sorted(block["seed"].to_pylist())
-    assert seeds[:8] != block["seed"].to_pylist()[:8]
+@pytest.mark.parametrize(
+    ("each", "group"),
+    [(1200, 12_000), (1200, 1200), (1200, 100), (15_000, 1000)],
+    ids=["one row group", "a row group a class", "short row groups", "a long epoch"],
+)
+def test_each_batch_of_sorted_data_holds_all_classes(tmp_path: Path, each: int, group: int) -> None:
+    source = sorted_parquet(tmp_path, classes=10, each=each, group=group)
+    part = EpochOrder(source=source, image_shape=(2, 2, 1), seed=0, batch=128)
+    labels = labels_of(source)
+    firsts = np.cumsum([0, *(shard.rows for shard in source.shards)])
+    for number in (0, part.windows // 2):
+        window = part.window(0, number)
+        numbers = labels[firsts[window[:, :, 0]] + window[:, :, 1]]
+        batches = numbers.reshape(LANES, -1, part.part).swapaxes(0, 1).reshape(-1, 128)
+        absent = [10 - len(set(batch)) for batch in batches.tolist()]
+        assert np.mean(absent) < 1.5
+        assert np.bincount(numbers.ravel(), minlength=10).min() > 0
+        # How often a row group is read for the rows that are taken of it.
+        read = sum(source.shards[shard].rows for shard in np.unique(window[:, :, 0]).tolist())
+        assert read / window[:, :, 0].size <= max(8, part.windows)
 
 
-def test_held_out_rows_are_never_trained_on() -> None:
-    runs = runs_of(open_source("digits", split="train"), length=50)
-    kept, held = hold_out(runs, 120, seed=0)
-    assert sum(run.rows for run in held) == 150
-    assert not set(map(str, kept)) & set(map(str, held))
-    assert len(kept) + len(held) == len(runs)
-    assert hold_out(runs, 120, seed=0)[1] == held
-    assert hold_out(runs, 120, seed=1)[1] != held
-    assert hold_out(runs, 0, seed=0) == (runs, [])
+def test_large_images_come_in_blocks_of_bounded_bytes(tmp_path: Path) -> None:
+    source = sorted_parquet(tmp_path, classes=4, each=60, group=80, side=2)
+    shape = (2048, 2048, 3)
+    large = EpochOrder(source=source, image_shape=shape, seed=0, batch=16)
+    assert large.block_rows == large.part == 2, "a batch of 16 is over 64 MiB already"
+    assert large.window_rows * LANES * int(np.prod(shape)) <= streams.WINDOW_BYTES
+    small = EpochOrder(source=source, image_shape=(512, 512, 3), seed=0, batch=16)
+    assert small.block_rows * LANES * 512 * 512 * 3 <= streams.BLOCK_BYTES < small.window_rows * LANES * 512 * 512 * 3
+
+
+def test_held_out_rows_are_as_many_as_asked_and_never_trained_on() -> None:
+    source = open_source("digits", split="train")
+    labels = labels_of(source)
+    by_class = narrowed(source, np.sort(np.argsort(labels, kind="stable")[:700]))  # classes 0 to 3 and some of 4
+    labels = labels_of(by_class)
+    kept, held = hold_out(by_class, labels, 120, seed=0)
+    assert (kept.rows, held.rows) == (580, 120)
+    ids = [{name for part in held_out_rows(some, 784, 0, 1) for name in part.ids} for some in (kept, held)]
+    assert not ids[0] & ids[1]
+    assert len(ids[0] | ids[1]) == 700
+    counts = Counter(labels_of(held).tolist())
+    assert all(abs(counts[label] - 120 * (labels == label).mean()) <= 1 for label in range(5))
+    again, other = (labels_of(hold_out(by_class, labels, 120, seed=seed)[1]).tolist() for seed in (0, 1))
+    assert again == labels_of(held).tolist()
+    assert again != other
+    parts = [[name for part in held_out_rows(held, 784, rank, 4) for name in part.ids] for rank in range(4)]
+    assert sorted(name for part in parts for name in part) == sorted(ids[1])
+    assert hold_out(by_class, labels, 0, seed=0)[1].rows == 0
+    with pytest.raises(ValueError, match="701 images to hold out are more than the 700"):
+        hold_out(by_class, labels, 701, seed=0)
+
+
+def test_images_that_cannot_be_decoded_are_replaced_alike_for_any_workers(tmp_path: Path) -> None:
+    encoded = [encode_png(np.full((4, 4, 1), row, np.uint8)) for row in range(200)]
+    for row in (3, 4, 150, 199):
+        encoded[row] = b"no image"
+    pq.write_table(
+        pa.table({"image": encoded, "label": np.arange(200) % 4}), tmp_path / "train.parquet", row_group_size=40
+    )
+    source = open_source(str(tmp_path), split="train")
+
+    def part(rank: int, workers: int) -> EpochOrder:
+        return EpochOrder(source=source, image_shape=(4, 4, 1), seed=0, batch=40, rank=rank, workers=workers)
+
+    alone = table(part(0, 1), 0)
+    rejects = {json.loads(text)["id"] for text in alone["reject"].to_pylist() if text}
+    assert rejects == {f"train.parquet#{row}" for row in (3, 4, 150, 199)}
+    pixels = alone["image"].combine_chunks().to_numpy_ndarray()[:, 0, 0, 0]
+    assert pixels[alone["reject"].is_valid().to_numpy()].tolist().count(5) == 2, "3 and 4 are replaced by the next"
+    assert (pixels % 4).tolist() == alone["label"].to_pylist()
+    shares = [table(part(rank, 4), 0) for rank in range(4)]
+    together = pa.concat_tables(share.slice(step * 10, 10) for step in range(5) for share in shares)
+    assert together["seed"].to_pylist() == alone["seed"].to_pylist()
+
+
+def test_an_image_of_another_shape_is_named(tmp_path: Path) -> None:
+    encoded = [encode_png(np.zeros((4, 4 + (row == 70), 1), np.uint8)) for row in range(80)]
+    pq.write_table(pa.table({"image": encoded, "label": np.arange(80) % 2}), tmp_path / "train.parquet")
+    source = open_source(str(tmp_path), split="train")
+    part = EpochOrder(source=source, image_shape=(4, 4, 1), seed=0, batch=80)
+    with pytest.raises(DataError, match=r"train\.parquet#70: .* expected .* \(4, 4, 1\), got \(4, 5, 1\)"):
+        table(part, 0)
 
 
 def test_refuses_what_does_not_divide() -> None:
@@ -101,4 +178,4 @@ def test_refuses_what_does_not_divide() -> None:
     with pytest.raises(ValueError, match="workers must divide 8"):
         order(workers=3)
     with pytest.raises(ValueError, match="needs more than the 40 rows"):
-        order(limit=40)
+        order(source=open_source("digits", split="train", limit=40))

@@ -41,7 +41,7 @@ def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> st
 
 def test_a_run_writes_what_its_readers_need(undisturbed: str) -> None:
     losses = curve(undisturbed)
-    assert len(losses) == 3 * 4  # 400 images, of which a run of 128 is held out, in batches of 64
+    assert len(losses) == 3 * 5  # 400 images, of which 64 are held out, in batches of 64
     assert losses[-1] < losses[0]
     assert storage.is_success(undisturbed)
     run = storage.read_json(storage.join(undisturbed, "run.json"))

@@ -1,0 +1,167 @@
+"""What is checked of data and networks before any work: what would fail hours later is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raypurify.data import DataError, Origin, Source
+from raypurify.models import Kind, Model
+from raypurify.purifiers import purify
+
+SHOWN = 12
+"""Classes, or labels, that a line shows at most."""
+
+
+def matched(source: Source, classifiers: Iterable[Model]) -> Source:
+    """The source with its labels numbered as the classifiers number their classes, where both have names for them.
+
+    Raises:
+        ValueError: a class of the data that a classifier does not know, or classifiers that number theirs differently.
+    """
+    named = [(model.name, tuple(names)) for model in classifiers if (names := model.config.get("class_names"))]
+    if not named:
+        return source
+    first, names = named[0]
+    for other, others in named[1:]:
+        if others != names:
+            raise ValueError(
+                f"the classifiers number their classes differently: {first} has {_listed(names)}, {other} has "
+                f"{_listed(others)}"
+            )
+    if isinstance(source.classes, int) or source.classes == names:
+        return source
+    unknown = [name for name in source.classes if name not in names]
+    if unknown:
+        raise ValueError(
+            f"{source.name}: its classes are {_listed(source.classes)}; {first} was trained on {_listed(names)}, and "
+            f"does not know {_listed(unknown)}"
+        )
+    numbers = tuple(names.index(name) for name in source.classes)
+    return replace(source, classes=names, shards=tuple(replace(shard, renumbered=numbers) for shard in source.shards))
+
+
+def check_trainable(source: Source, labels: NDArray[np.int64]) -> None:
+    """Check that the labels are those of classes that can be learned.
+
+    Raises:
+        DataError: one class only, or numbers with wide gaps between them.
+    """
+    present = np.unique(labels)
+    if len(present) < 2:
+        only = ", ".join(_names(source, present))
+        raise DataError(
+            f"{source.name}: all {len(labels)} images are of one class, {only}; expected at least two. Of images in "
+            "class folders, give the folder that holds the class folders"
+        )
+    if isinstance(source.classes, int) and present[-1] >= 2 * max(len(present), SHOWN):
+        raise DataError(
+            f"{source.name}: labels go up to {present[-1]}, but only {len(present)} different ones occur "
+            f"({_listed(map(str, present.tolist()))}); expected 0 to {len(present) - 1}: number them without gaps"
+        )
+
+
+def check_network(model: Model, source: Source, labels: NDArray[np.int64], shape: tuple[int, int, int]) -> None:
+    """Build a model and send a black image through it.
+
+    Raises:
+        ValueError: it does not take such images, or knows fewer classes than the data have.
+    """
+    out = tried(model.build(), model.kind, model.name, shape)
+    if model.kind == "classifier":
+        check_classes(out.shape[1], model.name, source, labels)
+
+
+def check_classes(known: int, name: str, source: Source, labels: NDArray[np.int64]) -> None:
+    """Hold the number of a classifier's classes against the data's.
+
+    Raises:
+        ValueError: another number than that of the data's named classes, or one that the labels exceed.
+    """
+    reached = int(labels.max(initial=0)) + 1
+    if isinstance(source.classes, tuple) and len(source.classes) != known:
+        raise ValueError(
+            f"{name} knows {known} classes, and {source.name} has {len(source.classes)}: {_listed(source.classes)}"
+        )
+    if reached > known:
+        raise ValueError(f"{name} knows {known} classes, and the labels of {source.name} go up to {reached - 1}")
+
+
+def tried(network: nn.Module, kind: Kind, name: str, shape: tuple[int, int, int]) -> Tensor:
+    """What a network makes of a black image of the shape (H, W, C): logits (1, classes), or an image (1, C, H, W).
+
+    Raises:
+        ValueError: names the network and the shape.
+    """
+    height, width, channels = shape
+    x = torch.zeros(1, channels, height, width)
+    training = network.training
+    try:
+        with torch.no_grad():
+            out: Tensor = network.eval()(x) if kind == "classifier" else purify(network, x, [0])
+    except RuntimeError as error:
+        raise ValueError(f"{name} does not take images of (H, W, C) = {shape}: {error}") from error
+    finally:
+        network.train(training)
+    if kind == "classifier" and out.ndim != 2:
+        raise ValueError(f"{name}: expected logits (N, classes), got the shape {tuple(out.shape)}")
+    if kind == "purifier" and out.shape != x.shape:
+        raise ValueError(f"{name}: expected images (N, C, H, W) = {tuple(x.shape)}, got the shape {tuple(out.shape)}")
+    return out
+
+
+def described(source: Source, labels: NDArray[np.int64]) -> str:
+    """One line on the data: images, and classes with their counts."""
+    counts = np.bincount(labels, minlength=_number(source))
+    present = np.flatnonzero(counts)
+    line = f"data: {source.name}, {source.split}: {len(labels):,} images of {len(present)} classes"
+    if isinstance(source.classes, tuple) and len(present) <= SHOWN:
+        line += ": " + ", ".join(f"{name} {counts[index]:,}" for index, name in _numbered(source, present))
+    elif len(present):
+        line += f", {counts[present].min():,} to {counts[present].max():,} each"
+    if source.origin.split_by == "ids":
+        line += ". The data have no split of their own: a sixth, by a hash of the ids, is the test split"
+    return line
+
+
+def missing_classes(source: Source, labels: NDArray[np.int64], what: str) -> list[str]:
+    """A warning where classes of the data have no image.
+
+    Args:
+        what: the images that ``labels`` are of, for the message: ``training``, ...
+    """
+    counts = np.bincount(labels, minlength=_number(source))
+    absent = np.flatnonzero(counts == 0)
+    return [f"warning: no {what} image of class {_listed(_names(source, absent))}"] if len(absent) else []
+
+
+def trained_on(source: Source, models: Iterable[Model]) -> list[str]:
+    """Warnings of models that were trained on images of the source."""
+    return [
+        f"warning: {model.name} was trained on images that it is evaluated on; its figures are better than on others"
+        for model in models
+        if (origin := model.config.get("trained_on")) and Origin(**origin).overlaps(source.origin)
+    ]
+
+
+def _number(source: Source) -> int:
+    return source.classes if isinstance(source.classes, int) else len(source.classes)
+
+
+def _numbered(source: Source, classes: NDArray[np.int64]) -> list[tuple[int, str]]:
+    return list(zip(classes.tolist(), _names(source, classes), strict=True))
+
+
+def _names(source: Source, classes: NDArray[np.int64]) -> list[str]:
+    names = source.classes
+    return [str(index) if isinstance(names, int) else names[index] for index in classes.tolist()]
+
+
+def _listed(names: Iterable[str]) -> str:
+    every: Sequence[str] = list(names)
+    return ", ".join(every[:SHOWN]) + (f", ... ({len(every)} in all)" if len(every) > SHOWN else "")
