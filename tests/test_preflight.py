@@ -1,0 +1,152 @@
+"""What is told of data and networks before the work."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from raypurify import checkpoints, models, preflight
+from raypurify.classifiers import a_net
+from raypurify.data import DataError, Source, check_ids, labels_of, open_source, read_rows, shape_of
+from raypurify.images import encode_png
+
+SHAPE = (28, 28, 1)
+
+
+def class_folders(root: Path, names: tuple[str, ...], each: int = 4) -> Source:
+    for name in names:
+        for number in range(each):
+            path = root / "test" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((28, 28), ord(name[0]), np.uint8)).save(path)
+    return open_source(str(root), split="test")
+
+
+def table(folder: Path, labels: list[Any], **columns: list[Any]) -> Source:
+    encoded = [encode_png(np.zeros((4, 4, 1), np.uint8))] * len(labels)
+    pq.write_table(pa.table({"image": encoded, "label": labels, **columns}), folder / "train.parquet", row_group_size=7)
+    return open_source(str(folder), split="train")
+
+
+def classifier(folder: Path, name: str = "a", **config: Any) -> models.Model:
+    classes = len(config.get("class_names") or range(10))
+    network = a_net.build(classes=classes)
+    params = {"classes": classes}
+    checkpoints.save(
+        str(folder / name), {"kind": "classifier", "plugin": "a_net", "params": params, **config}, network.state_dict()
+    )
+    return models.load("classifier", str(folder / name))
+
+
+def test_classes_are_matched_by_their_names(tmp_path: Path) -> None:
+    known = classifier(tmp_path, class_names=["bird", "cat", "dog"])
+    source = class_folders(tmp_path / "data", ("cat", "dog"))
+    assert sorted(labels_of(source).tolist()) == [0] * 4 + [1] * 4
+    matched = preflight.matched(source, [known])
+    assert matched.classes == ("bird", "cat", "dog")
+    rows = read_rows(matched.shards[0], 0, 8)
+    assert [matched.classes[label] for label in rows.labels] == [name.split("/")[1] for name in rows.ids]
+    assert labels_of(matched).tolist() == rows.labels.tolist()
+    preflight.check_network(known, matched, rows.labels, SHAPE)
+    assert preflight.missing_classes(matched, rows.labels, "evaluated") == ["warning: no evaluated image of class bird"]
+
+
+def test_classes_that_do_not_match_are_refused_with_both_lists(tmp_path: Path) -> None:
+    known = classifier(tmp_path, class_names=["bird", "cat", "dog"])
+    source = class_folders(tmp_path / "data", ("cat", "emu"))
+    with pytest.raises(ValueError, match=r"cat, emu; a was trained on bird, cat, dog, and does not know emu"):
+        preflight.matched(source, [known])
+    other = classifier(tmp_path, "b", class_names=["cat", "bird", "dog"])
+    with pytest.raises(ValueError, match="differently: a has bird, cat, dog, b has cat, bird, dog"):
+        preflight.matched(source, [known, other])
+
+
+def test_without_names_the_number_of_classes_counts(tmp_path: Path) -> None:
+    old = classifier(tmp_path)
+    source = class_folders(tmp_path / "data", ("cat", "dog"))
+    assert preflight.matched(source, [old]) == source
+    with pytest.raises(ValueError, match="a knows 10 classes, and data has 2: cat, dog"):
+        preflight.check_network(old, source, labels_of(source), SHAPE)
+    many = table(tmp_path, [*range(10), 11])
+    with pytest.raises(ValueError, match=r"knows 10 classes, and the labels of .* go up to 11"):
+        preflight.check_network(old, many, labels_of(many), SHAPE)
+    few = table(tmp_path, [0, 1, 2])
+    preflight.check_network(old, few, labels_of(few), SHAPE)
+
+
+def test_networks_that_do_not_take_the_images_are_named(tmp_path: Path) -> None:
+    source = table(tmp_path, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"a does not take images of \(H, W, C\) = \(28, 28, 3\)"):
+        preflight.check_network(classifier(tmp_path), source, labels_of(source), (28, 28, 3))
+    with pytest.raises(ValueError, match=r"flat: expected logits \(N, classes\), got the shape \(784,\)"):
+        preflight.tried(torch.nn.Flatten(0), "classifier", "flat", SHAPE)
+    with pytest.raises(ValueError, match=r"half: expected images .* got the shape \(1, 1, 14, 14\)"):
+        preflight.tried(torch.nn.MaxPool2d(2), "purifier", "half", SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([3] * 9, "all 9 images are of one class, 3; expected at least two"),
+        (
+            [row % 10 * 1000 for row in range(40)],
+            r"go up to 9000, but only 10 different ones occur \(0, 1000, .* 0 to 9",
+        ),
+    ],
+)
+def test_labels_that_cannot_be_learned(tmp_path: Path, labels: list[int], message: str) -> None:
+    source = table(tmp_path, labels)
+    with pytest.raises(DataError, match=message):
+        preflight.check_trainable(source, labels_of(source))
+
+
+def test_one_folder_too_high(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "test", ("cat", "dog"))  # .../test/test/cat
+    source = open_source(str(tmp_path), split="test")
+    with pytest.raises(DataError, match=r"of one class, test; .* give the folder that holds the class folders"):
+        preflight.check_trainable(source, labels_of(source))
+
+
+@pytest.mark.parametrize(("label", "message"), [(None, "row 8: the label is null"), (-2, "row 8: label -2 is out of")])
+def test_wrong_labels_are_found_without_the_images(tmp_path: Path, label: int | None, message: str) -> None:
+    source = table(tmp_path, [0, 1] * 4 + [label, 1])
+    with pytest.raises(DataError, match=message):
+        labels_of(source)
+
+
+def test_ids_that_are_there_twice(tmp_path: Path) -> None:
+    check_ids(table(tmp_path, [0] * 20, id=[f"a{row}" for row in range(20)]))
+    with pytest.raises(DataError, match="2 rows have the id 'a3'"):
+        check_ids(table(tmp_path, [0] * 20, id=[f"a{3 if row == 17 else row}" for row in range(20)]))
+    with pytest.raises(DataError, match="'id' is null in 1 rows"):
+        check_ids(table(tmp_path, [0] * 3, id=["a", None, "b"]))
+
+
+def test_the_line_on_the_data(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "d", ("cat", "dog"))
+    assert preflight.described(source, labels_of(source)) == "data: d, test: 8 images of 2 classes: cat 4, dog 4"
+    digits = open_source("digits", split="test")
+    assert preflight.described(digits, labels_of(digits)).endswith("297 images of 10 classes, 22 to 42 each")
+
+
+def test_a_model_that_was_trained_on_the_images_is_named(tmp_path: Path) -> None:
+    train, test = (open_source("digits", split=split) for split in ("train", "test"))
+    origin = {"files": train.origin.files, "rows": train.origin.rows, "split": "train", "split_by": "files"}
+    model = classifier(tmp_path, trained_on=origin)
+    assert preflight.trained_on(test, [model]) == []
+    assert "a was trained on images that it is evaluated on" in preflight.trained_on(train, [model])[0]
+
+
+def test_the_shape_is_that_of_the_first_image_that_can_be_decoded(tmp_path: Path) -> None:
+    encoded = [b"no image", None, encode_png(np.zeros((4, 5, 1), np.uint8))]
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"image": encoded, "label": [0, 1, 1]}), path)
+    assert shape_of(open_source(str(path), split="train")) == (4, 5, 1)
+    pq.write_table(pa.table({"image": encoded[:2], "label": [0, 1]}), path)
+    with pytest.raises(DataError, match="none of the first 2 images can be decoded"):
+        shape_of(open_source(str(path), split="train"))
