@@ -32,7 +32,7 @@ class EvaluationConfig:
     """digits, mnist, cifar10, or the URL of a dataset."""
     split: Literal["train", "test"] = "test"
     limit: int | None = None
-    """The first images only."""
+    """So many images only: the first; of Parquet files without a split of their own, of each class its share."""
     classifiers: tuple[str, ...]
     """Checkpoints, or my_package.module:callable."""
     purifiers: tuple[str, ...] = ("identity",)

@@ -29,7 +29,7 @@ class GenerationConfig:
     """digits, mnist, cifar10, or the URL of a dataset with labels."""
     split: Literal["train", "test"] = "test"
     limit: int | None = None
-    """The first images only."""
+    """So many images only: the first; of Parquet files without a split of their own, of each class its share."""
     attack: str
     """NAME[,KEY=VALUE...], or torchattacks.NAME[,KEY=VALUE...], or my_package.module:callable."""
     classifier: str

@@ -137,13 +137,13 @@ def missing_classes(source: Source, labels: NDArray[np.int64], what: str) -> lis
     """
     counts = np.bincount(labels, minlength=_number(source))
     absent = np.flatnonzero(counts == 0)
-    return [f"warning: no {what} image of class {_listed(_names(source, absent))}"] if len(absent) else []
+    return [f"no {what} image of class {_listed(_names(source, absent))}"] if len(absent) else []
 
 
 def trained_on(source: Source, models: Iterable[Model]) -> list[str]:
     """Warnings of models that were trained on images of the source."""
     return [
-        f"warning: {model.name} was trained on images that it is evaluated on; its figures are better than on others"
+        f"{model.name} was trained on images that it is evaluated on; its figures are better than on others"
         for model in models
         if (origin := model.config.get("trained_on")) and Origin(**origin).overlaps(source.origin)
     ]

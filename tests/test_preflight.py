@@ -53,7 +53,7 @@ def test_classes_are_matched_by_their_names(tmp_path: Path) -> None:
     assert [matched.classes[label] for label in rows.labels] == [name.split("/")[1] for name in rows.ids]
     assert labels_of(matched).tolist() == rows.labels.tolist()
     preflight.check_network(known, matched, rows.labels, SHAPE)
-    assert preflight.missing_classes(matched, rows.labels, "evaluated") == ["warning: no evaluated image of class bird"]
+    assert preflight.missing_classes(matched, rows.labels, "evaluated") == ["no evaluated image of class bird"]
 
 
 def test_classes_that_do_not_match_are_refused_with_both_lists(tmp_path: Path) -> None:

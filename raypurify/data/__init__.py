@@ -57,7 +57,8 @@ def open_source(
             ``RAYPURIFY_DATA``, else from the cache ``RAYPURIFY_CACHE``, into which they are downloaded if need be.
         split: where the data have no split of their own, see :func:`resolve.resolve` and ``folder``.
         url: where the named dataset is, instead.
-        limit: only the first so many rows.
+        limit: only so many rows: the first, but of Parquet files without a split of their own, which may be sorted, of
+            each class its share. The rows of a folder come in an order by a hash.
 
     Raises:
         ValueError: an unknown split, or a limit under 1.
@@ -68,15 +69,21 @@ def open_source(
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 row, got {limit}")
     name, found = resolve(data, split, url)
-    return Source(
+    source = Source(
         name=name,
         split=split,
-        shards=_first_rows(found.shards, limit),
+        shards=found.shards,
         image_shape=found.image_shape,
         classes=found.classes,
-        fingerprint=_fingerprint(found, limit),
+        fingerprint="",
         origin=_origin(found, split),
     )
+    if limit is not None and limit < source.rows:
+        if found.picked:
+            source = narrowed(source, spread(labels_of(source), limit, seed=0))
+        else:
+            source = replace(source, shards=_first_rows(source.shards, limit))
+    return replace(source, fingerprint=_fingerprint(source, found.contents))
 
 
 def shape_of(source: Source) -> tuple[int, int, int]:
@@ -207,15 +214,12 @@ def _renumbered(shard: Shard, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return labels if shard.renumbered is None else np.array(shard.renumbered, np.int64)[labels]
 
 
-def _first_rows(shards: tuple[Shard, ...], limit: int | None) -> tuple[Shard, ...]:
-    if limit is None:
-        return shards
+def _first_rows(shards: tuple[Shard, ...], limit: int) -> tuple[Shard, ...]:
     kept = []
     for shard in shards:
         if limit <= 0:
             break
-        rows = min(shard.rows, limit)
-        kept.append(replace(shard, rows=rows, picked=None if shard.picked is None else shard.picked[:rows]))
+        kept.append(replace(shard, rows=min(shard.rows, limit)))
         limit -= shard.rows
     return tuple(kept)
 
@@ -226,8 +230,8 @@ def _taken(shard: Shard) -> tuple[Any, ...]:
     return (shard.first, shard.rows, *picked)
 
 
-def _fingerprint(found: Found, limit: int | None) -> str:
-    return _sha256([[(shard.key, *_taken(shard)) for shard in _first_rows(found.shards, limit)], found.contents])
+def _fingerprint(source: Source, contents: tuple[str, ...]) -> str:
+    return _sha256([[(shard.key, *_taken(shard)) for shard in source.shards], contents])
 
 
 def _origin(found: Found, split: str) -> Origin:

@@ -124,6 +124,11 @@ class Found:
     """What identifies the content of the files (see ``files.content_identity``), in a fixed order."""
     split_by: SplitBy = "files"
 
+    @property
+    def picked(self) -> bool:
+        """Whether the rows are some of those of files, in whose order they are."""
+        return any(shard.picked is not None for shard in self.shards)
+
 
 def check_labels(labels: NDArray[Any], classes: int, *, rows: NDArray[np.int64], url: str) -> NDArray[np.int64]:
     """``labels`` as int64, if all are in [0, classes).

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from raypurify import plugins, runs, schema, storage
-from raypurify.data import Rows, Source, open_source
+from raypurify import plugins, preflight, runs, schema, storage
+from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
 from raypurify.distributed import cluster
 from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, stream, units_of
 from raypurify.generation import GenerationConfig, Generator, Networks, rounding_effect
@@ -26,11 +26,21 @@ class AttackArguments:
     generation: GenerationConfig
     resources: ActorPool = field(default_factory=ActorPool)
     destination: runs.Destination
+    max_rejects: float = 0.1
+    """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+
+    def __post_init__(self) -> None:
+        runs.check_max_rejects(self.max_rejects)
 
 
 def main(arguments: AttackArguments) -> None:
     """Attack a dataset and write the attacked images beside the clean ones, streamed by Ray Data."""
-    figures = attack(arguments.generation, arguments.resources, **dataclasses.asdict(arguments.destination))
+    figures = attack(
+        arguments.generation,
+        arguments.resources,
+        max_rejects=arguments.max_rejects,
+        **dataclasses.asdict(arguments.destination),
+    )
     print_table(pa.Table.from_pylist([figures]))
     print(f"images: {storage.join(storage.absolute(arguments.destination.output), 'images')}")
 
@@ -40,6 +50,7 @@ def attack(
     resources: ActorPool,
     output: str,
     *,
+    max_rejects: float = 1.0,
     overwrite: bool = False,
     shared_filesystem: bool = False,
 ) -> dict[str, Any]:
@@ -52,6 +63,7 @@ def attack(
         config: what is attacked, and how.
         resources: who does it.
         output: URL of the run's folder.
+        max_rejects: share of the images, in [0, 1]; when more cannot be decoded the work stops.
         overwrite: start afresh.
         shared_filesystem: a local output is one that every host sees.
 
@@ -60,6 +72,7 @@ def attack(
 
     Raises:
         ValueError, FileNotFoundError: bad input, or an output that belongs to another run, or that one writes to.
+        StoppedError: too many rejects.
         RuntimeError: images that are neither written nor rejected.
     """
     output = storage.absolute(output)
@@ -67,6 +80,7 @@ def attack(
     if not source.classes:
         raise ValueError(f"{config.input}: an attack needs labels, and these images have none")
     networks = Networks.load(config)
+    source, about = _checked(networks, source)
     identity = _identity(config, source, networks, resources.batch)
     # By its name a reader of the images knows which split they are, and takes them all.
     units = [dataclasses.replace(unit, name=f"{config.split}-{unit.name}") for unit in units_of(source)]
@@ -74,14 +88,31 @@ def attack(
         if not run.finished:
             written = {storage.stem(url) for url in storage.list_files(storage.join(output, "images"), ".parquet")}
             missing = [unit for unit in units if unit.name not in written]
+            print("\n".join(about))
             hardware = cluster.connect(resources.needs)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
             with run.attempt(hardware, dataclasses.asdict(resources)):
                 work = Generation(config=config, networks=networks, output=output)
-                run.counts.update(stream(work, missing, resources, "attacking"))
+                run.counts.update(stream(work, missing, resources, "attacking", max_rejects))
                 run.counts.update(_figures(output, source))
             run.finish()
     return _figures(output, source)
+
+
+def _checked(networks: Networks, source: Source) -> tuple[Source, list[str]]:
+    """Hold the data against the networks: the source with its labels numbered as theirs, and lines on it.
+
+    Raises:
+        ValueError: images, labels or classes that do not fit; names the model.
+    """
+    source = preflight.matched(source, [networks.classifier])
+    labels = labels_of(source)
+    check_ids(source)
+    shape = shape_of(source)
+    for model in (networks.classifier, *([networks.purifier] if networks.purifier else [])):
+        preflight.check_network(model, source, labels, shape)
+    missing = preflight.missing_classes(source, labels, "attacked")
+    return source, [preflight.described(source, labels), *(f"warning: {text}" for text in missing)]
 
 
 def _identity(config: GenerationConfig, source: Source, networks: Networks, batch: int) -> dict[str, Any]:

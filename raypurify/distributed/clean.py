@@ -26,7 +26,7 @@ from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.generations import Counts
 from raypurify.cleaning.trial import first_look
 from raypurify.distributed import cluster, streams
-from raypurify.distributed.units import ActorPool, set_threads, through
+from raypurify.distributed.units import ENOUGH, ActorPool, check_rejects, set_threads, through
 from raypurify.progress import Progress, print_table
 from raypurify.published import escaped, unescaped
 from raypurify.report import formats
@@ -36,8 +36,6 @@ DEATHS = 2
 """Workers that may end while they are at a unit before its inputs are looked at one by one."""
 MOST_DEATHS = 10
 """Workers that may end at a unit: some end at the fault of another unit, or of none."""
-ENOUGH = 1000
-"""Images after which the share of rejects is judged."""
 REASONS = 20
 """Of rejects, that are printed."""
 TRIED = 32
@@ -166,7 +164,7 @@ def clean(
             storage.remove_drafts(output)
             accounts.retire(output)
             totals = accounts.add_up(output)
-            _check_rejects(output, totals.rejected, totals.n, max_rejects)
+            check_rejects(output, totals.rejected, totals.n, max_rejects)
         held.check()
         write_cleaning_report(output, totals, accounts.pictures(output, totals))
         run.finish()
@@ -236,17 +234,7 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
             n, rejected = n + row["in"], rejected + row["rejected"]
             progress.advance(row["in"], note=f"{rejected:,} rejected" if rejected else "", began=row["started"])
             if n >= ENOUGH:
-                _check_rejects(work.output, rejected, n, max_rejects)
-
-
-def _check_rejects(output: str, rejected: int, n: int, most: float) -> None:
-    if rejected > most * n:
-        some = ", ".join(f"{count:,} x {reason}" for reason, count in accounts.some_reasons(output).items())
-        raise runs.StoppedError(
-            f"{rejected:,} of {n:,} images are rejected, more than --max-rejects={most} allows. Reasons so far: "
-            f"{formats.visible(some)}. {storage.join(output, 'rejects')} has each. What is done stays done: give a "
-            "higher --max-rejects to go on"
-        )
+                check_rejects(work.output, rejected, n, max_rejects)
 
 
 def _block(unit: str, part: str) -> pa.Table:

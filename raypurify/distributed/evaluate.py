@@ -17,14 +17,13 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from raypurify import evaluation, models, results, runs, schema, storage
-from raypurify.data import Rows, Source, open_source, shape_of
+from raypurify import evaluation, models, preflight, results, runs, schema, storage
+from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
 from raypurify.distributed import cluster
-from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, set_threads, stream, units_of
+from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, check_rejects, set_threads, stream, units_of
 from raypurify.evaluation import EvaluationConfig, Evaluator, Grid, Scored
 from raypurify.masking import FINDINGS, weaknesses
 from raypurify.progress import print_table
-from raypurify.purifiers import purify
 from raypurify.report import write_report
 from raypurify.training import batch_of
 
@@ -36,6 +35,11 @@ class EvaluationArguments:
     evaluation: EvaluationConfig
     resources: ActorPool = field(default_factory=ActorPool)
     destination: runs.Destination
+    max_rejects: float = 0.1
+    """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+
+    def __post_init__(self) -> None:
+        runs.check_max_rejects(self.max_rejects)
 
 
 def main(arguments: EvaluationArguments) -> None:
@@ -43,6 +47,7 @@ def main(arguments: EvaluationArguments) -> None:
     summary = evaluate(
         arguments.evaluation,
         arguments.resources,
+        max_rejects=arguments.max_rejects,
         **dataclasses.asdict(arguments.destination),
     )
     columns = ["setting", "attack", "eps", "victim", "classifier", "purifier", "accuracy_clean", "accuracy_adversarial"]
@@ -61,6 +66,7 @@ def evaluate(
     resources: ActorPool,
     output: str,
     *,
+    max_rejects: float = 1.0,
     overwrite: bool = False,
     shared_filesystem: bool = False,
 ) -> pa.Table:
@@ -70,6 +76,7 @@ def evaluate(
         config: what is evaluated.
         resources: who does it.
         output: URL of the run's folder.
+        max_rejects: share of the images, in [0, 1]; when more cannot be decoded the work stops.
         overwrite: start afresh.
         shared_filesystem: a local output is one that every host sees.
 
@@ -78,6 +85,7 @@ def evaluate(
 
     Raises:
         ValueError, FileNotFoundError: bad input, or an output that belongs to another run, or that one writes to.
+        StoppedError: too many rejects.
         RuntimeError: images that are neither scored nor rejected.
     """
     output = storage.absolute(output)
@@ -85,7 +93,7 @@ def evaluate(
     if not source.classes:
         raise ValueError(f"{config.data}: an evaluation needs labels, and these images have none")
     grid = evaluation.build_grid(config, source.name, source.rows, resources.batch)
-    _check_shapes(grid, source)
+    source, about, warnings = checked(grid, source)
     units = units_of(source)
     with runs.hold(output, _identity(config, source), overwrite=overwrite) as run:
         earlier = _earlier_cells(output)
@@ -93,14 +101,17 @@ def evaluate(
         missing = _missing(output, grid, units)
         if missing or cells != earlier or not run.finished:
             storage.remove(storage.join(output, storage.SUCCESS))
+            print("\n".join([about, *(f"warning: {text}" for text in warnings)]))
             hardware = cluster.connect(resources.needs)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
             with run.attempt(hardware, {**dataclasses.asdict(config), **dataclasses.asdict(resources)}):
                 storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
                 work = Evaluation(grid=grid, output=output)
-                run.counts.update(stream(work, missing, resources, "evaluating"))
+                run.counts["warnings"] = warnings
+                run.counts.update(stream(work, missing, resources, "evaluating", max_rejects))
                 rejects = storage.list_files(storage.join(output, "rejects"), ".parquet")
                 run.counts["rejected"] = len(storage.read_tables(rejects, schema.REJECTS))
+                check_rejects(output, run.counts["rejected"], source.rows, max_rejects)
                 own = {cell.hash for cell in grid.cells}
                 results.write_summary(output, cells, own, source.rows - run.counts["rejected"])
                 _write_samples(work, resources, units)
@@ -110,29 +121,25 @@ def evaluate(
     return summary.filter(pc.is_in(summary["cell"], pa.array([cell.hash for cell in grid.cells])))
 
 
-def _check_shapes(grid: Grid, source: Source) -> None:
-    """Send one black image through every network, so that one that does not fit is found before the work.
+def checked(grid: Grid, source: Source) -> tuple[Source, str, list[str]]:
+    """Hold the data against the networks before the work.
+
+    Returns:
+        The source with its labels numbered as the classifiers number their classes, a line on it, and warnings.
 
     Raises:
-        ValueError: names the model and the shape.
+        ValueError: images, labels or classes that do not fit; names the model.
     """
-    height, width, channels = shape_of(source)
-    x = torch.zeros(1, channels, height, width)
+    source = preflight.matched(source, grid.classifiers)
+    labels = labels_of(source)
+    check_ids(source)
+    shape = shape_of(source)
     stand_ins = () if grid.stand_in is None else (grid.stand_in,)
-    for model in (*grid.classifiers, *grid.purifiers, *stand_ins):
-        try:
-            with torch.no_grad():
-                _applied(model, x)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{model.name} does not take images of (H, W, C) = {(height, width, channels)}: {error}"
-            ) from error
-
-
-def _applied(model: models.Model, x: torch.Tensor) -> torch.Tensor:
-    network = model.build()
-    images: torch.Tensor = purify(network, x, [0]) if model.kind == "purifier" else network(x)
-    return images
+    networks = (*grid.classifiers, *grid.purifiers)
+    for model in (*networks, *stand_ins):
+        preflight.check_network(model, source, labels, shape)
+    warnings = [*preflight.missing_classes(source, labels, "evaluated"), *preflight.trained_on(source, networks)]
+    return source, preflight.described(source, labels), warnings
 
 
 def _identity(config: EvaluationConfig, source: Source) -> dict[str, Any]:

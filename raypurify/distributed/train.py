@@ -204,10 +204,10 @@ def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source,
         source, labels = narrowed(source, rows), labels[rows]
     training, held_out = streams.hold_out(source, labels, config.validation, config.seed)
     about = [f"{preflight.described(source, labels)}; {held_out.rows:,} held out"]
-    about += preflight.missing_classes(source, labels_of(training), "training")
+    missing = preflight.missing_classes(source, labels_of(training), "training")
     if held_out.rows:
-        about += preflight.missing_classes(source, labels_of(held_out), "held-out")
-    return training, held_out, tuple(about)
+        missing += preflight.missing_classes(source, labels_of(held_out), "held-out")
+    return training, held_out, (*about, *(f"warning: {text}" for text in missing))
 
 
 def main(arguments: TrainingArguments) -> None:

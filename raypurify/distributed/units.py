@@ -20,14 +20,18 @@ import ray
 import torch
 from ray.data import Dataset
 
-from raypurify import fields, schema, storage
+from raypurify import fields, runs, schema, storage
+from raypurify.cleaning import accounts
 from raypurify.data import Rows, Source, read_rows
 from raypurify.distributed import cluster, streams
 from raypurify.progress import Progress
 from raypurify.published import published
+from raypurify.report import formats
 
 UNIT = 500
 """Rows of a unit: what is written together, and done again when it was cut off."""
+ENOUGH = 1000
+"""Images after which the share of rejects is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +130,22 @@ class Work(Protocol):
         ...
 
 
-def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str) -> dict[str, Any]:
+def check_rejects(output: str, rejected: int, n: int, most: float) -> None:
+    """Stop where ``rejected`` of ``n`` images are more than the share ``most``.
+
+    Raises:
+        StoppedError: with the reasons.
+    """
+    if rejected > most * n:
+        some = ", ".join(f"{count:,} x {reason}" for reason, count in accounts.some_reasons(output).items())
+        raise runs.StoppedError(
+            f"{rejected:,} of {n:,} images are rejected, more than --max-rejects={most} allows. Reasons so far: "
+            f"{formats.visible(some)}. {storage.join(output, 'rejects')} has each. What is done stays done: give a "
+            "higher --max-rejects to go on"
+        )
+
+
+def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str, max_rejects: float = 1.0) -> dict[str, Any]:
     """Do ``units``, each on one actor of the pool.
 
     Args:
@@ -134,9 +153,13 @@ def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str) -> di
         units: those with something missing.
         pool: the actors.
         label: of the progress display.
+        max_rejects: share of the images, in [0, 1]; when more are rejected the work stops.
 
     Returns:
         Counts of this attempt: ``in`` and ``out`` (rows), ``images_per_second`` without the start.
+
+    Raises:
+        StoppedError: more than ``max_rejects`` of the images are rejected.
     """
     apart = pool.reads == "apart"
     read_cpus = cluster.read_cpus(pool.read_cpus, pool.needs) if apart else 0
@@ -151,6 +174,8 @@ def stream(work: Work, units: Sequence[Unit], pool: ActorPool, label: str) -> di
             counts["out"] += row["rows"] - row["rejected"]
             first, last = min(first, row["started"]), max(last, row["ended"])
             progress.advance(row["rows"], began=row["started"])
+            if counts["in"] >= ENOUGH:
+                check_rejects(work.output, counts["in"] - counts["out"], counts["in"], max_rejects)
     return {**counts, "images_per_second": round(counts["in"] / max(last - first, 1e-9), 1)} if units else counts
 
 

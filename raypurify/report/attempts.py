@@ -45,6 +45,13 @@ def listed(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [attempt for attempt in run.get("attempts") or [] if isinstance(attempt, dict)]
 
 
+def warnings(run: Mapping[str, Any]) -> list[str]:
+    """What all attempts warned of, each once."""
+    counts = [attempt["counts"] for attempt in listed(run) if isinstance(attempt.get("counts"), Mapping)]
+    texts = [text for some in counts if isinstance(some.get("warnings"), list) for text in some["warnings"]]
+    return [redacted(str(text)) for text in dict.fromkeys(map(str, texts))]
+
+
 def seconds(attempt: Mapping[str, Any]) -> float | None:
     """How long an attempt took; None where that is not known, as of one that was cut off."""
     started, ended = time_of(attempt.get("started")), time_of(attempt.get("ended"))

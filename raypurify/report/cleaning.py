@@ -95,7 +95,7 @@ def cleaning_page(run: Mapping[str, Any], totals: Totals, pictures: Sequence[Map
         speed=speed,
         rate=rate,
         chart=figures.throughput(speed.spans, mean=speed.rate, name="throughput") if speed.drawn else None,
-        warnings=_warnings(run),
+        warnings=attempts.warnings(run),
         reasons=_reasons(totals),
         changes=_changes(totals, pictures),
         asked=attempts.flat({k: v for k, v in identity.items() if v is not None and not k.endswith("_sha256")}),
@@ -125,13 +125,6 @@ def _times(run: Mapping[str, Any]) -> str:
     first, last = min(known), max(known)
     day = "" if first.date() == last.date() else "%Y-%m-%d "
     return f"{first:%Y-%m-%d %H:%M} to {last:{day}%H:%M} UTC"
-
-
-def _warnings(run: Mapping[str, Any]) -> list[str]:
-    """The warnings of all attempts, each once."""
-    given = [_mapping(attempt.get("counts")).get("warnings") for attempt in attempts.listed(run)]
-    texts = [text for some in given if isinstance(some, list) for text in some]
-    return [redacted(str(text)) for text in dict.fromkeys(map(str, texts))]
 
 
 def _reasons(totals: Totals) -> list[tuple[str, int]]:

@@ -101,6 +101,7 @@ def render(
         galleries=galleries(rows, samples),
         curves=_curves(curves),
         run=attempts.shown(run, COUNTED),
+        warnings=attempts.warnings(run),
         rejected=rejects.num_rows,
         rejects=redacted(rejects.slice(0, REJECTS_SHOWN).to_pylist()),
         ball=formats.ball,

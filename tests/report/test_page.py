@@ -181,6 +181,12 @@ def test_run_and_rejects_are_shown(summary: pa.Table, run: dict[str, Any], rejec
     assert '"workers": 3' in page.text
 
 
+def test_warnings_of_all_attempts_are_shown(summary: pa.Table, run: dict[str, Any]) -> None:
+    warned = [{"counts": {"warnings": ["a_net was trained on it", "no cat"]}}, {"counts": {"warnings": ["no cat"]}}]
+    text = parse(summary, run=run | {"attempts": warned}).text
+    assert text.count("no cat") == text.count("a_net was trained on it") == 1
+
+
 @pytest.mark.parametrize(
     "run",
     [
