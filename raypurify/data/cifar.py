@@ -7,6 +7,7 @@ holds them as such; the Python version is brought to the same form once a node (
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,5 +82,13 @@ def read_records(path: str, shard: Shard, rows: NDArray[np.int64]) -> Rows:
 def read_labels(path: str, shard: Shard) -> NDArray[np.int64]:
     """Labels of all records in the file ``path``."""
     file = files.stat(path)
-    rows = np.arange(0 if file is None else file.size // RECORD)
-    return check_labels(files.read_records(path, 0, RECORD, rows)[:, 0], len(CLASSES), rows=rows, url=shard.url)
+    if file is None:
+        raise DataError(f"{path}: there is no such file")
+    return _labels(path, file.version, file.size // RECORD, shard.url)
+
+
+@lru_cache(maxsize=8)
+def _labels(path: str, version: str, count: int, url: str) -> NDArray[np.int64]:
+    # Labels lie between the images, so that all is read for them; the version keeps files that differ apart.
+    rows = np.arange(count)
+    return check_labels(files.read_records(path, 0, RECORD, rows)[:, 0], len(CLASSES), rows=rows, url=url)

@@ -10,13 +10,18 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
 from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import models, runs, schema, storage
+from raypurify.data import Origin, open_source, read_rows
 from raypurify.distributed.train import TrainingResources, train
+from raypurify.images import encode_png
+from raypurify.runs import StoppedError
 from raypurify.training import TrainingConfig
 
 CLASSIFIER = TrainingConfig(
@@ -50,6 +55,8 @@ def test_a_run_writes_what_its_readers_need(undisturbed: str) -> None:
     assert run["attempts"][0]["counts"]["in"] == len(losses) * 64
     model = models.load("classifier", storage.join(undisturbed, "model"))
     assert model.config["image_shape"] == [28, 28, 1]
+    assert model.config["class_names"] is None
+    assert Origin(**model.config["trained_on"]) == open_source("digits", split="train").origin
     assert model.build()(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     metrics = storage.read_json(storage.join(undisturbed, "model", "metrics.json"))
     assert len(metrics["validation"]) == 3
@@ -157,6 +164,28 @@ def test_a_killed_driver_goes_on_from_the_last_checkpoint(undisturbed: str, tmp_
     np.testing.assert_allclose(curve(str(output)), curve(whole), rtol=1e-5)
 
 
+def test_images_that_cannot_be_decoded_are_rejects(
+    local_ray: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    digits = read_rows(open_source("digits", split="train").shards[0], 0, 200)
+    encoded = [encode_png(image) for image in np.asarray(digits.images)]
+    bad = {0, 77, 150}
+    for row in bad:
+        encoded[row] = b"no image"
+    pq.write_table(pa.table({"image": encoded, "label": digits.labels}), tmp_path / "train.parquet", row_group_size=64)
+    config = dataclasses.replace(CLASSIFIER, data=str(tmp_path), limit=None, validation=40, epochs=2, batch=40)
+    train(config, RESOURCES, str(tmp_path / "run"), max_rejects=0.02)
+    rejects = storage.read_table(str(tmp_path / "run/rejects/training.parquet"), schema.REJECTS.names)
+    assert rejects["id"].to_pylist() == [f"train.parquet#{row}" for row in sorted(bad)]
+    assert len(curve(str(tmp_path / "run"))) == 2 * 4
+    assert storage.read_json(str(tmp_path / "run/run.json"))["attempts"][0]["counts"]["rejected"] == 3
+    capfd.readouterr()
+    with pytest.raises(StoppedError, match=r"of 200 images cannot be decoded, more than --max-rejects=0.001"):
+        train(config, RESOURCES, str(tmp_path / "stopped"), max_rejects=0.001)
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+
+
 def test_checkpoints_and_model_go_to_s3(s3: str, local_ray: None, undisturbed: str) -> None:
     output = f"{s3}/train"
     train(CLASSIFIER, RESOURCES, output)
@@ -183,4 +212,6 @@ def test_bad_input_is_refused_before_any_work(local_ray: None, small_classifier:
     refused("no checkpoint", model="cru_net", classifier="nowhere/model")
     refused("nothing to train", model="jpeg", classifier=small_classifier)
     refused("nowhere", data=str(tmp_path / "nowhere"))
+    refused("401 images to hold out are more than the 400", validation=401)
+    refused(r"does not take images of \(H, W, C\) = \(28, 28, 1\)", model="d_net,channels=3")
     refused("--use-gpu: this Ray cluster has no GPU", resources=TrainingResources(use_gpu=True))
