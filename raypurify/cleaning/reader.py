@@ -312,8 +312,9 @@ def _refusal(member: tarfile.TarInfo, name: str, target: str, seen: Mapping[str,
     if member.issym() or member.islnk():
         # What an image becomes has another name, and may be a reject.
         if images.is_named_as_image(name) or images.is_named_as_image(target):
-            return f"is a link to {target}; links in a tar are not followed"
-        return f"is a link to {target}, which is not in the tar" if member.islnk() and target not in seen else None
+            return f"is a link to {member.linkname}; links in a tar are not followed"
+        is_lost = member.islnk() and target not in seen
+        return f"is a link to {member.linkname}, which is not in the tar" if is_lost else None
     if member.isreg():
         return _too_large(member.size) if member.size > LARGEST_FILE else None
     return None if member.isdir() else f"is no file, folder or link, but of the type {member.type!r}"
