@@ -140,6 +140,11 @@ def is_web(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
+def without_query(url: str) -> str:
+    """``url`` without what follows the question mark of a link; of other places it is a part of the name."""
+    return url.partition("?")[0] if is_web(url) else url
+
+
 def absolute(url: str) -> str:
     """``url`` with a local path made absolute, so that it means the same in another working directory."""
     _, path = filesystem(url)

@@ -68,7 +68,7 @@ def files_in(file: File, *, output: str, skipped: Counter[str]) -> Iterator[Seen
         DataError: the list can't be read, is empty, or has two files of one key.
         ValueError: a line is inside the output.
     """
-    folder = _without_query(file.url).rpartition("/")[0]
+    folder = storage.without_query(file.url).rpartition("/")[0]
     place = Place(output)
     records = ordered(_located(line, folder, file.url, place) for line in _lines(file))
     stats = concurrently(_stat, _unique(records, file.url, skipped), at_once=ASKED_AT_ONCE)
@@ -83,11 +83,7 @@ def files_in(file: File, *, output: str, skipped: Counter[str]) -> Iterator[Seen
 
 def name_of(url: str) -> str:
     """The last part of a path or URL, without an HTTP query."""
-    return _without_query(url).rpartition("/")[2]
-
-
-def _without_query(url: str) -> str:
-    return url.partition("?")[0] if url.startswith("http") else url
+    return storage.without_query(url).rpartition("/")[2]
 
 
 def _lines(file: File) -> Iterator[str]:

@@ -64,7 +64,8 @@ class File:
 
     @property
     def name(self) -> str:
-        return self.url.rstrip("/").rpartition("/")[2]
+        """The last part of the path, without the query of a link, which may be signed."""
+        return storage.without_query(self.url).rstrip("/").rpartition("/")[2]
 
     @property
     def key(self) -> str:

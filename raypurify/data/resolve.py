@@ -21,6 +21,7 @@ from raypurify.data import (
 )
 from raypurify.data.base import DataError, Found
 from raypurify.data.files import File
+from raypurify.published import redacted
 
 NAMED = ("digits", "mnist", "cifar10")
 
@@ -48,7 +49,7 @@ def resolve(data: str, split: str, url: str | None) -> tuple[str, Found]:
         return data, digits.find(split)
     if data not in NAMED:
         root = storage.absolute(url or data)
-        name = root.partition("?")[0].rstrip("/").rpartition("/")[2]
+        name = redacted(storage.without_query(root)).rstrip("/").rpartition("/")[2]
         return name or root, find(root, split)
     root, downloaded = (storage.absolute(url), False) if url else _folder_of(data)
     found = find(root, split, classes=10 if data == "mnist" else None)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from servers import SIGNATURE, USER, WORD, guarded_web
 
 from raypurify import images
 from raypurify.data import DataError, labels_of, open_source, read_rows, take_rows
@@ -107,3 +108,13 @@ def test_a_relative_path_becomes_absolute(local: Path, monkeypatch: pytest.Monke
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(ValueError, match=r"nosuch://a/b.*: .*nosuch"):
         open_source("nosuch://a/b", split="train")
+
+
+def test_ids_of_a_signed_url_have_no_signature(tmp_path: Path) -> None:
+    image = images.encode_png(np.zeros((4, 4, 3), np.uint8))
+    pq.write_table(pa.table({"image": [image, b"damaged"], "label": [0, 1]}), tmp_path / "rows.parquet")
+    with guarded_web(tmp_path) as host:
+        for url in (f"http://{host}/rows.parquet?sig={SIGNATURE}", f"http://{USER}:{WORD}@{host}/rows.parquet"):
+            source = open_source(url, split="train")
+            assert source.name == "rows.parquet"
+            assert all(shard.key == "rows.parquet" for shard in source.shards)
