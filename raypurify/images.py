@@ -247,9 +247,8 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
             _check_size(_webp_size(data), allowed)
         with _OPENERS[kind](io.BytesIO(data)) as opened:
             _check_size(opened.size, allowed)
-            if kind == "PNG":
-                _check_png(memoryview(data))
-            notes = _frames(opened)
+            chunks = _check_png(memoryview(data)) if kind == "PNG" else {}
+            notes = [*_frames(opened), *_colours_left_out(chunks)]
             raw_mode = _raw_mode(opened)
             image, exif = _upright(opened, notes)
             pixels, alpha = _channels(image, raw_mode, notes)
@@ -328,8 +327,13 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise PictureError(f"is a WebP that is damaged: its first chunk is {chunk!r}")
 
 
-def _check_png(data: memoryview) -> None:
-    """The checksums of the chunks that hold the image, which Pillow does not look at where they hold pixels."""
+def _check_png(data: memoryview) -> dict[bytes, bytes]:
+    """Check the checksums of the chunks that hold the image, which Pillow does not look at where they hold pixels.
+
+    Returns:
+        The chunks that say what the colours are: gAMA, cICP, sRGB and the like. Large ones are cut.
+    """
+    chunks: dict[bytes, bytes] = {}
     position = 8
     while position + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, position)
@@ -340,9 +344,29 @@ def _check_png(data: memoryview) -> None:
         if critical and zlib.crc32(data[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise PictureError(f"is a PNG that is damaged: the chunk {name!r} does not match its checksum")
         if name == b"IEND":
-            return
+            return chunks
+        if name in (b"gAMA", b"cHRM", b"cICP", b"sRGB", b"iCCP"):
+            chunks[name] = bytes(data[position + 8 : min(end - 4, position + 40)])
         position = end
     raise PictureError("is a PNG that is truncated: it ends before its last chunk")
+
+
+_LIKE_SRGB = {
+    b"gAMA": struct.pack(">I", 45455),
+    b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+    b"cICP": bytes((1, 13, 0, 1)),
+}
+
+
+def _colours_left_out(chunks: Mapping[bytes, bytes]) -> list[str]:
+    """A note of each PNG chunk that is not written again, and would have shown the image in other colours than sRGB."""
+    # PNG, third edition, section 4.3: cICP goes before a profile, and this before sRGB, gAMA and cHRM.
+    telling = [b"cICP"] if {b"cICP", b"iCCP", b"sRGB"} & set(chunks) else [b"gAMA", b"cHRM"]
+    return [
+        f"colour coding ({name.decode()}) left out"
+        for name in telling
+        if name in chunks and chunks[name] != _LIKE_SRGB[name]
+    ]
 
 
 def _frames(image: ImageFile.ImageFile) -> list[str]:

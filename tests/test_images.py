@@ -620,3 +620,23 @@ def test_bombs_are_refused_in_little_memory(tmp_path: Path) -> None:
 def test_extensions_of_what_is_read(name: str, known: bool) -> None:
     assert images.has_known_extension(name) == known
     assert images.is_named_as_image(name) == (known or name == "e.gif")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "notes"),
+    [
+        ({b"gAMA": struct.pack(">I", 100_000)}, ("colour coding (gAMA) left out",)),
+        ({b"gAMA": struct.pack(">I", 45455)}, ()),
+        ({b"gAMA": struct.pack(">I", 100_000), b"sRGB": b"\0"}, ()),
+        ({b"cICP": bytes((9, 16, 0, 1)), b"sRGB": b"\0"}, ("colour coding (cICP) left out",)),
+    ],
+)
+def test_what_a_png_says_of_its_colours_and_is_left_out_is_noted(
+    chunks: dict[bytes, bytes], notes: tuple[str, ...]
+) -> None:
+    png = images.encode_png(np.zeros((4, 4, 3), np.uint8))
+    told = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
+    assert images.read_picture(png[:33] + told + png[33:]).notes == notes

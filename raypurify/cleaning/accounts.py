@@ -70,22 +70,15 @@ class Totals:
 
 
 def publish(output: str, unit: str, cleaned: Cleaned) -> None:
-    """Write a unit's accounts: rejects first, for the manifest's file says that the unit is done.
-
-    Credentials in URLs are left out, and what UTF-8 does not have is escaped.
-    """
+    """Write a unit's accounts: rejects first, for the manifest's file says that the unit is done."""
+    rejects = storage.join(output, "rejects", f"{unit}.parquet")
     if cleaned.rejects:
-        _write(output, "rejects", unit, cleaned.rejects, schema.REJECTS)
+        storage.write_file(rejects, cleaned.rejects.sealed())
     else:
-        # Of an attempt that was cut off, and could not read what now it could.
-        storage.remove(storage.join(output, "rejects", f"{unit}.parquet"))
-    _write(output, "samples", unit, cleaned.changes, schema.CHANGES)
-    _write(output, "manifest", unit, cleaned.rows, schema.MANIFEST)
-
-
-def _write(output: str, part: str, unit: str, rows: list[dict[str, Any]], columns: pa.Schema) -> None:
-    table = pa.Table.from_pylist(published(rows), columns)
-    storage.write_table(storage.join(output, part, f"{unit}.parquet"), table)
+        storage.remove(rejects)  # of an attempt that was cut off, and could not read what now it could
+    changes = pa.Table.from_pylist(published(cleaned.changes), schema.CHANGES)
+    storage.write_table(storage.join(output, "samples", f"{unit}.parquet"), changes)
+    storage.write_file(storage.join(output, "manifest", f"{unit}.parquet"), cleaned.rows.sealed())
 
 
 def finished_units(output: str) -> set[str]:

@@ -18,12 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raypurify import images, models, storage
+from raypurify import images, models, schema, storage
 from raypurify.cleaning import reader, writer
 from raypurify.cleaning.base import Unit
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.reader import Group, Input
+from raypurify.cleaning.streams import TableSpool
 from raypurify.images import Picture
+from raypurify.published import published
 from raypurify.seeds import seed_of
 from raypurify.tiles import NotFiniteError, Tiling, compare, purify_pixels
 from raypurify.training import autocast
@@ -74,13 +76,19 @@ class Cleaning:
 class Cleaned:
     """What became of a unit."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Of ``schema.MANIFEST``."""
-    rejects: list[dict[str, Any]] = field(default_factory=list)
-    """Of ``schema.REJECTS``."""
+    rows: TableSpool = field(default_factory=lambda: TableSpool(schema.MANIFEST))
+    rejects: TableSpool = field(default_factory=lambda: TableSpool(schema.REJECTS))
     changes: list[dict[str, Any]] = field(default_factory=list)
     """Of ``schema.CHANGES``: the most changed images, small."""
     bytes_out: int = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Note a cleaned image, without credentials and in what UTF-8 has."""
+        self.rows.append(published(row))
+
+    def reject(self, item: Input, url: str, stage: str, reason: str) -> None:
+        """Note a reject, likewise."""
+        self.rejects.append(published({"id": item.id, "url": url, "stage": stage, "reason": reason}))
 
 
 @dataclass(kw_only=True)
@@ -206,7 +214,9 @@ class Cleaner:
             )
             for picture, pixels in zip(pictures, after, strict=True)
         ]
-        if config.format in LOSSY:
+        # Where transparency can't be written, the colours change: the image is shown on white.
+        hides = not images.FORMATS[config.format].alpha
+        if config.format in LOSSY or (hides and any(picture.alpha is not None for picture in pictures)):
             after = np.stack([_reread(future, pixels) for future, pixels in zip(encoded, after, strict=True)])
         measures = compare(after, before)
         labels = self._labels(before), self._labels(after)
@@ -250,13 +260,13 @@ class Cleaner:
             sink.pass_on(item)
             return
         if slot.encoded is None or item.picture is None:
-            done.rejects.append({"id": item.id, "url": entry.url, "stage": item.stage, "reason": item.reason})
+            done.reject(item, entry.url, item.stage, item.reason)
             sink.reject(item)
             return
         try:
             data, notes = slot.encoded.result()
         except ValueError as error:
-            done.rejects.append({"id": item.id, "url": entry.url, "stage": "encode", "reason": str(error)})
+            done.reject(item, entry.url, "encode", str(error))
             sink.reject(item)
             return
         height, width, channels = item.picture.pixels.shape
@@ -264,7 +274,7 @@ class Cleaner:
         done.bytes_out += len(data)
         _keep_most_changed(done.changes, slot, item.picture.pixels)
         grey = ("grey, purified as RGB",) if channels == 1 and self.channels == 3 else ()
-        done.rows.append(
+        done.add(
             {
                 "id": item.id,
                 "source": entry.url,

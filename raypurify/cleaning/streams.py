@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,6 +23,10 @@ RUN = 1 << 14
 """Records that are sorted in memory at a time."""
 BLOCK = 1 << 14
 """Bytes that are read at once of a spooled run."""
+SPOOLED = 16 << 20
+"""Bytes of a file that are kept in memory before it goes to a temporary file."""
+GROUP_ROWS, GROUP_BYTES = 1 << 12, 16 << 20
+"""Rows, and bytes of large values, after which a row group of a spooled table ends."""
 
 
 class Spool:
@@ -57,6 +64,52 @@ class Spool:
             start += len(block)
             *lines, rest = (rest + block).split(b"\n")
             yield from (tuple(json.loads(line)) for line in lines)
+
+
+class TableSpool:
+    """Rows of a Parquet file, in row groups of bounded size in a temporary file (in ``TMPDIR``) until it is written."""
+
+    def __init__(self, columns: pa.Schema) -> None:
+        self.columns = columns
+        self.count = 0
+        self.rows: list[dict[str, Any]] = []
+        self.size = 0
+        self.file = tempfile.SpooledTemporaryFile(SPOOLED)  # noqa: SIM115
+        self.parquet = pq.ParquetWriter(self.file, columns, compression="zstd")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The rows; none can be appended any more."""
+        self._seal()
+        file = pq.ParquetFile(self.file)
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group).to_pylist()
+
+    def append(self, row: dict[str, Any], size: int = 0) -> None:
+        """Take a row of about ``size`` bytes, where they are many."""
+        self.rows.append(row)
+        self.count += 1
+        self.size += size
+        if len(self.rows) >= GROUP_ROWS or self.size >= GROUP_BYTES:
+            self._flush()
+
+    def sealed(self) -> IO[bytes]:
+        """The Parquet file; no row can be appended any more."""
+        self._seal()
+        return cast(IO[bytes], self.file)
+
+    def _flush(self) -> None:
+        self.parquet.write_table(pa.Table.from_pylist(self.rows, self.columns))
+        self.rows, self.size = [], 0
+
+    def _seal(self) -> None:
+        if self.parquet.is_open:
+            # A file of no rows has a row group all the same, as write_table gives it one.
+            if self.rows or not self.count:
+                self._flush()
+            self.parquet.close()
 
 
 def ordered(records: Iterable[tuple[Any, ...]], *, run: int = RUN) -> Iterator[tuple[Any, ...]]:

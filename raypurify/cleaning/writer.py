@@ -16,12 +16,11 @@ from raypurify import images, storage
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.reader import Group, Input
+from raypurify.cleaning.streams import SPOOLED, TableSpool
 from raypurify.data import parquet
 
 Check = Callable[[], None]
 WRITES_AT_ONCE = 16
-SPOOLED = 64 << 20
-"""Bytes of a tar that are kept in memory before it goes to a temporary file."""
 
 
 class Sink(Protocol):
@@ -155,10 +154,10 @@ class Shard:
 
     def __init__(self, url: str, check_lease: Check) -> None:
         self.url, self.check_lease = url, check_lease
-        self.rows: list[dict[str, object]] = []
+        self.rows = TableSpool(SHARD)
 
     def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
-        self.rows.append({"id": item.id, "image": data, "height": shape[0], "width": shape[1]})
+        self.rows.append({"id": item.id, "image": data, "height": shape[0], "width": shape[1]}, len(data))
         return self.url, len(self.rows) - 1
 
     def reject(self, item: Input) -> None:
@@ -170,7 +169,7 @@ class Shard:
     def close(self) -> None:
         self.check_lease()
         if self.rows:
-            storage.write_table(self.url, pa.Table.from_pylist(self.rows, SHARD))
+            storage.write_file(self.url, cast(IO[bytes], Held(self.rows.sealed(), self.check_lease)))
         else:
             storage.remove(self.url)
 
@@ -215,6 +214,7 @@ class Tar:
         self.names.add(header.name)
         header.size = len(data)
         self.tar.addfile(header, io.BytesIO(data))
+        self.tar.members.clear()  # type: ignore[attr-defined]  # there may be millions
 
     def close(self) -> None:
         self.tar.close()

@@ -201,6 +201,8 @@ def _is_encoded(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and _is_encoded(kind.field(index).type)
+    if pa.types.is_dictionary(kind):
+        return _is_encoded(kind.value_type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
@@ -228,7 +230,8 @@ def _check_image_column(url: str, schema: pa.Schema) -> None:
         raise DataError(f"{url}: expected a column 'image' or 'img', got the columns {schema.names}")
     kind = schema.field(name).type
     if isinstance(kind, pa.FixedShapeTensorType):
-        if kind.value_type != pa.uint8() or len(kind.shape) not in (2, 3) or (*kind.shape, 1)[2] not in (1, 3):
+        sides = _sides(kind)
+        if kind.value_type != pa.uint8() or len(sides) not in (2, 3) or (*sides, 1)[2] not in (1, 3):
             raise DataError(f"{url}: column {name!r}: expected a tensor (H, W) or (H, W, 1 or 3) of uint8, got {kind}")
     elif _is_bytes_list(kind):
         if "shape" not in schema.names:
@@ -242,7 +245,15 @@ def _check_image_column(url: str, schema: pa.Schema) -> None:
 
 def _tensor_shape(schema: pa.Schema) -> tuple[int, int, int] | None:
     kind = schema.field(image_column(schema)).type
-    return (*kind.shape, 1)[:3] if isinstance(kind, pa.FixedShapeTensorType) else None
+    if not isinstance(kind, pa.FixedShapeTensorType):
+        return None
+    height, width, channels = (*_sides(kind), 1)[:3]
+    return height, width, channels
+
+
+def _sides(kind: pa.FixedShapeTensorType) -> list[int]:
+    """The shape of a tensor as it is meant; in the file its axes may lie in another order."""
+    return [kind.shape[axis] for axis in kind.permutation or range(len(kind.shape))]
 
 
 def _class_names(schema: pa.Schema) -> tuple[str, ...]:
@@ -339,14 +350,26 @@ def _values(table: pa.Table) -> tuple[pa.ChunkedArray, list[Any] | None]:
     column = table[image_column(table.schema)]
     kind = column.type
     if isinstance(kind, pa.FixedShapeTensorType):
-        storages = [chunk.storage for chunk in column.chunks]
-        return pa.chunked_array(storages, kind.storage_type), [list(kind.shape)] * len(table)
+        storages = [_in_order(chunk) for chunk in column.chunks]
+        return pa.chunked_array(storages, kind.storage_type), [_sides(kind)] * len(table)
     if "shape" in table.column_names and _is_bytes_list(kind):
         return column, table["shape"].to_pylist()
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return pa.chunked_array([chunk.field("bytes") for chunk in column.chunks], kind.field(index).type), None
     return column, None
+
+
+def _in_order(tensors: pa.FixedShapeTensorArray) -> pa.FixedSizeListArray:
+    """The values of each tensor as :func:`_sides` tells them, row-major."""
+    kind, lists = tensors.type, tensors.storage
+    if not kind.permutation:
+        return lists
+    size = lists.type.list_size
+    # Also the values under nulls, which flatten() leaves out.
+    values = lists.values.slice(lists.offset * size, len(lists) * size).to_numpy(zero_copy_only=False)
+    turned = values.reshape(-1, *kind.shape).transpose(0, *(axis + 1 for axis in kind.permutation))
+    return pa.FixedSizeListArray.from_arrays(pa.array(turned.reshape(-1)), type=lists.type, mask=lists.is_null())
 
 
 def _bytes(value: Any) -> bytes:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from raypurify import storage
 from raypurify.cleaning import accounts, plan, quarantine, reader, schedule
@@ -326,6 +327,31 @@ def test_an_input_that_this_machine_cannot_open_now_is_no_reject(tmp_path: Path,
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert storage.list_files(f"{output}/images") == [url]
+
+
+def test_transparency_that_cannot_be_written_is_measured(tmp_path: Path):
+    pixels = np.zeros((12, 12, 4), np.uint8)
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "in" / "a.png")
+    output = str(tmp_path / "out")
+    [unit] = units_of(str(tmp_path / "in"), output)
+    config = CleaningConfig(input=str(tmp_path / "in"), purifier="identity", format="bmp")
+    [row] = Cleaner(Cleaning.load(config, output), "cpu", batch=8, threads=1)(unit).rows
+    assert (row["linf"], row["psnr"]) == (1.0, 0.0)
+    assert row["notes"] == ["alpha composited on white for bmp"]
+
+
+def test_dictionaries_of_images_and_permuted_tensors_are_read(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    encoded = [encode_png(image) for image in pixels]
+    pq.write_table(pa.table({"image": pa.array([*encoded, *encoded]).dictionary_encode()}), tmp_path / "a.parquet")
+    kind = pa.fixed_shape_tensor(pa.uint8(), (3, 5, 7), permutation=(1, 2, 0))
+    lists = pa.FixedSizeListArray.from_arrays(pixels.transpose(0, 3, 1, 2).reshape(-1), 105)
+    pq.write_table(pa.table({"image": pa.ExtensionArray.from_storage(kind, lists)}), tmp_path / "b.parquet")
+    for name, copies in (("a.parquet", 2), ("b.parquet", 1)):
+        items = items_of(tmp_path / name, str(tmp_path / "out" / name))
+        found = [item.picture.pixels for item in items if item.picture]
+        np.testing.assert_array_equal(found, np.concatenate([pixels] * copies))
 
 
 def write_rows(path: Path, rows: int, group: int) -> list[bytes]:
