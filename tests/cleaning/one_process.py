@@ -62,6 +62,9 @@ def do_units(cleaner: Cleaner, most: int | None) -> int | None:
     todo = [unit for unit in schedule.schedule(output) if unit.name not in done]
     for unit in islice(todo, most):
         accounts.publish(output, unit.name, cleaner(schedule.load(unit.part, unit.name)))
+    if most is not None and len(todo) > most:
+        # Killed behind a unit's images, and before its accounts.
+        cleaner(schedule.load(todo[most].part, todo[most].name))
     return None if most is None else max(0, most - len(todo)) if len(todo) <= most else 0
 
 
