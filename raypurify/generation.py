@@ -28,6 +28,7 @@ class GenerationConfig:
     input: str
     """digits, mnist, cifar10, or the URL of a dataset with labels."""
     split: Literal["train", "test"] = "test"
+    """Of data without a split of their own, a sixth of the rows, by a hash of their ids, is the test split."""
     limit: int | None = None
     """So many images only: the first; of Parquet files without a split of their own, of each class its share."""
     attack: str

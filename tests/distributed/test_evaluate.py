@@ -21,6 +21,7 @@ from raypurify.distributed.evaluate import sample as write_samples
 from raypurify.distributed.units import ActorPool, units_of
 from raypurify.evaluation import EvaluationConfig, Evaluator, build_grid
 from raypurify.generation import GenerationConfig
+from raypurify.runs import StoppedError
 from raypurify.training import batch_of
 
 ONE = ActorPool(actors=1, cpus_per_actor=1, batch=64)
@@ -157,13 +158,13 @@ def test_another_dataset_on_the_same_output_is_refused(
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> str:
-    """Ten images in a Parquet file; the fourth is not an image."""
+    """Ten images in a Parquet file; the first and the fourth are no images."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(10):
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(buffer, "PNG")
-        data = b"not an image" if number == 3 else buffer.getvalue()
+        data = b"not an image" if number in (0, 3) else buffer.getvalue()
         rows.append({"image": {"bytes": data, "path": f"{number}.png"}, "label": number % 10})
     (tmp_path / "data").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "test-00000.parquet")
@@ -175,13 +176,22 @@ def test_an_image_that_cannot_be_read_is_a_row_of_rejects(
     reads: str, local_ray: None, small_classifier: str, damaged: str, tmp_path: Path
 ) -> None:
     output = str(tmp_path / "run")
-    config = EvaluationConfig(data=damaged, classifiers=(small_classifier,), attacks=("fgsm,epsilon=0.1",))
+    known = shutil.copytree(small_classifier, tmp_path / "known")
+    content = storage.read_json(str(known / "config.json"))
+    content["trained_on"] = dataclasses.asdict(open_source(damaged, split="test").origin)
+    storage.write_json(str(known / "config.json"), content)
+    config = EvaluationConfig(data=damaged, classifiers=(str(known),), attacks=("fgsm,epsilon=0.1",))
     summary = evaluate(config, dataclasses.replace(ONE, reads=reads), output)  # type: ignore[arg-type]
-    assert summary["n"].to_pylist() == [9]
+    assert summary["n"].to_pylist() == [8]
     rejects = storage.read_tables(storage.list_files(f"{output}/rejects"), schema.REJECTS).to_pylist()
-    assert [(row["id"], row["stage"]) for row in rejects] == [("test-00000.parquet#3", "decode")]
+    assert [(row["id"], row["stage"]) for row in rejects] == [(f"test-00000.parquet#{row}", "decode") for row in (0, 3)]
     counts = storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]
-    assert (counts["in"], counts["out"], counts["rejected"]) == (10, 9, 1)
+    assert (counts["in"], counts["out"], counts["rejected"]) == (10, 8, 2)
+    warning = "known was trained on images that it is evaluated on"
+    assert [text.partition(";")[0] for text in counts["warnings"]] == [warning]
+    assert warning in Path(output, "report.html").read_text()
+    with pytest.raises(StoppedError, match=r"2 of 10 images are rejected, more than --max-rejects=0\.1 allows"):
+        evaluate(config, dataclasses.replace(ONE, reads=reads), f"{output}2", max_rejects=0.1)  # type: ignore[arg-type]
 
 
 def test_samples_are_the_images_that_were_scored(small_classifier: str, small_purifier: str, tmp_path: Path) -> None:

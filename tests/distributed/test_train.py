@@ -22,7 +22,7 @@ from raypurify.data import Origin, open_source, read_rows
 from raypurify.distributed.train import TrainingResources, train
 from raypurify.images import encode_png
 from raypurify.runs import StoppedError
-from raypurify.training import TrainingConfig
+from raypurify.training import TrainingConfig, batch_of
 
 CLASSIFIER = TrainingConfig(
     data="digits", model="a_net", epochs=3, batch=64, limit=400, validation=64, precision="float32", seed=7
@@ -184,6 +184,28 @@ def test_images_that_cannot_be_decoded_are_rejects(
         train(config, RESOURCES, str(tmp_path / "stopped"), max_rejects=0.001)
     printed = capfd.readouterr()
     assert "Traceback" not in printed.out + printed.err
+
+
+@pytest.mark.slow
+def test_sorted_data_train_as_shuffled_ones_do(local_ray: None, tmp_path: Path) -> None:
+    digits = [open_source("digits", split="train"), open_source("digits", split="test")]
+    rows, held = (read_rows(source.shards[0], 0, source.rows) for source in digits)
+    orders = {"sorted": np.argsort(rows.labels, kind="stable"), "shuffled": np.random.default_rng(5).permutation(1500)}
+    accuracies = []
+    for name, order in orders.items():
+        encoded = [encode_png(rows.images[row]) for row in order]
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"image": encoded, "label": rows.labels[order]}), tmp_path / name / "train.parquet")
+        config = dataclasses.replace(
+            CLASSIFIER, data=str(tmp_path / name), limit=None, validation=150, epochs=8, batch=32, rate=2e-3
+        )
+        model = train(dataclasses.replace(config, augmentation="affine"), RESOURCES, str(tmp_path / f"run-{name}"))
+        batch = batch_of(np.asarray(held.images), held.labels, (), "cpu")
+        with torch.no_grad():
+            predictions = models.load("classifier", model).build()(batch.x).argmax(dim=1)
+        accuracies.append((predictions == batch.y).double().mean().item())
+    assert min(accuracies) > 0.97
+    assert abs(accuracies[0] - accuracies[1]) <= 0.01
 
 
 def test_checkpoints_and_model_go_to_s3(s3: str, local_ray: None, undisturbed: str) -> None:
