@@ -239,9 +239,10 @@ def test_a_loss_curve_that_cannot_be_read_fails_no_evaluation(
 def test_a_mended_image_is_taken_in_by_every_cell(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
     data, there, attacked = (str(tmp_path / name) for name in ("data", "run", "attacked"))
     rng = np.random.default_rng(0)
+    for label in range(10):
+        Path(data, "test", str(label)).mkdir(parents=True)
     for number in range(6):
         victim = Path(data, "test", str(number % 2), f"{number}.png")
-        victim.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(victim)
     good = victim.read_bytes()
     assert read_rows(open_source(data, split="test").shards[0], 0, 1).ids != ["test/1/5.png"], "the first is tried"
@@ -293,7 +294,7 @@ def test_bad_input_is_refused_before_any_work(
     refused("no checkpoint", classifiers=("nowhere/a_net",))
     refused("nowhere", data=str(tmp_path / "nowhere"))
     config = grid(small_classifier, small_purifier)
-    with pytest.raises(ValueError, match="no GPU"):
+    with pytest.raises(ValueError, match="and 0 GPU"):
         evaluate(config, dataclasses.replace(ONE, gpus_per_actor=1), output)
 
 
