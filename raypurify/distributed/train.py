@@ -29,6 +29,7 @@ from torch import Tensor
 from raypurify import checkpoints, models, plugins, preflight, runs, schema, storage
 from raypurify.data import DataError, Source, check_ids, labels_of, narrowed, open_source, shape_of, spread
 from raypurify.distributed import cluster, streams
+from raypurify.distributed.global_batch import with_global_batch
 from raypurify.published import published
 from raypurify.seeds import seed_of
 from raypurify.training import (
@@ -50,10 +51,11 @@ from raypurify.training import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResources:
-    """Who does the work. None of it changes what is computed."""
+    """Who does the work. None of it changes what is computed, but for rounding."""
 
     workers: int = 1
-    """Data-parallel workers: 1, 2, 4 or 8."""
+    """Data-parallel workers: 1, 2, 4 or 8. Batch norms and dropouts of torch.nn see the global batch: any number trains
+    the same network."""
     use_gpu: bool = False
     """One GPU a worker (nccl) instead of CPUs (gloo)."""
     cpus_per_worker: int = 2
@@ -412,7 +414,9 @@ class Worker:
         self.network = plugins.build(models.PACKAGES[job.kind], job.network).train()
         if job.initial is not None and job.initial.state is not None:
             self.network.load_state_dict(dict(job.initial.state))
-        self.network = models.placed(self.network, self.device)
+        lanes = range(rank * streams.LANES // workers, (rank + 1) * streams.LANES // workers)
+        self.masks = {lane: torch.Generator(self.device) for lane in lanes}
+        self.network = with_global_batch(models.placed(self.network, self.device), list(self.masks.values()))
         trained = self.network if job.victim is None else PurifierLoss(self.network)
         self.model = ray.train.torch.prepare_model(trained)
         self.objective = self._objective()
@@ -442,7 +446,9 @@ class Worker:
         size = self.config.batch // self.workers
         batches = iter(stream.iterator().iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2))
         for epoch in left:
-            torch.manual_seed(seed_of(self.config.seed, "dropout", epoch, self.rank))
+            torch.manual_seed(seed_of(self.config.seed, "noise", epoch, self.rank))
+            for lane, generator in self.masks.items():
+                generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, lane))
             curve = self._train_epoch(epoch, batches)
             self.curve.append(curve)
             self.validations.append(self._validate())

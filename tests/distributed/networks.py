@@ -3,6 +3,22 @@
 import torch
 from torch import Tensor, nn
 
+from raypurify.classifiers import d_net
+
+
+class Mixing(nn.Module):
+    """A small D-net for grey images, with dropout of maps and of features before its last layer: all that mixes or
+    draws over a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = d_net.build(channels=1, growth=4, layers=(2, 2), mean=(0.2,), std=(0.3,))
+        self.features = nn.Sequential(network.normalize, network.features, nn.Dropout2d(0.2))
+        self.head = nn.Sequential(nn.Dropout(0.5), network.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean(dim=(2, 3)))
+
 
 class Diverging(nn.Module):
     """A linear classifier of digits whose logits are infinite after ``steps`` training steps."""

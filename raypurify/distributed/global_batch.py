@@ -1,0 +1,119 @@
+"""Layers that mix or draw over a batch, made to do so over the global batch, whatever the number of workers.
+
+Data-parallel workers each see a part of a batch. Batch normalisation would take the statistics of that part, and
+dropout would draw for it by itself: the network would depend on the number of workers. Here statistics are those of all
+parts together, and a mask belongs to the image's place in the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def with_global_batch(network: nn.Module, generators: Sequence[torch.Generator]) -> nn.Module:
+    """``network`` with its batch norms and dropouts exchanged; parameters, buffers and their names stay.
+
+    Args:
+        network: to be trained. What it draws or mixes by other means than ``torch.nn``'s own layers stays as it is.
+        generators: of the dropout masks, one for each equal run of a batch's images that this worker has, seeded alike
+            by whichever worker has that run.
+    """
+    shared = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    if shared and generators[0].device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, DROPOUTS) and type(child) in DROPOUTS:
+                setattr(module, name, PlacedDropout(child.p, type(child) is not nn.Dropout, generators))
+            elif type(child) in BATCH_NORMS and shared:
+                child.__class__ = GlobalBatchNorm
+    return network
+
+
+class PlacedDropout(nn.Module):
+    """Dropout whose masks follow from generators of runs of images, and not from the number of images at hand."""
+
+    def __init__(self, p: float, whole_maps: bool, generators: Sequence[torch.Generator]) -> None:
+        super().__init__()
+        self.p, self.whole_maps, self.generators = p, whole_maps, generators
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> the same shape; N is a multiple of the number of generators."""
+        if not self.training or self.p == 0:
+            return x
+        kept = 1 - self.p
+        shape = (*x.shape[:2], *[1] * (x.ndim - 2)) if self.whole_maps else x.shape
+        mask = torch.empty(shape, dtype=x.dtype, device=x.device)
+        for part, generator in zip(mask.chunk(len(self.generators)), self.generators, strict=False):
+            part.bernoulli_(kept, generator=generator)
+        return x * (mask.div_(kept) if kept else mask)
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over the equal parts of all workers, on CPUs; nn.SyncBatchNorm needs CUDA."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        return
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) -> the same shape."""
+        if not self.training:
+            return super().forward(x)
+        y, mean, variance = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        count, running_mean, running_var = self.num_batches_tracked, self.running_mean, self.running_var
+        if count is not None and running_mean is not None and running_var is not None:
+            count.add_(1)
+            momentum = 1 / float(count) if self.momentum is None else self.momentum
+            n = x.numel() // x.shape[1] * torch.distributed.get_world_size()
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(variance * (n / (n - 1)), momentum)
+        return y
+
+
+class _Normalize(torch.autograd.Function):
+    """Normalise by the mean and the variance of all workers' parts, which are of one size."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wide = x.float()
+        own = torch.stack(torch.var_mean(wide, dim=_all_but_channels(x), correction=0))
+        parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, own)
+        variances, means = torch.stack(parts, dim=1)
+        mean = means.mean(dim=0)
+        variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
+        y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale = ctx.saved_tensors
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        dy = gradients[0].float()
+        normal = (x.float() - mean.view(shape)) * scale.view(shape)
+        dims = _all_but_channels(x)
+        own = torch.stack([dy.sum(dim=dims), (dy * normal).sum(dim=dims)])
+        sums = own.clone()
+        torch.distributed.all_reduce(sums)
+        n = x.numel() // x.shape[1] * torch.distributed.get_world_size()
+        means = (sums / n).view(2, *shape)
+        dx = (dy - means[0] - normal * means[1]) * (scale if weight is None else scale * weight).view(shape)
+        affine = (None, None) if weight is None else (own[1], own[0])
+        return dx.to(x.dtype), *affine, None
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [0, *range(2, x.ndim)]
