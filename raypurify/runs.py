@@ -144,6 +144,12 @@ def _is_free(output: str) -> bool:
     return all(name == lease.NAME or storage.is_draft(name) for name in names)
 
 
+def identity_of(output: str) -> dict[str, Any]:
+    """The identity of the run that an output holds; empty where it holds none."""
+    path = storage.join(output, "run.json")
+    return dict(storage.read_json(path)["identity"]) if storage.exists(path) else {}
+
+
 def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     # The signature in a URL changes, and is not written.
     there, wanted = redacted(there), redacted(wanted)

@@ -64,8 +64,10 @@ class TrainingConfig:
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
-    precision: Precision = "bfloat16"
-    """Of networks' arithmetic while training; weights and sums are float32 in either case."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of networks' arithmetic while training; weights and sums are float32 in either case. "auto" is what the workers'
+    hardware is fast in, and is recorded: bfloat16 on GPUs since Ampere and CPUs with AVX512_BF16, else float32. A run
+    that was begun keeps its precision."""
     validation: int = 1000
     """Images of the training split that are held out, of each class its share, and scored after each epoch."""
     limit: int | None = None
@@ -117,6 +119,14 @@ def batch_of(images: np.ndarray, labels: np.ndarray, seeds: Sequence[int], devic
     x, y = (torch.from_numpy(np.require(values, requirements="W")).to(device) for values in (images, labels))
     x = x.permute(0, 3, 1, 2).to(memory_format=torch.channels_last).float().div_(255)
     return Batch(x=x, y=y, seeds=seeds)
+
+
+def fast_precision(device: str) -> Precision:
+    """What this machine computes fast on ``device``: bfloat16 where it has instructions for it, else float32."""
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # not in the oldest torch that this project takes
+    return "bfloat16" if native is not None and native() else "float32"
 
 
 @contextmanager
@@ -332,9 +342,11 @@ def train_step(
     Returns:
         The loss of this batch (a detached scalar, still on the device) and the learning rate.
     """
-    with autocast(device, optimization.config.precision):
+    asked = optimization.config.precision
+    precision = fast_precision(device) if asked == "auto" else asked
+    with autocast(device, precision):
         loss = objective.loss(model, batch)
-    with full_float32(enabled=optimization.config.precision == "float32"):
+    with full_float32(enabled=precision == "float32"):
         loss.backward()
     return loss.detach(), optimization.apply(step)
 

@@ -21,6 +21,7 @@ from raypurify.training import (
     batch_of,
     build_attacks,
     check_finite,
+    fast_precision,
     train_step,
     validate,
 )
@@ -114,6 +115,21 @@ def test_an_epoch_with_a_loss_or_a_weight_that_is_not_finite_is_refused() -> Non
         check_finite(np.array([3.0, 2.0, 1.0]), rates, network, epoch=2, first_step=3)
 
 
+def test_auto_is_what_this_machine_has_instructions_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = {}
+    for precision in ("auto", "bfloat16", "float32"):
+        network = small_classifier()
+        config = dataclasses.replace(CONFIG, precision=precision)
+        optimization = Optimization(parameters=list(network.parameters()), config=config, total_steps=6)
+        objective = ClassifierObjective(augmentation="none")
+        losses[precision] = float(train_step(network, objective, optimization, batch(), 0, "cpu")[0])
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["auto"] == losses[fast_precision("cpu")]
+    for native, precision in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert fast_precision("cpu") == precision
+
+
 def test_gradients_are_clipped() -> None:
     network = nn.Linear(1, 1, bias=False)
     config = dataclasses.replace(CONFIG, clip_norm=0.5)
@@ -166,6 +182,7 @@ def test_training_a_purifier_lowers_its_loss_and_scores_it() -> None:
     [
         ({"clean_share": 1.5}, "clean_share"),
         ({"epochs": 0}, "epochs"),
+        ({"precision": "fp16"}, "precision"),
         ({"batch": -8}, "batch"),
         ({"validation": -1}, "validation"),
         ({"classifier": "x/y", "attacks": ()}, "attacks"),

@@ -44,6 +44,7 @@ from raypurify.training import (
     batch_of,
     build_attacks,
     check_finite,
+    fast_precision,
     train_step,
     validate,
 )
@@ -251,6 +252,9 @@ def train(
         ray.train.v2.api.exceptions.TrainingFailedError: workers failed more than ``max_failures`` times.
     """
     output = storage.absolute(output)
+    settle = config.precision == "auto"
+    if settle and not overwrite:
+        config = dataclasses.replace(config, precision=runs.identity_of(output).get("precision", "auto"))
     job = prepare(config, resources, max_rejects)
     identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": streams.ORDER}
     identity["attacks"] = list(config.attacks)
@@ -262,6 +266,8 @@ def train(
             print("\n".join(job.about))
             hardware = cluster.connect(resources.needs)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
+            if settle:
+                job = _settle_precision(job, run)
             with run.attempt(hardware, dataclasses.asdict(resources)):
                 read_cpus = cluster.read_cpus(resources.read_cpus, resources.needs)
                 resources = dataclasses.replace(resources, read_cpus=read_cpus)
@@ -270,6 +276,24 @@ def train(
                 run.counts.update(_publish(result.checkpoint, output))
             run.finish()
     return storage.join(output, "model")
+
+
+def _settle_precision(job: Job, run: runs.Run) -> Job:
+    """Let "auto" be what a worker's machine computes fast, in the job and in the run's identity.
+
+    A run that was begun has its precision already: elsewhere it is kept, and said.
+    """
+    gpus = 1 if job.resources.use_gpu else 0
+    probe = ray.remote(num_cpus=job.resources.cpus_per_worker, num_gpus=gpus)(fast_precision)
+    fast = ray.get(probe.remote("cuda" if gpus else "cpu"))
+    begun = job.config.precision
+    if begun == "auto":
+        print(f"precision: {fast}, which the workers' hardware is fast in", flush=True)
+        run.identity = {**run.identity, "precision": fast}
+        return dataclasses.replace(job, config=dataclasses.replace(job.config, precision=fast))
+    if begun != fast:
+        print(f"precision: {begun}, in which this run was begun; this hardware would be faster in {fast}", flush=True)
+    return job
 
 
 PLAIN_ERRORS = (DivergedError, DataError)

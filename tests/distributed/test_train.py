@@ -22,7 +22,7 @@ from raypurify.data import Origin, open_source, read_rows
 from raypurify.distributed.train import TrainingResources, train
 from raypurify.images import encode_png
 from raypurify.runs import StoppedError
-from raypurify.training import TrainingConfig, batch_of
+from raypurify.training import TrainingConfig, batch_of, fast_precision
 
 CLASSIFIER = TrainingConfig(
     data="digits", model="a_net", epochs=3, batch=64, limit=400, validation=64, precision="float32", seed=7
@@ -71,12 +71,17 @@ def test_a_finished_run_is_left_alone_and_another_identity_is_refused(undisturbe
         train(dataclasses.replace(CLASSIFIER, seed=8), RESOURCES, undisturbed)
 
 
-def test_a_run_that_was_cut_off_before_its_last_files_writes_them(undisturbed: str, tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_before_its_last_files_writes_them_in_the_precision_it_was_begun_in(
+    undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "run"
     shutil.copytree(undisturbed, output)
     shutil.rmtree(output / "model")
     (output / "_SUCCESS").unlink()
-    train(CLASSIFIER, RESOURCES, str(output))
+    train(dataclasses.replace(CLASSIFIER, precision="auto"), RESOURCES, str(output))
+    assert storage.read_json(str(output / "run.json"))["identity"]["precision"] == "float32"
+    told = "precision: float32, in which this run was begun; this hardware would be faster in bfloat16"
+    assert (told in capsys.readouterr().out) == (fast_precision("cpu") == "bfloat16")
     assert (output / "model/model.safetensors").read_bytes() == Path(
         undisturbed, "model/model.safetensors"
     ).read_bytes()
@@ -84,8 +89,11 @@ def test_a_run_that_was_cut_off_before_its_last_files_writes_them(undisturbed: s
 
 def test_a_training_can_start_from_another(undisturbed: str, tmp_path: Path) -> None:
     output = str(tmp_path / "run")
-    train(dataclasses.replace(CLASSIFIER, initial=f"{undisturbed}/model"), RESOURCES, output)
+    train(dataclasses.replace(CLASSIFIER, initial=f"{undisturbed}/model", precision="auto"), RESOURCES, output)
     assert curve(output)[0] < 0.8 * curve(undisturbed)[0]
+    precision = storage.read_json(f"{output}/run.json")["identity"]["precision"]
+    assert precision == fast_precision("cpu")
+    assert storage.read_json(f"{output}/model/config.json")["training"]["precision"] == precision
     with pytest.raises(ValueError, match=r"holds a_net.*this training is of b_net"):
         train(dataclasses.replace(CLASSIFIER, model="b_net", initial=f"{undisturbed}/model"), RESOURCES, output)
 
