@@ -149,7 +149,8 @@ def hold(
         good_for: seconds without a heartbeat after which others may take over.
 
     Raises:
-        ValueError: another run holds it: names it, since when, when the lease would run out, and what to do.
+        ValueError: the output cannot be written to; or another run holds it: names it, since when, when the lease would
+            run out, and what to do.
     """
     if not 0 < heartbeat < good_for:
         raise ValueError(f"heartbeat = {heartbeat:g}: expected more than 0 and less than good_for = {good_for:g} s")
@@ -164,7 +165,14 @@ def hold(
         heartbeat=now,
         good_for=good_for,
     )
-    lease = Lease(url, holder, _take(url, holder), heartbeat)
+    try:
+        version = _take(url, holder)
+    except OSError as error:
+        if error.errno not in storage.UNWRITABLE:
+            raise
+        reason = os.strerror(error.errno)
+        raise ValueError(f"{output} cannot be written to: {reason}. Give another --output, or mend this") from error
+    lease = Lease(url, holder, version, heartbeat)
     try:
         yield lease
     finally:

@@ -9,6 +9,7 @@ half a file. Credentials come from the environment or the store's own configurat
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import json
@@ -34,6 +35,10 @@ from raypurify.retries import NoBucketError, RefusedError, UnavailableError
 T = TypeVar("T")
 
 SUCCESS = "_SUCCESS"
+UNWRITABLE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+)
+"""Errors of a local place that cannot be written to until somebody mends it: full, read-only, a file, below a file."""
 REQUESTS_AT_ONCE = 16
 
 CONNECT_TIMEOUT = 5

@@ -391,3 +391,31 @@ def test_nothing_but_ids_is_in_a_lease(tmp_path: Path) -> None:
     with lease.hold(str(tmp_path)):
         written = json.loads((tmp_path / "_LEASE").read_text())
     assert set(written) == {"attempt", "host", "pid", "process", "started", "heartbeat", "good_for"}
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"), [("file", "File exists|Not a directory"), ("file/run", "Not a directory")]
+)
+def test_an_output_that_cannot_be_written_to_is_refused_by_its_name(place: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with (
+        pytest.raises(ValueError, match=f"{tmp_path}/{place} cannot be written to: ({reason})"),
+        lease.hold(str(tmp_path / place)),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_or_read_only_is_refused_as_such(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "raypurify", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user cannot mount a file system")
+    try:
+        (tmp_path / "filler").write_bytes(b"0" * (64 << 10))
+        with pytest.raises(ValueError, match="cannot be written to: No space left"), lease.hold(str(tmp_path / "run")):
+            pass
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        with pytest.raises(ValueError, match="cannot be written to: Read-only"), lease.hold(str(tmp_path / "other")):
+            pass
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from raypurify import checkpoints, models, plugins, preflight, runs, schema, storage
 from raypurify.data import DataError, Source, check_ids, labels_of, narrowed, open_source, shape_of, spread
-from raypurify.distributed import cluster, streams
+from raypurify.distributed import cluster, snapshots, streams
 from raypurify.distributed.global_batch import with_global_batch
 from raypurify.published import published
 from raypurify.seeds import seed_of
@@ -271,6 +271,7 @@ def train(
             with run.attempt(hardware, dataclasses.asdict(resources)):
                 read_cpus = cluster.read_cpus(resources.read_cpus, resources.needs)
                 resources = dataclasses.replace(resources, read_cpus=read_cpus)
+                snapshots.mend(storage.join(output, "checkpoints"))
                 result = _fit(_trainer(dataclasses.replace(job, resources=resources), output))
                 run.check()
                 run.counts.update(_publish(result.checkpoint, output))
@@ -308,7 +309,7 @@ class StopAtFinalErrors(ray.train.UserCallback):
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             cause = getattr(error, "_base_exc", error)  # what the worker raised, in Ray Train's wrapping
-            if isinstance(cause, FINAL_ERRORS):
+            if isinstance(cause, FINAL_ERRORS) or getattr(cause, "errno", None) in storage.UNWRITABLE:
                 _silence_ray_train()
                 raise runs.StoppedError(str(cause))
 
@@ -350,8 +351,11 @@ def _fit(trainer: _Trainer) -> ray.train.Result:
                 ray.get(trainer.controller.abort.remote())
         raise
     except ray.train.ControllerError as error:
-        if isinstance(error.controller_failure, runs.StoppedError):
-            raise error.controller_failure from None
+        failure = error.controller_failure
+        if isinstance(failure, runs.StoppedError):
+            raise failure from None
+        if getattr(failure, "errno", None) in storage.UNWRITABLE:
+            raise runs.StoppedError(f"the checkpoints cannot be written: {failure}") from None
         raise
 
 

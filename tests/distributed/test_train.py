@@ -78,6 +78,8 @@ def test_a_run_that_was_cut_off_before_its_last_files_writes_them_in_the_precisi
     shutil.copytree(undisturbed, output)
     shutil.rmtree(output / "model")
     (output / "_SUCCESS").unlink()
+    snapshot = output / "checkpoints/checkpoint_manager_snapshot.json"
+    snapshot.write_bytes(snapshot.read_bytes()[:-40])
     train(dataclasses.replace(CLASSIFIER, precision="auto"), RESOURCES, str(output))
     assert storage.read_json(str(output / "run.json"))["identity"]["precision"] == "float32"
     told = "precision: float32, in which this run was begun; this hardware would be faster in bfloat16"
