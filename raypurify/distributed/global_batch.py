@@ -86,34 +86,32 @@ class _Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = x.float()
-        own = torch.stack(torch.var_mean(wide, dim=_all_but_channels(x), correction=0))
+        own = torch.stack(torch.var_mean(x.float(), dim=[0, *range(2, x.ndim)], correction=0))
         parts = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather(parts, own)
         variances, means = torch.stack(parts, dim=1)
         mean = means.mean(dim=0)
         variance = variances.mean(dim=0) + (means - mean).square().mean(dim=0)
         y = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
-        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt())
+        ctx.save_for_backward(x, torch.ones_like(mean) if weight is None else weight, mean, (variance + eps).rsqrt())
+        ctx.affine = weight is not None
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale = ctx.saved_tensors
+        # As if the statistics were of this part alone; then what the sums of all parts change, which is linear in x.
+        dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], x, weight, None, None, mean, scale, True, 0.0, [True, True, True]
+        )
+        own = torch.stack([dbias, dweight])
+        mean_of_all = own.clone()
+        torch.distributed.all_reduce(mean_of_all)
+        mean_of_all /= torch.distributed.get_world_size()
+        bias_change, weight_change = (own - mean_of_all) / (x.numel() // x.shape[1])
+        slope = weight * scale * scale * weight_change
+        offset = weight * scale * bias_change - slope * mean
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        dy = gradients[0].float()
-        normal = (x.float() - mean.view(shape)) * scale.view(shape)
-        dims = _all_but_channels(x)
-        own = torch.stack([dy.sum(dim=dims), (dy * normal).sum(dim=dims)])
-        sums = own.clone()
-        torch.distributed.all_reduce(sums)
-        n = x.numel() // x.shape[1] * torch.distributed.get_world_size()
-        means = (sums / n).view(2, *shape)
-        dx = (dy - means[0] - normal * means[1]) * (scale if weight is None else scale * weight).view(shape)
-        affine = (None, None) if weight is None else (own[1], own[0])
-        return dx.to(x.dtype), *affine, None
-
-
-def _all_but_channels(x: Tensor) -> list[int]:
-    return [0, *range(2, x.ndim)]
+        dx = torch.addcmul(dx + offset.view(shape).to(dx.dtype), x, slope.view(shape).to(dx.dtype))
+        return dx, *((dweight, dbias) if ctx.affine else (None, None)), None

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
-from conftest import ROOT, free_port, wait_for
+from conftest import ROOT, end_session, free_port, wait_for
 from PIL import Image
 
 from raypurify import schema, storage
@@ -157,3 +157,38 @@ def test_help_is_for_a_newcomer(job: str) -> None:
     )
     assert "--output" in done.stdout
     assert "--config FILE.yaml" in done.stdout
+
+
+REAL_DATA = pytest.mark.skipif("RAYPURIFY_DATA" not in os.environ, reason="there is no real CIFAR-10 here")
+
+
+@REAL_DATA
+def test_train_cifar_finds_its_classifier_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "jobs/train_cifar.py"), "--attacks", "pgdd"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "unknown name 'pgdd'" in done.stderr  # looked at once the classifier is loaded
+    assert not list(tmp_path.iterdir())
+
+
+@REAL_DATA
+@pytest.mark.slow
+def test_train_cifar_runs_as_it_stands_and_resumes_wherever_it_is_submitted_from(
+    head: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    words = ["jobs/train_cifar.py", "--limit", "256", "--epochs", "3", "--batch", "64", "--validation", "64"]
+    script, *flags = words
+    alone = [sys.executable, str(ROOT / script), *flags, "--output", str(output)]
+    job = subprocess.Popen(alone, cwd=tmp_path, start_new_session=True)
+    try:
+        wait_for(lambda: list(output.glob("checkpoints/checkpoint_*/model/config.json")), 180, "checkpoint")
+    finally:
+        end_session(job)
+    assert not storage.is_success(str(output))
+    done = submit(head, *words, "--output", str(output))
+    assert done.returncode == 0, done.stdout[-3000:]
+    run = storage.read_json(f"{output}/run.json")
+    assert len(run["attempts"]) == 2
+    model = storage.read_json(f"{output}/model/config.json")
+    assert model["trained_for"]["classifier"] == "d_net"
+    assert len(storage.read_json(f"{output}/model/metrics.json")["validation"]) == 3
