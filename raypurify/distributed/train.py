@@ -442,8 +442,7 @@ class Worker:
         self.network = plugins.build(models.PACKAGES[job.kind], job.network).train()
         if job.initial is not None and job.initial.state is not None:
             self.network.load_state_dict(dict(job.initial.state))
-        lanes = range(rank * streams.LANES // workers, (rank + 1) * streams.LANES // workers)
-        self.masks = {lane: torch.Generator(self.device) for lane in lanes}
+        self.masks = {lane: torch.Generator(self.device) for lane in self.order.lanes}
         self.network = with_global_batch(models.placed(self.network, self.device), list(self.masks.values()))
         trained = self.network if job.victim is None else PurifierLoss(self.network)
         self.model = ray.train.torch.prepare_model(trained)
