@@ -1,9 +1,13 @@
 """Evaluate attack x purifier x classifier."""
 
+from pathlib import Path
+
 from raypurify.cli import run
 from raypurify.distributed.evaluate import EvaluationArguments, main
 from raypurify.evaluation import EvaluationConfig
 from raypurify.runs import Destination
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 if __name__ == "__main__":
     run(
@@ -11,8 +15,15 @@ if __name__ == "__main__":
         EvaluationArguments(
             evaluation=EvaluationConfig(
                 data="mnist",
-                classifiers=("weights/mnist/a_net",),
-                purifiers=("weights/mnist/cru_net-a_net", "identity", "rounding", "threshold", "median_filter", "jpeg"),
+                classifiers=(str(WEIGHTS / "mnist/a_net"),),
+                purifiers=(
+                    str(WEIGHTS / "mnist/cru_net-a_net"),
+                    "identity",
+                    "rounding",
+                    "threshold",
+                    "median_filter",
+                    "jpeg",
+                ),
             ),
             destination=Destination(output="runs/evaluate"),
         ),

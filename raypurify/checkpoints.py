@@ -34,7 +34,8 @@ def load(url: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         ValueError: not a checkpoint of this format.
     """
     if not storage.exists(storage.join(url, "config.json")):
-        raise FileNotFoundError(f"there is no checkpoint at {url}: expected config.json and model.safetensors in it")
+        place = storage.absolute(url)
+        raise FileNotFoundError(f"there is no checkpoint at {place}: expected config.json and model.safetensors in it")
     config = storage.read_json(storage.join(url, "config.json"))
     data = storage.read_bytes(storage.join(url, "model.safetensors"))
     try:

@@ -18,6 +18,16 @@ from raypurify.published import redacted
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "torchattacks", "scikit-image")
 
 
+CONTENTS = {
+    "data": "dataset",
+    "input": "dataset",
+    "classifier": "classifier_sha256",
+    "purifier": "purifier_sha256",
+    "initial": "initial_sha256",
+}
+"""Of an identity's fields that name a place: the field that says what is there. The same content may be elsewhere."""
+
+
 class StoppedError(RuntimeError):
     """A job was stopped for a reason that its message tells in full."""
 
@@ -95,13 +105,27 @@ class Run:
         storage.write_json(storage.join(self.output, "run.json"), redacted(run))
 
 
+def check_lasting(output: str) -> None:
+    """Refuse an output in Ray's copy of a submitted job's working directory.
+
+    Raises:
+        ValueError: Ray deletes that folder after the job.
+    """
+    if storage.is_local(output) and "/runtime_resources/working_dir_files/" in storage.absolute(output):
+        raise ValueError(
+            f"{output} is in Ray's copy of the working directory, which is deleted after the job: "
+            "give --output a URL such as s3://bucket/run, or an absolute path"
+        )
+
+
 @contextmanager
 def hold(output: str, identity: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Run]:
     """:func:`open_run`, by a process that no other writes to the output beside while the block runs.
 
     Raises:
-        ValueError: another process holds the output's lease; see also :func:`open_run`.
+        ValueError: another process holds the output's lease; see also :func:`check_lasting` and :func:`open_run`.
     """
+    check_lasting(output)
     with lease.hold(output) as held:
         yield open_run(output, identity, overwrite=overwrite, held=held)
 
@@ -154,6 +178,9 @@ def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, 
     # The signature in a URL changes, and is not written.
     there, wanted = redacted(there), redacted(wanted)
     for name in dict.fromkeys([*wanted, *there]):
+        content = CONTENTS.get(name)
+        if content is not None and content in there and content in wanted:
+            continue
         if there.get(name) != wanted.get(name):
             raise ValueError(
                 f"{output} holds a run with {name} = {there.get(name)!r}; this one has {name} = {wanted.get(name)!r}. "

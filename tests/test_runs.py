@@ -85,3 +85,27 @@ def test_the_lease_names_the_attempt_of_run_json(tmp_path: Path) -> None:
     with runs.hold(str(tmp_path), {"seed": 1}) as run, run.attempt({}, {}):
         (entry,) = json.loads((tmp_path / "run.json").read_text())["attempts"]
         assert json.loads((tmp_path / "_LEASE").read_text())["attempt"] == entry["id"]
+
+
+def test_the_same_content_may_be_at_another_place(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    there = {"data": "/mnt/a/mnist", "dataset": "1f", "classifier": "weights/a_net", "classifier_sha256": "2e"}
+    attempt(output, there)
+    runs.open_run(output, {**there, "data": "s3://b/mnist", "classifier": "/home/me/weights/a_net"})
+    for name, value in (("dataset", "0"), ("classifier_sha256", "0")):
+        with pytest.raises(ValueError, match=name):
+            runs.open_run(output, {**there, name: value})
+    without = {name: value for name, value in there.items() if name != "classifier_sha256"}
+    with pytest.raises(ValueError, match="classifier"):
+        runs.open_run(output, {**without, "classifier": None})
+
+
+def test_an_output_that_ray_would_delete_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_0"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(ValueError, match="give --output a URL"), runs.hold("runs/evaluate", {}):
+        pass
+    assert not list(copy.iterdir())
+    with runs.hold(str(tmp_path / "run"), {}):
+        pass

@@ -129,6 +129,7 @@ def clean(
     mark = retries.counts()
     inputs.check_apart(config.input, output)
     work = Cleaning.load(config, output)
+    runs.check_lasting(output)
     with lease.hold(output) as held:
         # The last bit of a pixel may turn on which images share a batch.
         identity = {**work.identity(), "batch": resources.batch}
