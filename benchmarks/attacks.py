@@ -1,14 +1,15 @@
 """Attacks on MNIST's A-net: speed, distance and success beside Foolbox, ART and torchattacks (extra ``bench``).
 
 Speeds are of the first images, in turns; accuracies and distances of the first thousand. The L2 median is over images
-that are right at first, an attack that failed counts as infinite.
+that are right at first, an attack that failed counts as infinite. Carlini-Wagner also on CIFAR-10's D-net; FGSM and PGD
+also where A-net's logits are larger, and through the CRU-Net before it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import foolbox
@@ -19,6 +20,7 @@ from _harness import arguments, median_rate, report, result, seconds_in_turns
 from torch import Tensor, nn
 
 from raypurify import models, plugins
+from raypurify.adaptive import Composite
 from raypurify.attacks.carlini_wagner import CarliniWagner
 from raypurify.attacks.deepfool import DeepFool
 from raypurify.attacks.fgsm import FGSM
@@ -31,6 +33,10 @@ EPSILON = 0.3
 AUTO_EPSILON = 0.1
 """Where some images of A-net withstand AutoAttack."""
 CW_STEPS = {"full": (5, 200), "quick": (2, 20)}
+SCALES = (1, 3, 10)
+"""Factors of A-net's logits, which change no decision."""
+SCALED = {"FGSM": 0.2, "PGD, 20 steps": 0.1}
+"""Radii at which some images of A-net withstand these."""
 PAPER_SPATIAL = 0.0512
 """Accuracy of A-net under the CRU-Net paper's spatial attack (its Table 2), no defense."""
 
@@ -71,12 +77,24 @@ class Subject:
         return l2[right].median().item()
 
 
-def subject(n: int) -> Subject:
-    """A-net, and the first ``n`` images of MNIST's test set."""
-    rows = read_rows(open_source("mnist", split="test").shards[0], 0, n)
+class Scaled(nn.Module):
+    """The classifier with its logits multiplied."""
+
+    def __init__(self, classifier: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.classifier, self.scale = classifier, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.scale * self.classifier(x)
+        return logits
+
+
+def subject(n: int, dataset: str = "mnist", classifier: str = "weights/mnist/a_net") -> Subject:
+    """A classifier, and the first ``n`` images of a dataset's test set."""
+    rows = read_rows(open_source(dataset, split="test").shards[0], 0, n)
     batch = batch_of(np.asarray(rows.images), rows.labels, (), "cpu")
-    classifier = models.placed(models.load("classifier", "weights/mnist/a_net").build(), "cpu")
-    return Subject(classifier=classifier, x=batch.x.contiguous(), y=batch.y)
+    network = models.placed(models.load("classifier", classifier).build(), "cpu")
+    return Subject(classifier=network, x=batch.x.contiguous(), y=batch.y)
 
 
 def minimal(
@@ -119,6 +137,24 @@ def minimal(
     ]
 
 
+def in_colour(name: str, colour: Subject, ours: Any, theirs: Any) -> dict[str, Any]:
+    """Carlini-Wagner on D-net: distances, and the speed of one run."""
+    started = time.perf_counter()
+    x_adv = colour.ours(ours)
+    middle = time.perf_counter()
+    x_theirs = colour.foolboxs(theirs)
+    n = len(colour.x)
+    measured: dict[str, Any] = {
+        "accuracy": colour.accuracy(x_adv),
+        "accuracy_foolbox": colour.accuracy(x_theirs),
+        "images_per_second": n / (middle - started),
+        "images_per_second_foolbox": n / (time.perf_counter() - middle),
+    }
+    distances = colour.median_l2(x_adv), colour.median_l2(x_theirs)
+    title = f"Carlini-Wagner L2 on CIFAR-10's D-net, {name}, median L2"
+    return result(title, "L2", *distances, "Foolbox", n, higher_is_better=False, **measured)
+
+
 def signs(few: Subject, turns: int) -> list[dict[str, Any]]:
     """FGSM and PGD from the same start: the largest difference of a pixel, and the speed."""
     steps = 40
@@ -149,6 +185,47 @@ def signs(few: Subject, turns: int) -> list[dict[str, Any]]:
             difference: dict[str, Any] = {"largest_difference": (mine - theirs).abs().max().item()}
             rows.append(result(f"{name}, speed", "images/s", rates["ours"], rates[who], who, len(few.x), **difference))
     return rows
+
+
+def scaled(few: Subject) -> list[dict[str, Any]]:
+    """FGSM and PGD where the logits are larger: images fooled, beside Foolbox's."""
+    attacks: dict[str, tuple[Any, Any]] = {
+        "FGSM": (FGSM(epsilon=SCALED["FGSM"]), foolbox.attacks.LinfFastGradientAttack(random_start=False)),
+        "PGD, 20 steps": (
+            PGD(epsilon=SCALED["PGD, 20 steps"], steps=20),
+            foolbox.attacks.LinfPGD(rel_stepsize=2.5 / 20, steps=20),
+        ),
+    }
+    rows = []
+    for name, (ours, theirs) in attacks.items():
+        for scale in SCALES:
+            victim = replace(few, classifier=Scaled(few.classifier, scale).eval())
+            other = fooled_by_foolbox(victim, theirs, SCALED[name])
+            rows.append(fooled(f"{name}, logits x {scale}", victim, ours, other))
+    return rows
+
+
+def adaptive(few: Subject) -> list[dict[str, Any]]:
+    """PGD through the CRU-Net before A-net, from one start and from five: images fooled, beside Foolbox's."""
+    purifier = models.placed(models.load("purifier", "weights/mnist/cru_net-a_net").build(), "cpu")
+    victim = replace(few, classifier=Composite(few.classifier, purifier).eval())
+    other = fooled_by_foolbox(victim, foolbox.attacks.LinfPGD(abs_stepsize=EPSILON / 30, steps=40), EPSILON)
+    return [
+        fooled(f"adaptive PGD, 40 steps, starts: {restarts}", victim, PGD(restarts=restarts), other)
+        for restarts in (1, 5)
+    ]
+
+
+def fooled(name: str, victim: Subject, attack: Any, other: float) -> dict[str, Any]:
+    """The share of the images that an attack fools, beside that of Foolbox."""
+    mine = 1 - victim.accuracy(victim.ours(attack))
+    return result(f"{name}, fooled", "share wrong", mine, max(other, 1e-9), "Foolbox", len(victim.x))
+
+
+def fooled_by_foolbox(victim: Subject, attack: Any, epsilon: float) -> float:
+    """The share of the images that Foolbox's attack fools, from one start, by its last iterate."""
+    torch.manual_seed(0)
+    return 1 - victim.accuracy(victim.foolboxs(attack, epsilon))
 
 
 def spatial(whole: Subject) -> dict[str, Any]:
@@ -238,7 +315,7 @@ def main() -> None:
     search, steps = CW_STEPS["quick" if options.quick else "full"]
     whole = subject(images)
     few = whole.first(few_images)
-    results = signs(few, turns)
+    results = signs(few, turns) + scaled(whole.first(min(images, 256)))
     results += minimal(
         "DeepFool",
         whole,
@@ -256,6 +333,12 @@ def main() -> None:
         foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=search, steps=steps),
         torchattacks.CW(few.classifier, c=1, steps=search * steps, lr=0.01),
         turns,
+    )
+    results += adaptive(whole.first(4 if options.quick else 192))
+    colour = subject(4 if options.quick else 32, "cifar10", "weights/cifar10/d_net")
+    theirs = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=search, steps=steps)
+    results.append(
+        in_colour(f"{search} x {steps} steps", colour, CarliniWagner(search_steps=search, steps=steps), theirs)
     )
     results.append(spatial(whole))
     results.append(auto_attack(whole.first(min(images, 32)), 100 if options.quick else 5000))

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
-from raypurify.attacks._active import Effort, begin_draws, margin
+from raypurify.attacks._active import Effort, begin_draws, margin, spread
 from raypurify.attacks._gradients import input_gradient, slope, vanishes
 
 CHECKS = 10
 """How often in a descent an image is asked whether it still improves."""
+DROP = 0.3
+"""Factor of an image's rate when its descent stalls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,14 @@ class CarliniWagner:
     initial_c: float = 1.0
     """The first c: ten times as much after each failure until one succeeds, then bisection."""
     rate: float = 0.1
-    """Adam's step, in tanh space."""
+    """Adam's step at the beginning of a descent, in tanh space."""
+    decay: float = 0.1
+    """Adam's least step, as a share of the first: an image's shrinks when its descent stalls."""
     edge: float = 1e-3
     """How far the pixels are drawn off the edges of [0, 1]."""
     tolerance: float = 0.02
-    """An image leaves a descent when a tenth of its steps lowered its loss by less than this share."""
+    """An image's descent stalls when a tenth of the steps lowered its loss by less than this share: it goes on with a
+    smaller step, and leaves when its step is the least."""
 
     norm = None
     epsilon = None
@@ -52,6 +57,8 @@ class CarliniWagner:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
         if self.confidence < 0 or self.tolerance < 0:
             raise ValueError(f"confidence and tolerance must be at least 0; got {self}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay must be above 0 and at most 1; got {self.decay!r}")
         if not 0 < self.edge < 0.5:
             raise ValueError(f"edge must be in (0, 0.5); got {self.edge!r}")
 
@@ -80,7 +87,8 @@ class CarliniWagner:
         fooled = torch.zeros_like(c, dtype=torch.bool)
         active = torch.arange(len(x), device=x.device)
         w = torch.atanh((2 * x - 1) * (1 - 2 * self.edge))
-        adam = Adam(w, self.rate)
+        adam = Adam(w)
+        rate, least = torch.full_like(c, self.rate), self.rate * self.decay
         before = torch.full_like(c, torch.inf)
         for step in range(self.steps):
             labels = (y if target is None else target)[active]
@@ -89,11 +97,13 @@ class CarliniWagner:
             hits = excess <= -self.confidence if self.confidence else excess < 0
             fooled[active[hits]] = True
             found.keep(active[hits], x_adv[hits], x[active[hits]])
-            w = adam.step(w, gradient)
+            w = adam.step(w, gradient, spread(rate, w))
             if (step + 1) % max(1, self.steps // CHECKS) == 0:
-                going = loss < (1 - self.tolerance) * before
+                stalled = ~(loss < (1 - self.tolerance) * before)
+                going = ~stalled | (rate > least)
                 if not going.any():
                     break
+                rate = torch.where(stalled, (rate * DROP).clamp_min(least), rate)[going]
                 active, w, before = active[going], w[going], loss[going]
                 adam.select(going)
         return fooled
@@ -131,17 +141,17 @@ class Found:
 class Adam:
     """Adam (Kingma and Ba 2014) for a batch from which images leave."""
 
-    def __init__(self, like: Tensor, rate: float) -> None:
-        self.rate, self.count = rate, 0
+    def __init__(self, like: Tensor) -> None:
+        self.count = 0
         self.mean, self.square = torch.zeros_like(like), torch.zeros_like(like)
 
-    def step(self, value: Tensor, gradient: Tensor) -> Tensor:
-        """``value`` after one step."""
+    def step(self, value: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+        """``value`` after one step of length ``rate`` (N, 1, 1, 1)."""
         self.count += 1
         self.mean.lerp_(gradient, 0.1)
         self.square.lerp_(gradient.square(), 0.001)
         mean, square = self.mean / (1 - 0.9**self.count), self.square / (1 - 0.999**self.count)
-        return value - self.rate * mean / (square.sqrt() + 1e-8)
+        return value - rate * mean / (square.sqrt() + 1e-8)
 
     def select(self, keep: Tensor) -> None:
         """Go on with the rows for which ``keep`` (N,) is True."""

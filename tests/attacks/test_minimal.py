@@ -8,7 +8,7 @@ from raypurify.attacks._active import margin, rivals
 from raypurify.attacks.carlini_wagner import CarliniWagner
 from raypurify.attacks.deepfool import DeepFool
 
-ATTACKS = [DeepFool(), CarliniWagner(steps=100, rate=0.02)]
+ATTACKS = [DeepFool(), CarliniWagner(steps=100)]
 
 
 class Linear(nn.Module):
@@ -136,6 +136,7 @@ def test_margin_and_rivals_are_right_below_zero() -> None:
         (CarliniWagner, {"search_steps": 0}),
         (CarliniWagner, {"initial_c": 0}),
         (CarliniWagner, {"edge": 0}),
+        (CarliniWagner, {"decay": 0}),
         (CarliniWagner, {"confidence": -1}),
     ],
 )
