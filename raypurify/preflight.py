@@ -21,6 +21,8 @@ SHOWN = 12
 def matched(source: Source, classifiers: Iterable[Model]) -> Source:
     """The source with its labels numbered as the classifiers number their classes, where both have names for them.
 
+    Data whose classes are numbers are matched where these are names of the classifiers' classes.
+
     Raises:
         ValueError: a class of the data that a classifier does not know, or classifiers that number theirs differently.
     """
@@ -34,15 +36,21 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
                 f"the classifiers number their classes differently: {first} has {_listed(names)}, {other} has "
                 f"{_listed(others)}"
             )
-    if isinstance(source.classes, int) or source.classes == names:
+    given = source.classes
+    if isinstance(given, int):
+        # Folders "0", "1", "10", "2" sort as text: the number of such a class is not its place.
+        given = tuple(map(str, range(given)))
+        if not set(given) <= set(names):
+            return source
+    if given == names:
         return source
-    unknown = [name for name in source.classes if name not in names]
+    unknown = [name for name in given if name not in names]
     if unknown:
         raise ValueError(
-            f"{source.name}: its classes are {_listed(source.classes)}; {first} was trained on {_listed(names)}, and "
+            f"{source.name}: its classes are {_listed(given)}; {first} was trained on {_listed(names)}, and "
             f"does not know {_listed(unknown)}"
         )
-    numbers = tuple(names.index(name) for name in source.classes)
+    numbers = tuple(names.index(name) for name in given)
     return replace(source, classes=names, shards=tuple(replace(shard, renumbered=numbers) for shard in source.shards))
 
 

@@ -56,6 +56,14 @@ def test_classes_are_matched_by_their_names(tmp_path: Path) -> None:
     assert preflight.missing_classes(matched, rows.labels, "evaluated") == ["no evaluated image of class bird"]
 
 
+def test_numbers_are_matched_with_the_folders_that_are_named_by_them(tmp_path: Path) -> None:
+    known = classifier(tmp_path, class_names=sorted(map(str, range(12))))
+    matched = preflight.matched(table(tmp_path, [*range(12), 2]), [known])
+    assert labels_of(matched).tolist() == [0, 1, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3, 4]
+    words = preflight.matched(table(tmp_path, [0, 1]), [classifier(tmp_path, class_names=["cat", "dog"])])
+    assert labels_of(words).tolist() == [0, 1]
+
+
 def test_classes_that_do_not_match_are_refused_with_both_lists(tmp_path: Path) -> None:
     known = classifier(tmp_path, class_names=["bird", "cat", "dog"])
     source = class_folders(tmp_path / "data", ("cat", "emu"))

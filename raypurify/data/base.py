@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -93,7 +94,7 @@ class Source:
     """SHA-256 (hex) of the shards' keys, rows and content identity: the dataset's hash. The place does not count."""
     origin: Origin
 
-    @property
+    @cached_property
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
@@ -153,7 +154,7 @@ def digest(name: str) -> bytes:
 
 
 def in_split(name: str, split: str) -> bool:
-    """Whether an image is in the split, by the hash of its id."""
+    """Whether an image is in the split, by the hash of its id, or of what stands for one."""
     # Orders take the digest's first bytes, so the split takes its last: neither tells of the other.
     is_test = int.from_bytes(digest(name)[8:], "big") % TEST_SHARE == 0
     return is_test == (split == "test")

@@ -13,7 +13,7 @@ row is named by its file and its number in it. A shard is one row group.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -39,7 +39,8 @@ def find(listed: list[tuple[str, File]], split: str | None = None) -> Found:
 
     Args:
         listed: key and file, for each.
-        split: take the rows that the hash of their ids puts into this split; None: all are of the split.
+        split: take the rows that the hash of their ids puts into this split; without ids, of the file's size and their
+            number in it. None: all are of the split.
 
     Raises:
         DataError: a file is no Parquet, lacks an image column, or differs from the others in its columns.
@@ -68,7 +69,7 @@ def find(listed: list[tuple[str, File]], split: str | None = None) -> Found:
     number = len(names) or count
     shards = [replace(shard, extra={**shard.extra, "classes": number}) for shard in shards]
     if split is not None:
-        shards = list(_of_split(shards, split))
+        shards = list(_of_split(shards, split, {file.url: file.size for _, file in listed}))
     if not shards:
         raise DataError(f"{listed[0][1].url}: none of its few rows falls into the {split} split")
     return Found(
@@ -151,10 +152,12 @@ def _whole_column(url: str, version: str, name: str) -> pa.ChunkedArray:
         return pq.ParquetFile(opened, metadata=_metadata(url, version)).read(columns=[name])[name]
 
 
-def _of_split(shards: Iterable[Shard], split: str) -> Iterator[Shard]:
+def _of_split(shards: Iterable[Shard], split: str, sizes: Mapping[str, int]) -> Iterator[Shard]:
     for shard in shards:
         own = own_ids(shard)
-        ids = _named_by_row(shard, range(shard.rows)) if own is None else own.to_pylist()
+        # By the file's size in the place of its name: a file that is renamed keeps its split.
+        numbers = range(shard.first, shard.first + shard.rows)
+        ids = [f"{sizes[shard.url]}#{row}" for row in numbers] if own is None else own.to_pylist()
         picked = np.flatnonzero([in_split(str(name), split) for name in ids]).astype(np.uint32)
         if len(picked):
             yield replace(shard, rows=len(picked), picked=picked)
@@ -292,8 +295,8 @@ def _read_table(shard: Shard, rows: NDArray[np.int64]) -> pa.Table:
             columns = _columns(schema)
             for batch in file.iter_batches(BATCH, row_groups=[shard.row_group], columns=columns, use_threads=False):
                 here = rows[slice(*np.searchsorted(rows, [seen, seen + len(batch)]))] - seen
-                # Where all are taken a slice does, without a copy.
-                run = len(here) and here[-1] - here[0] == len(here) - 1
+                # A slice needs no copy, but holds the whole batch: it does where most of the batch is taken.
+                run = 0 < len(batch) <= 2 * len(here) and here[-1] - here[0] == len(here) - 1
                 batches.append(batch.slice(here[0], len(here)) if run else batch.take(here))
                 seen += len(batch)
                 if not len(rows) or seen > rows[-1]:

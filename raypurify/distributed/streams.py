@@ -77,20 +77,37 @@ def hold_out(source: Source, labels: NDArray[np.int64], rows: int, seed: int) ->
         labels: of all rows of the source.
 
     Raises:
-        ValueError: the source has not so many rows.
+        ValueError: the source has no more rows than that.
     """
     if rows > source.rows:
         raise ValueError(f"validation: {rows} images to hold out are more than the {source.rows} there are")
+    if rows == source.rows:
+        raise ValueError(f"validation: {rows} images to hold out leave none to train on; give a lower --validation")
     held = spread(labels, rows, seed_of(seed, "validation"))
     return narrowed(source, np.delete(np.arange(source.rows), held)), narrowed(source, held)
 
 
-def held_out_rows(held: Source, image_bytes: int, rank: int, workers: int) -> Iterator[Rows]:
-    """A worker's part of the held-out rows, a few images at a time."""
-    runs = runs_of(held, max(1, min(HELD_OUT_ROWS, BLOCK_BYTES // image_bytes)))[rank::workers]
+def held_out_rows(held: Source, image_shape: tuple[int, int, int], rank: int, workers: int) -> Iterator[Rows]:
+    """A worker's part of the held-out rows, a few images at a time.
+
+    Raises:
+        DataError: an image of another shape than (H, W, C) = ``image_shape``.
+    """
+    runs = runs_of(held, max(1, min(HELD_OUT_ROWS, BLOCK_BYTES // int(np.prod(image_shape)))))[rank::workers]
     for _, same in groupby(runs, key=lambda run: id(run.shard)):
         own = list(same)
-        yield from read_parts(own[0].shard, [np.arange(run.start, run.stop) for run in own])
+        for rows in read_parts(own[0].shard, [np.arange(run.start, run.stop) for run in own]):
+            _check_shapes(rows, image_shape, own[0].shard)
+            yield rows
+
+
+def _check_shapes(rows: Rows, image_shape: tuple[int, int, int], shard: Shard) -> None:
+    for name, image in zip(rows.ids, rows.images, strict=True):
+        if image.shape != image_shape:
+            raise DataError(
+                f"{shard.url}, {name}: training needs images of one shape; expected (H, W, C) = {image_shape}, "
+                f"got {image.shape}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,13 +266,9 @@ class _Block:
 
     def add(self, places: NDArray[np.int64], rows: Rows, shard: Shard) -> None:
         """Put rows of a shard to their places; the places of those that are rejected stay ``missing``."""
+        _check_shapes(rows, self.order.image_shape, shard)
         there = np.arange(len(places)) if rows.kept is None else rows.kept
         for place, name, image in zip(places[there].tolist(), rows.ids, rows.images, strict=True):
-            if image.shape != self.order.image_shape:
-                raise DataError(
-                    f"{shard.url}, {name}: training needs images of one shape; expected (H, W, C) = "
-                    f"{self.order.image_shape}, got {image.shape}"
-                )
             self.images[place] = image
             self.seeds[place] = seed_of(self.order.seed, "image", self.epoch, name)
         self.labels[places[there]] = rows.labels

@@ -162,7 +162,9 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     build_attacks(config.attacks)
     kind: models.Kind = "classifier" if victim is None else "purifier"
     initial = None if config.initial is None else models.load(kind, config.initial)
-    source = preflight.matched(source, (model for model in (victim, initial) if model is not None))
+    # A purifier to start from knows no classes: those of its own data do not bind this training's.
+    classifiers = [model for model in (victim, initial) if model is not None and model.kind == "classifier"]
+    source = preflight.matched(source, classifiers)
     training, held_out, about = _shared_out(source, config)
     shape = shape_of(training)
     if victim is not None:
@@ -521,8 +523,7 @@ class Worker:
         return {name: value / values["n"] for name, value in values.items() if name != "n"}
 
     def _held_out(self) -> Iterator[Batch]:
-        size = int(np.prod(self.job.image_shape))
-        for rows in streams.held_out_rows(self.job.held_out, size, self.rank, self.workers):
+        for rows in streams.held_out_rows(self.job.held_out, self.job.image_shape, self.rank, self.workers):
             self._reject(rows.rejects)
             if rows.ids:
                 seeds = [seed_of(self.config.seed, "validation", name) for name in rows.ids]

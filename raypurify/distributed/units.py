@@ -103,7 +103,7 @@ def units_of(source: Source, rows: int = UNIT) -> list[Unit]:
         while piece.rows:
             room = rows - sum(run.rows for run in pieces)
             taken = dataclasses.replace(piece, stop=min(piece.stop, piece.start + room))
-            pieces.append(taken)
+            pieces.append(_own_picks(taken))
             piece = dataclasses.replace(piece, start=taken.stop)
             if sum(run.rows for run in pieces) == rows:
                 units.append(Unit(name=f"{len(units):06d}", pieces=tuple(pieces)))
@@ -111,6 +111,14 @@ def units_of(source: Source, rows: int = UNIT) -> list[Unit]:
     if pieces:
         units.append(Unit(name=f"{len(units):06d}", pieces=tuple(pieces)))
     return units
+
+
+def _own_picks(run: streams.Run) -> streams.Run:
+    """The run with no more of its shard's picked rows than its own: each unit is sent by itself."""
+    if run.shard.picked is None:
+        return run
+    shard = dataclasses.replace(run.shard, rows=run.rows, picked=run.shard.picked[run.start : run.stop])
+    return streams.Run(shard=shard, start=0, stop=run.rows)
 
 
 class Work(Protocol):

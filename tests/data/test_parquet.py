@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify import images
-from raypurify.data import NO_LABEL, DataError, Origin, labels_of, open_source, read_rows
+from raypurify.data import NO_LABEL, DataError, Origin, labels_of, open_source, read_parts, read_rows
 
 ROWS = 25
 LABELS = [row % 4 for row in range(ROWS)]
@@ -109,6 +109,16 @@ def test_any_run_of_a_large_row_group(tmp_path: Path) -> None:
         assert read.ids == [f"train-a.parquet#{row}" for row in range(start, stop)]
 
 
+def test_few_rows_of_a_large_row_group_hold_no_others(tmp_path: Path) -> None:
+    padded = [data + bytes(10_000) for data in encoded()] * 200
+    pq.write_table(pa.table({"image": padded, "label": LABELS * 200}), tmp_path / "train.parquet")
+    shard = open_source(str(tmp_path), split="train").shards[0]
+    parts = read_parts(shard, [np.array([3]), np.arange(1100, 5000, 1024)])
+    before = pa.total_allocated_bytes()
+    assert next(parts).ids == ["train.parquet#3"]
+    assert pa.total_allocated_bytes() - before < 500_000
+
+
 @pytest.mark.parametrize("layout", ["{split}-00000.parquet", "{split}/0.parquet", "data/{split}-0.parquet"])
 def test_splits(tmp_path: Path, layout: str) -> None:
     for split, rows in (("train", 9), ("validation", 5)):
@@ -157,6 +167,7 @@ def test_the_same_rows_are_known_under_another_name(tmp_path: Path) -> None:
     assert train.overlaps(origin("test.parquet", "test"))
     assert origin("test.parquet", "test").overlaps(origin("val-0.parquet", "test"))
     assert not train.overlaps(origin("a.parquet", "test"))
+    assert origin("b.parquet", "test").rows == origin("a.parquet", "test").rows, "a name decides nothing"
     assert not train.overlaps(origin("a.parquet", "train", rows=20))
 
 

@@ -1,7 +1,9 @@
 """The order of training images: a function of the seed and the epoch, whatever the number of workers."""
 
+import dataclasses
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypurify.data import DataError, Source, labels_of, narrowed, open_source, read_rows
+from raypurify.data import DataError, Shard, Source, labels_of, narrowed, open_source, read_rows
 from raypurify.distributed import streams
 from raypurify.distributed.streams import LANES, EpochOrder, held_out_rows, hold_out, read_window, runs_of
 from raypurify.images import encode_png
 
+SHAPE = (28, 28, 1)
+
 
 def order(rank: int = 0, workers: int = 1, seed: int = 3, batch: int = 64, source: Source | None = None) -> EpochOrder:
     source = open_source("digits", split="train") if source is None else source
-    return EpochOrder(source=source, image_shape=(28, 28, 1), seed=seed, batch=batch, rank=rank, workers=workers)
+    return EpochOrder(source=source, image_shape=SHAPE, seed=seed, batch=batch, rank=rank, workers=workers)
 
 
 def rows(part: EpochOrder, epoch: int) -> list[tuple[int, int]]:
@@ -125,7 +129,7 @@ def test_held_out_rows_are_as_many_as_asked_and_never_trained_on() -> None:
     labels = labels_of(by_class)
     kept, held = hold_out(by_class, labels, 120, seed=0)
     assert (kept.rows, held.rows) == (580, 120)
-    ids = [{name for part in held_out_rows(some, 784, 0, 1) for name in part.ids} for some in (kept, held)]
+    ids = [{name for part in held_out_rows(some, SHAPE, 0, 1) for name in part.ids} for some in (kept, held)]
     assert not ids[0] & ids[1]
     assert len(ids[0] | ids[1]) == 700
     counts = Counter(labels_of(held).tolist())
@@ -133,11 +137,13 @@ def test_held_out_rows_are_as_many_as_asked_and_never_trained_on() -> None:
     again, other = (labels_of(hold_out(by_class, labels, 120, seed=seed)[1]).tolist() for seed in (0, 1))
     assert again == labels_of(held).tolist()
     assert again != other
-    parts = [[name for part in held_out_rows(held, 784, rank, 4) for name in part.ids] for rank in range(4)]
+    parts = [[name for part in held_out_rows(held, SHAPE, rank, 4) for name in part.ids] for rank in range(4)]
     assert sorted(name for part in parts for name in part) == sorted(ids[1])
     assert hold_out(by_class, labels, 0, seed=0)[1].rows == 0
     with pytest.raises(ValueError, match="701 images to hold out are more than the 700"):
         hold_out(by_class, labels, 701, seed=0)
+    with pytest.raises(ValueError, match="700 images to hold out leave none to train on"):
+        hold_out(by_class, labels, 700, seed=0)
 
 
 def test_images_that_cannot_be_decoded_are_replaced_alike_for_any_workers(tmp_path: Path) -> None:
@@ -170,6 +176,24 @@ def test_an_image_of_another_shape_is_named(tmp_path: Path) -> None:
     part = EpochOrder(source=source, image_shape=(4, 4, 1), seed=0, batch=80)
     with pytest.raises(DataError, match=r"train\.parquet#70: .* expected .* \(4, 4, 1\), got \(4, 5, 1\)"):
         table(part, 0)
+    held = narrowed(source, np.arange(60, 80))
+    with pytest.raises(DataError, match=r"train\.parquet#70: .* expected .* \(4, 4, 1\), got \(4, 5, 1\)"):
+        list(held_out_rows(held, (4, 4, 1), 0, 1))
+
+
+def test_the_order_of_many_shards_counts_their_rows_once() -> None:
+    class Shards(tuple[Shard, ...]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[Shard]:
+            Shards.passes += 1
+            return super().__iter__()
+
+    digits = open_source("digits", split="train")
+    shards = Shards(dataclasses.replace(digits.shards[0], rows=5, first=first) for first in range(0, 1500, 5))
+    part = order(source=dataclasses.replace(digits, shards=shards))
+    assert len(set(rows(part, epoch=0))) == 1472
+    assert Shards.passes < 10
 
 
 def test_refuses_what_does_not_divide() -> None:

@@ -17,9 +17,9 @@ import safetensors.torch
 import torch
 from conftest import ROOT, end_session, ray_processes, wait_for
 
-from raypurify import models, runs, schema, storage
+from raypurify import checkpoints, models, plugins, runs, schema, storage
 from raypurify.data import Origin, open_source, read_rows
-from raypurify.distributed.train import TrainingResources, train
+from raypurify.distributed.train import TrainingResources, prepare, train
 from raypurify.images import encode_png
 from raypurify.runs import StoppedError
 from raypurify.training import TrainingConfig, batch_of, fast_precision
@@ -246,6 +246,29 @@ def test_checkpoints_and_model_go_to_s3(s3: str, local_ray: None, undisturbed: s
     here = safetensors.torch.load_file(str(Path(undisturbed, "model/model.safetensors")))
     there = safetensors.torch.load(storage.read_bytes(f"{output}/model/model.safetensors"))
     assert all(torch.allclose(here[name], there[name], atol=1e-5) for name in here)
+
+
+def test_a_purifier_to_start_from_may_come_from_other_classes(tmp_path: Path) -> None:
+    """A purifier knows no classes: those of the data that it was trained on bind no other training."""
+    kinds: dict[str, models.Kind] = {"a_net": "classifier", "cru_net": "purifier"}
+    names = {"a_net": ["cat", "dog"], "cru_net": ["ant", "bee"]}
+    for plugin, kind in kinds.items():
+        spec = models.shaped_for(kind, plugin, (28, 28, 1), 2)
+        config = {"kind": kind, "plugin": plugin, "params": spec.params, "class_names": names[plugin]}
+        checkpoints.save(str(tmp_path / plugin), config, plugins.build(models.PACKAGES[kind], spec).state_dict())
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(60):
+            (tmp_path / "data" / name / f"{number}.png").write_bytes(encode_png(np.zeros((28, 28, 1), np.uint8)))
+    start = TrainingConfig(
+        data=str(tmp_path / "data"),
+        model="cru_net",
+        classifier=str(tmp_path / "a_net"),
+        initial=str(tmp_path / "cru_net"),
+        batch=8,
+        validation=10,
+    )
+    assert prepare(start, RESOURCES).source.classes == ("cat", "dog")
 
 
 def test_bad_input_is_refused_before_any_work(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
