@@ -12,20 +12,46 @@ _SECRET_KEY = re.compile(
     r"secret|passw|token|credential|signature|authorization|bearer|cookie|^key$|(api|access|account|private|session)_?-?key",
     re.I,
 )
-_USER = re.compile(r"(\w://)[^\s/'\"<>]+@")
-_QUERY = re.compile(r"\b((?!(?:s3a?|gc?s|file|local|memory|hdfs|sftp|smb):)\w+://[^\s?'\"<>]*)\?[^\s'\"<>]*")
+_STORES = r"(?:s3a?|gc?s|file|local|memory|hdfs|sftp|smb)://"
+_USER = re.compile(r"(\w://)[^\s/]+@")
+# A path may hold spaces and quotes, and so may a query: up to an &, if one is near. That the query may be missing keeps
+# the search linear.
+_URL = re.compile(
+    rf"\b(?:{_STORES}[^\s'\"<>]*"
+    r"|(\w+://[^?\n]*)(\?[^\s'\"<>]*(?:(?:(?!://)[^&\n]){0,99}&[^\s'\"<>]*)*)?)"
+)
+_LINK = re.compile(rf"(?!{_STORES})\w[\w+.-]*://")
+_LINK_USER = re.compile(r"(\w[\w+.-]*://)[^/]+@")
 _LONE = re.compile(r"[\ud800-\udfff]")
 _LIKE_AN_ESCAPE = re.compile(r"\ufffd(?=[0-9A-F]{2})")
 _ESCAPES = re.compile(r"(?:\ufffd[0-9A-F]{2})+")
 
 
 def published(value: Any) -> Any:
-    """``value`` (nested mappings, lists and strings) as it is written to an output: redacted and encodable."""
+    """``value`` (nested mappings, lists and strings) as it is written to an output: redacted and encodable.
+
+    Under ``id``, ``url``, ``source`` and ``output`` are names, of which a URL may be a part: ``crawl/http://host/a?1``.
+    """
     if isinstance(value, Mapping):
-        return {published(key): published(item) for key, item in redacted(value).items()}
+        return {published(key): _of_key(key, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [published(item) for item in value]
     return encodable(redacted(value)) if isinstance(value, str) else value
+
+
+def _of_key(key: Any, value: Any) -> Any:
+    if isinstance(value, str) and key == "id":
+        return encodable(value)
+    if isinstance(value, str) and key in ("url", "source", "output"):
+        return encodable(link(value))
+    return HIDDEN if _SECRET_KEY.search(str(key)) else published(value)
+
+
+def link(url: str) -> str:
+    """``url``, and nothing else, without user, password and query. A path, and a name in a store, stay as they are."""
+    shown = _LINK_USER.sub(rf"\1{HIDDEN}@", url) if _LINK_USER.match(url) else url
+    path, mark, _ = shown.partition("?")
+    return f"{path}?{HIDDEN}" if mark and _LINK.match(url) else shown
 
 
 def redacted(value: Any) -> Any:
@@ -41,7 +67,8 @@ def redacted(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [redacted(item) for item in value]
     if isinstance(value, str):
-        return _QUERY.sub(rf"\1?{HIDDEN}", _USER.sub(rf"\1{HIDDEN}@", value))
+        shown = _USER.sub(rf"\1{HIDDEN}@", value)
+        return _URL.sub(lambda found: f"{found[1]}?{HIDDEN}" if found[2] else found[0], shown)
     return value
 
 

@@ -3,7 +3,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from raypurify.published import encodable, escaped, published, redacted, unescaped
+from raypurify.published import encodable, escaped, link, published, redacted, unescaped
 
 
 @pytest.mark.parametrize(
@@ -18,12 +18,40 @@ from raypurify.published import encodable, escaped, published, redacted, unescap
         ("s3://key:secret@bucket/a", "s3://…@bucket/a"),
         ("/a/file?name", "/a/file?name"),
         ("see https://host/a, or mail a@b.c", "see https://host/a, or mail a@b.c"),
+        ("https://host/it's my photo.png?sig=abc", "https://host/it's my photo.png?…"),
+        ("https://host/a?of=you and me&sig=abc", "https://host/a?…"),
+        ("https://host/a?b&c=1 and https://host/d?e&f=1 clash", "https://host/a?… and https://host/d?… clash"),
+        ("https://user:it's@host/a", "https://…@host/a"),
+        ("s3://bucket/crawl/http://host/a?id=1.png", "s3://bucket/crawl/http://host/a?id=1.png"),
+        ("s3://bucket/a is no https://host/b?sig=abc", "s3://bucket/a is no https://host/b?…"),
+        ("a://" * 500_000, "a://" * 500_000),
     ],
 )
 def test_signed_queries_and_passwords_are_left_out(text: str, clean: str) -> None:
     assert redacted(text) == clean
     assert redacted(clean) == clean
     assert published({"a": [text], "n": 1, "none": None}) == {"a": [clean], "n": 1, "none": None}
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://host/it's \"a\".png?sig=abc def", "https://host/it's \"a\".png?…"),
+        ("https://user:a b@host/a", "https://…@host/a"),
+        ("s3://key:secret@bucket/a?b", "s3://…@bucket/a?b"),
+        ("s3://bucket/crawl/http://me@host/a?1.png", "s3://bucket/crawl/http://me@host/a?1.png"),
+        ("/a/b@c/d?e", "/a/b@c/d?e"),
+    ],
+)
+def test_a_url_by_itself_is_hidden_to_its_end_and_a_name_stays(url: str, shown: str) -> None:
+    name = "crawl/http://me@host/a?1.png"
+    assert link(url) == link(shown) == shown
+    assert published({"id": name, "source": url, "output": url, "url": url}) == {
+        "id": name,
+        "source": shown,
+        "output": shown,
+        "url": shown,
+    }
 
 
 @pytest.mark.parametrize("key", ["key", "password", "session_token", "secretAccessKey", "api-key"])
