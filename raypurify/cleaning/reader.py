@@ -294,8 +294,7 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
 
 def _member(tar: tars.Tar, member: tarfile.TarInfo, entry: Entry, seen: dict[str, int], limits: Limits) -> Encoded:
     name, target = (_printable(text) for text in (member.name, member.linkname))
-    seen[name] = seen.get(name, 0) + 1
-    id = f"{entry.id_stem}#{name}{f'~{seen[name]}' if seen[name] > 1 else ''}"
+    id = f"{entry.id_stem}#{_once(name, seen)}"
     if reason := _refusal(member, name, target, seen):
         return Encoded(id=id, name=name, reason=reason)
     header = None if member.isreg() and images.is_named_as_image(name) else _header(member, name, target)
@@ -305,6 +304,18 @@ def _member(tar: tars.Tar, member: tarfile.TarInfo, entry: Entry, seen: dict[str
         limits.announce(id)
     data = cast(IO[bytes], tar.extractfile(member)).read() if member.isreg() else b""
     return Encoded(id=id, name=name, data=data, header=header)
+
+
+def _once(name: str, seen: dict[str, int]) -> str:
+    """A member's name, with its number behind it where one of that name has been; counts it in ``seen``."""
+    number = seen.get(name, 0) + 1
+    while number > 1 and f"{name}~{number}" in seen:
+        number += 1
+    seen[name] = number
+    if number == 1:
+        return name
+    seen[f"{name}~{number}"] = 1
+    return f"{name}~{number}"
 
 
 def _refusal(member: tarfile.TarInfo, name: str, target: str, seen: Mapping[str, int]) -> str | None:

@@ -17,12 +17,12 @@ from typing import IO, Any, cast
 
 COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b\x08": gzip.open,
-    b"BZh": bz2.open,
+    **{b"BZh%d1AY&SY" % level: bz2.open for level in range(1, 10)},
     b"\xfd7zXZ": lzma.open,
     b"\x5d\0\0\x80": lzma.open,
 }
-"""How compressed files begin; each may consist of several that were joined."""
-MARK = 6
+"""How compressed files begin; each may consist of several that were joined. A tar begins with a name, as BZh.png."""
+MARK = 10
 """Bytes of the longest of these beginnings."""
 
 

@@ -192,13 +192,17 @@ class Tar:
         self.file = tempfile.SpooledTemporaryFile(SPOOLED)  # noqa: SIM115
         self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self.names: set[str] = set()
+        self.numbers: dict[str, int] = {}
+        """Of inputs' names that are taken: the number that the last output of each has."""
         self.count = 0
 
     def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
         stem = item.name.rpartition(".")[0] if images.has_known_extension(item.name) else item.name
-        name = f"{stem}.{self.extension}"
+        name, number = f"{stem}.{self.extension}", self.numbers.get(item.name, 0)
         while name in self.names:
-            name = f"{item.name}.{self.extension}" if item.name not in name else f"{name}.{self.extension}"
+            number += 1
+            name = f"{item.name}{f'~{number}' if number > 1 else ''}.{self.extension}"
+            self.numbers[item.name] = number
         self._add(tarfile.TarInfo(name), data)
         self.count += 1
         return self.url, self.count - 1

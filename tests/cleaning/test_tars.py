@@ -12,7 +12,7 @@ from typing import IO, cast
 import numpy as np
 import pytest
 
-from raypurify.cleaning import reader
+from raypurify.cleaning import reader, writer
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.cleaning.cleaner import Cleaned, Cleaner, Cleaning
 from raypurify.cleaning.config import CleaningConfig
@@ -157,6 +157,35 @@ def test_joined_tars(tmp_path: Path, how: str):
     assert list(result.found) == names
     for name, item in result.found.items():
         check_content(name, item, FILES[name])
+
+
+def test_a_tar_that_begins_with_a_name_as_bzip2_does_is_a_tar(tmp_path: Path):
+    files = {"BZh9.png": image(0), "1.png": image(1)}
+    result = read(tmp_path / "a.tar", tar_of(files))
+    assert (list(result.found), result.damage) == (list(files), [])
+
+
+def test_members_of_one_name_have_ids_of_their_own_though_others_are_named_as_these(tmp_path: Path):
+    names = ["a.png", "a.png~2", "a.png", "a.png", "a.png~3", "a.png~4", "a.png~3~2"]
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.REGTYPE if name == "a.png" else tarfile.FIFOTYPE
+            tar.addfile(info)
+    (tmp_path / "a.tar").write_bytes(out.getvalue())
+    ids = [row["id"].removeprefix("a.tar#") for row in clean(tmp_path / "a.tar", tmp_path / "out").rejects]
+    assert ids == ["a.png", "a.png~2", "a.png~3", "a.png~4", "a.png~3~2", "a.png~4~2", "a.png~3~2~2"]
+
+
+def test_images_of_one_name_have_names_of_bounded_length_in_the_cleaned_tar(tmp_path: Path):
+    sink = writer.Tar(str(tmp_path / "a.tar"), "png", lambda: None)
+    for position in range(100):
+        sink.put(reader.Input(id=str(position), name="a.png", position=position), b"x", (1, 1))
+    sink.close()
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        names = tar.getnames()
+    assert names == ["a.png", "a.png.png", *(f"a.png~{number}.png" for number in range(2, 100))]
 
 
 @pytest.mark.parametrize("behind", [b"x", b"x" * 512, bytes(512) + b"x" * 5000])
