@@ -163,9 +163,9 @@ def open_run(
 
 
 def _is_free(output: str) -> bool:
-    """Whether nothing is there but a lease, or drafts of one."""
+    """Whether nothing is there but a lease, drafts of one, or empty objects that stand for folders."""
     names = (url.rpartition("/")[2] for url in storage.list_files(output))
-    return all(name == lease.NAME or storage.is_draft(name) for name in names)
+    return all(name in ("", lease.NAME) or storage.is_draft(name) for name in names)
 
 
 def identity_of(output: str) -> dict[str, Any]:

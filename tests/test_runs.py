@@ -109,3 +109,13 @@ def test_an_output_that_ray_would_delete_is_refused(tmp_path: Path, monkeypatch:
     assert not list(copy.iterdir())
     with runs.hold(str(tmp_path / "run"), {}):
         pass
+
+
+def test_a_folder_that_was_made_in_the_console_of_s3_is_free(s3: str) -> None:
+    output = f"{s3}/made-in-the-console"
+    fs, path = storage.filesystem(output)
+    bucket, key, _ = fs.split_path(path)
+    fs.call_s3("put_object", Bucket=bucket, Key=f"{key}/", Body=b"")
+    assert storage.exists(output)
+    attempt(output, {"seed": 1})
+    assert runs.open_run(output, {"seed": 1}).finished
