@@ -30,7 +30,7 @@ READS_AT_ONCE = 32
 OUTAGES = (RefusedError, UnavailableError, files.StoreError)
 """What a store says that says nothing of the file: no reason to reject it, but on the web."""
 TROUBLE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-LARGEST_FILE = 1 << 30
+LARGEST_FILE = tars.LARGEST
 """Bytes of an image file, or of a tar's member, that is read: it is held in memory."""
 BUFFER = 4 << 20
 """Bytes of a column that are fetched at a time of a row group whose rows are not all wanted."""

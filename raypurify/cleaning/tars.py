@@ -12,7 +12,6 @@ import io
 import lzma
 import tarfile
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import IO, Any, cast
 
 COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
@@ -24,6 +23,44 @@ COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
 """How compressed files begin; each may consist of several that were joined. A tar begins with a name, as BZh.png."""
 MARK = 10
 """Bytes of the longest of these beginnings."""
+
+
+LARGEST = 1 << 30
+"""Bytes of a member, or of a header, that are read at once."""
+SKIPPED = 1 << 16
+"""Bytes that are skipped at once."""
+
+
+class Forward:
+    """What a tar is read from: forwards only, and no farther than to its end, wherever its headers point."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        """``read``: so many of the next bytes at most, and none at the end."""
+        self._read, self._position = read, 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, position: int) -> None:
+        if position < self._position:
+            raise tarfile.StreamError("a header points backwards")
+        while self._position < position:
+            if not self.read(min(position - self._position, SKIPPED)):
+                raise tarfile.ReadError("unexpected end of data")
+
+    def read(self, size: int) -> bytes:
+        if size > LARGEST:
+            raise tarfile.ReadError(f"a header has {size} bytes; at most {LARGEST} are read")
+        pieces = []
+        while size > 0 and (piece := self._read(size)):
+            pieces.append(piece)
+            size -= len(piece)
+        data = b"".join(pieces)
+        self._position += len(data)
+        return data
 
 
 class Header(tarfile.TarInfo):
@@ -92,5 +129,5 @@ def opened(file: IO[bytes]) -> Tar:
     head = buffered.peek(MARK)
     inflate = next((kind for mark, kind in COMPRESSED.items() if head.startswith(mark)), lambda plain: plain)
     # read() of a damaged file would lose to the error what comes before it.
-    pieces = SimpleNamespace(read=inflate(buffered).read1)
-    return Tar.open(fileobj=cast(IO[bytes], pieces), mode="r|", ignore_zeros=True)
+    pieces = Forward(inflate(buffered).read1)
+    return Tar(fileobj=cast(IO[bytes], pieces), ignore_zeros=True)

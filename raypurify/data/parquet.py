@@ -369,8 +369,8 @@ def _in_order(tensors: pa.FixedShapeTensorArray) -> pa.FixedSizeListArray:
     if not kind.permutation:
         return lists
     size = lists.type.list_size
-    # Also the values under nulls, which flatten() leaves out.
-    values = lists.values.slice(lists.offset * size, len(lists) * size).to_numpy(zero_copy_only=False)
+    # Also the values under nulls, which flatten() leaves out, and which may be nulls themselves.
+    values = lists.values.slice(lists.offset * size, len(lists) * size).fill_null(0).to_numpy(zero_copy_only=False)
     turned = values.reshape(-1, *kind.shape).transpose(0, *(axis + 1 for axis in kind.permutation))
     return pa.FixedSizeListArray.from_arrays(pa.array(turned.reshape(-1)), type=lists.type, mask=lists.is_null())
 

@@ -354,6 +354,17 @@ def test_dictionaries_of_images_and_permuted_tensors_are_read(tmp_path: Path):
         np.testing.assert_array_equal(found, np.concatenate([pixels] * copies))
 
 
+def test_a_null_among_permuted_tensors_is_the_only_reject(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
+    kind = pa.fixed_shape_tensor(pa.uint8(), (3, 5, 7), permutation=(1, 2, 0))
+    rows = [image.transpose(2, 0, 1).ravel().tolist() for image in pixels]
+    lists = pa.array([rows[0], None, rows[1], rows[2]], pa.list_(pa.uint8(), 105))
+    pq.write_table(pa.table({"image": pa.ExtensionArray.from_storage(kind, lists)}), tmp_path / "a.parquet")
+    items = items_of(tmp_path / "a.parquet", str(tmp_path / "out"))
+    assert [item.id for item in items if item.reason] == ["a.parquet#1"]
+    np.testing.assert_array_equal([item.picture.pixels for item in items if item.picture], pixels)
+
+
 def write_rows(path: Path, rows: int, group: int) -> list[bytes]:
     images = [image(index) for index in range(rows)]
     table = pa.table({"image": images, "number": range(rows)})

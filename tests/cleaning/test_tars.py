@@ -205,6 +205,25 @@ def test_an_empty_tar_is_empty_and_one_of_zeros_is_a_reject(tmp_path: Path):
     assert result == Read({}, ["the tar is damaged: what begins at its byte 0 is of no member"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "reason"),
+    [
+        (tarfile.REGTYPE, 1 << 62, "unexpected end of data"),
+        (tarfile.REGTYPE, -(1 << 62), "a header points backwards"),
+        (tarfile.GNUTYPE_LONGNAME, 1 << 62, f"a header has {1 << 62} bytes; at most {1 << 30} are read"),
+    ],
+)
+def test_a_header_of_an_impossible_size_ends_the_tar_and_not_the_run(
+    tmp_path: Path, kind: bytes, size: int, reason: str
+):
+    header = tarfile.TarInfo("1.png")
+    header.type, header.size = kind, size
+    data = tar_of({"0.png": FILES["0.png"]})[: -2 * 512] + header.tobuf(tarfile.GNU_FORMAT) + tar_of({"2.png": b""})
+    result = read(tmp_path / "a.tar", data)
+    assert list(result.found)[0] == "0.png"
+    assert result.damage == [f"the tar can't be read to its end: {reason}"]
+
+
 def test_a_gzip_that_is_cut_off_gives_what_comes_before(tmp_path: Path):
     # Noise, so that the packed bytes are as many as the members'.
     packed = gzip.compress(tar_of({f"{index}.png": image(index) for index in range(40)}))
