@@ -220,7 +220,7 @@ def test_a_header_of_an_impossible_size_ends_the_tar_and_not_the_run(
     header.type, header.size = kind, size
     data = tar_of({"0.png": FILES["0.png"]})[: -2 * 512] + header.tobuf(tarfile.GNU_FORMAT) + tar_of({"2.png": b""})
     result = read(tmp_path / "a.tar", data)
-    assert list(result.found)[0] == "0.png"
+    assert next(iter(result.found)) == "0.png"
     assert result.damage == [f"the tar can't be read to its end: {reason}"]
 
 
