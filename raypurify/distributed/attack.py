@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from raypurify import plugins, preflight, runs, schema, storage
 from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
-from raypurify.distributed import cluster
+from raypurify.distributed import cluster, units
 from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, stream, units_of
 from raypurify.generation import GenerationConfig, Generator, Networks, rounding_effect
 from raypurify.progress import print_table
-from raypurify.training import batch_of
+from raypurify.training import Batch, batch_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class AttackArguments:
     destination: runs.Destination
     max_rejects: float = 0.1
     """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+    dry_run: bool = False
+    """Attack 32 images, estimate the time, and write nothing."""
 
     def __post_init__(self) -> None:
         runs.check_max_rejects(self.max_rejects)
@@ -35,6 +37,9 @@ class AttackArguments:
 
 def main(arguments: AttackArguments) -> None:
     """Attack a dataset and write the attacked images beside the clean ones, streamed by Ray Data."""
+    if arguments.dry_run:
+        print_table(pa.Table.from_pylist([dry_run(arguments.generation, arguments.resources)]))
+        return
     figures = attack(
         arguments.generation,
         arguments.resources,
@@ -76,18 +81,14 @@ def attack(
         RuntimeError: images that are neither written nor rejected.
     """
     output = storage.absolute(output)
-    source = open_source(config.input, split=config.split, limit=config.limit)
-    if not source.classes:
-        raise ValueError(f"{config.input}: an attack needs labels, and these images have none")
-    networks = Networks.load(config)
-    source, about = _checked(networks, source)
+    source, networks, about = _prepare(config)
     identity = _identity(config, source, networks, resources.batch)
     # By its name a reader of the images knows which split they are, and takes them all.
-    units = [dataclasses.replace(unit, name=f"{config.split}-{unit.name}") for unit in units_of(source)]
+    planned = [dataclasses.replace(unit, name=f"{config.split}-{unit.name}") for unit in units_of(source)]
     with runs.hold(output, identity, overwrite=overwrite) as run:
         if not run.finished:
             written = {storage.stem(url) for url in storage.list_files(storage.join(output, "images"), ".parquet")}
-            missing = [unit for unit in units if unit.name not in written]
+            missing = [unit for unit in planned if unit.name not in written]
             print("\n".join(about))
             hardware = cluster.connect(resources.needs)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
@@ -99,12 +100,31 @@ def attack(
     return _figures(output, source)
 
 
-def _checked(networks: Networks, source: Source) -> tuple[Source, list[str]]:
-    """Hold the data against the networks: the source with its labels numbered as theirs, and lines on it.
+def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
+    """What :func:`raypurify.distributed.units.dry_run` tells of an attack; lines on the data are printed."""
+    source, networks, about = _prepare(config)
+    print("\n".join(about))
+
+    def start(device: str) -> Callable[[Batch, Sequence[str]], object]:
+        generate = Generator(config, networks, device)
+        return lambda batch, ids: generate(batch.x, batch.y, ids)
+
+    return units.dry_run(source, resources, start)
+
+
+def _prepare(config: GenerationConfig) -> tuple[Source, Networks, list[str]]:
+    """Open the data and the networks and hold them against each other, before any work.
+
+    Returns:
+        The source with its labels numbered as the networks number their classes, these, and lines on the data.
 
     Raises:
         ValueError: images, labels or classes that do not fit; names the model.
     """
+    source = open_source(config.input, split=config.split, limit=config.limit)
+    if not source.classes:
+        raise ValueError(f"{config.input}: an attack needs labels, and these images have none")
+    networks = Networks.load(config)
     source = preflight.matched(source, [networks.classifier])
     labels = labels_of(source)
     check_ids(source)
@@ -112,7 +132,7 @@ def _checked(networks: Networks, source: Source) -> tuple[Source, list[str]]:
     for model in (networks.classifier, *([networks.purifier] if networks.purifier else [])):
         preflight.check_network(model, source, labels, shape)
     missing = preflight.missing_classes(source, labels, "attacked")
-    return source, [preflight.described(source, labels), *(f"warning: {text}" for text in missing)]
+    return source, networks, [preflight.described(source, labels), *(f"warning: {text}" for text in missing)]
 
 
 def _identity(config: GenerationConfig, source: Source, networks: Networks, batch: int) -> dict[str, Any]:

@@ -60,14 +60,18 @@ class Needs:
             return None
         cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
         largest = max((node.get("CPU", 0) for node in nodes), default=0)
-        each = f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "")
         told = (
-            f"{self.count} {self.kind}(s) of {each} each are asked for; this Ray cluster has {cpus:g} CPU(s) and "
+            f"{self.told()} are asked for; this Ray cluster has {cpus:g} CPU(s) and "
             f"{gpus:g} GPU(s) on {len(nodes)} node(s), {largest:g} CPU(s) on the largest: room for {room}"
         )
         if grows:
             return f"waiting for the cluster to grow: {told}"
         raise ValueError(f"{told}. Give {self._advice(room, largest, gpus)}, or join a larger cluster")
+
+    def told(self) -> str:
+        """In words."""
+        each = f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "")
+        return f"{self.count} {self.kind}(s) of {each} each"
 
     def _advice(self, room: int, largest: float, gpus: float) -> str:
         if self.gpus and not gpus:
@@ -100,6 +104,16 @@ def connect(needs: Needs) -> dict[str, Any]:
     if waits:
         print(waits, file=sys.stderr, flush=True)
     return {**runs.machine(), "nodes": len(nodes), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
+
+
+def check_room(needs: Needs) -> None:
+    """Hold a job against the cluster that it would join, if there is one; a local Ray would be large enough.
+
+    Raises:
+        ValueError: see :func:`connect`.
+    """
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
+        connect(needs)
 
 
 def read_cpus(wanted: float, needs: Needs) -> float:

@@ -6,7 +6,7 @@ A unit's scores are written one file a cell.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +19,13 @@ import torch
 
 from raypurify import evaluation, models, preflight, results, runs, schema, storage
 from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
-from raypurify.distributed import cluster
+from raypurify.distributed import cluster, units
 from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, check_rejects, set_threads, stream, units_of
 from raypurify.evaluation import EvaluationConfig, Evaluator, Grid, Scored
 from raypurify.masking import FINDINGS, weaknesses
 from raypurify.progress import print_table
 from raypurify.report import write_report
-from raypurify.training import batch_of
+from raypurify.training import Batch, batch_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class EvaluationArguments:
     destination: runs.Destination
     max_rejects: float = 0.1
     """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+    dry_run: bool = False
+    """Send 32 images through the whole grid, estimate the time, and write nothing."""
 
     def __post_init__(self) -> None:
         runs.check_max_rejects(self.max_rejects)
@@ -44,6 +46,9 @@ class EvaluationArguments:
 
 def main(arguments: EvaluationArguments) -> None:
     """Evaluate attack x purifier x classifier on a dataset, streamed by Ray Data; write Parquet tables and a report."""
+    if arguments.dry_run:
+        print_table(pa.Table.from_pylist([dry_run(arguments.evaluation, arguments.resources)]))
+        return
     summary = evaluate(
         arguments.evaluation,
         arguments.resources,
@@ -89,19 +94,15 @@ def evaluate(
         RuntimeError: images that are neither scored nor rejected.
     """
     output = storage.absolute(output)
-    source = open_source(config.data, split=config.split, limit=config.limit)
-    if not source.classes:
-        raise ValueError(f"{config.data}: an evaluation needs labels, and these images have none")
-    grid = evaluation.build_grid(config, source.name, source.rows, resources.batch)
-    source, about, warnings = checked(grid, source)
-    units = units_of(source)
+    source, grid, about, warnings = _prepare(config, resources)
+    planned = units_of(source)
     with runs.hold(output, _identity(config, source), overwrite=overwrite) as run:
         earlier = _earlier_cells(output)
         cells = _merged(earlier, grid)
-        missing = _missing(output, grid, units)
+        missing = _missing(output, grid, planned)
         if missing or cells != earlier or not run.finished:
             storage.remove(storage.join(output, storage.SUCCESS))
-            print("\n".join([about, *(f"warning: {text}" for text in warnings)]))
+            _tell(about, warnings)
             hardware = cluster.connect(resources.needs)
             cluster.check_output(output, shared_filesystem=shared_filesystem)
             with run.attempt(hardware, {**dataclasses.asdict(config), **dataclasses.asdict(resources)}):
@@ -114,11 +115,37 @@ def evaluate(
                 check_rejects(output, run.counts["rejected"], source.rows, max_rejects)
                 own = {cell.hash for cell in grid.cells}
                 results.write_summary(output, cells, own, source.rows - run.counts["rejected"])
-                _write_samples(work, resources, units)
+                _write_samples(work, resources, planned)
             write_report(output, curves=_curves(config))
             run.finish()
     summary = storage.read_table(storage.join(output, "summary.parquet"))
     return summary.filter(pc.is_in(summary["cell"], pa.array([cell.hash for cell in grid.cells])))
+
+
+def dry_run(config: EvaluationConfig, resources: ActorPool) -> dict[str, Any]:
+    """What :func:`raypurify.distributed.units.dry_run` tells of an evaluation; lines on the data are printed."""
+    source, grid, about, warnings = _prepare(config, resources)
+    _tell(about, warnings)
+
+    def start(device: str) -> Callable[[Batch, Sequence[str]], object]:
+        evaluator = Evaluator(grid, device)
+        return lambda batch, ids: list(evaluator.evaluate(batch.x, batch.y, ids))
+
+    return {"cells": len(grid.cells), **units.dry_run(source, resources, start)}
+
+
+def _tell(about: str, warnings: Sequence[str]) -> None:
+    print("\n".join([about, *(f"warning: {text}" for text in warnings)]))
+
+
+def _prepare(config: EvaluationConfig, resources: ActorPool) -> tuple[Source, Grid, str, list[str]]:
+    """Open the data and the networks, and :func:`checked`: everything that can be wrong, before any work."""
+    source = open_source(config.data, split=config.split, limit=config.limit)
+    if not source.classes:
+        raise ValueError(f"{config.data}: an evaluation needs labels, and these images have none")
+    grid = evaluation.build_grid(config, source.name, source.rows, resources.batch)
+    source, about, warnings = checked(grid, source)
+    return source, grid, about, warnings
 
 
 def checked(grid: Grid, source: Source) -> tuple[Source, str, list[str]]:

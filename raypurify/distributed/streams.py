@@ -249,6 +249,17 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
         yield filled.table()
 
 
+def first_batches(order: EpochOrder) -> Iterator[dict[str, np.ndarray]]:
+    """A worker's batches of the first epoch, read in this process as they are asked for: see :func:`read_window`."""
+    size = order.batch // order.workers
+    for number in range(order.windows):
+        for block in read_window(order, 0, number):
+            for start in range(0, len(block), size):
+                batch = block.slice(start, size)
+                images = batch["image"].combine_chunks().to_numpy_ndarray()
+                yield {name: batch[name].to_numpy() for name in ("label", "seed", "reject")} | {"image": images}
+
+
 def _laid_out(lanes: NDArray[np.int64], part: int) -> NDArray[np.int64]:
     """Lanes of (rows, 2) to batches that hold ``part`` rows of each lane in turn: (lanes * rows, 2)."""
     return lanes.reshape(len(lanes), -1, part, 2).swapaxes(0, 1).reshape(-1, 2)

@@ -9,9 +9,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ import safetensors.torch
 import torch
 import torch.distributed
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from torch import Tensor
+from torch import Tensor, nn
 
 from raypurify import checkpoints, models, plugins, preflight, runs, schema, storage
 from raypurify.data import DataError, Source, check_ids, labels_of, narrowed, open_source, shape_of, spread
 from raypurify.distributed import cluster, snapshots, streams
 from raypurify.distributed.global_batch import with_global_batch
+from raypurify.progress import print_table
 from raypurify.published import published
+from raypurify.report import formats
 from raypurify.seeds import seed_of
 from raypurify.training import (
     Batch,
@@ -92,6 +95,8 @@ class TrainingArguments:
     destination: runs.Destination
     max_rejects: float = 0.1
     """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+    dry_run: bool = False
+    """Take two steps, estimate the time, and write nothing."""
 
     def __post_init__(self) -> None:
         runs.check_max_rejects(self.max_rejects)
@@ -217,6 +222,10 @@ def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source,
 
 def main(arguments: TrainingArguments) -> None:
     """Train a purifier against attacks on a classifier, or a classifier itself, data-parallel on Ray Train."""
+    if arguments.dry_run:
+        found = dry_run(arguments.training, arguments.resources, arguments.max_rejects)
+        print_table(pa.Table.from_pylist([found]))
+        return
     model = train(
         arguments.training,
         arguments.resources,
@@ -224,6 +233,36 @@ def main(arguments: TrainingArguments) -> None:
         **dataclasses.asdict(arguments.destination),
     )
     print(f"model: {model}")
+
+
+def dry_run(config: TrainingConfig, resources: TrainingResources, max_rejects: float = 1.0) -> dict[str, Any]:
+    """Take two steps in this process, as one of the workers would, and estimate the time; nothing is written.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, or a cluster that is joined, and is too small.
+    """
+    job = prepare(config, resources, max_rejects)
+    print("\n".join(job.about))
+    cluster.check_room(resources.needs)
+    device = "cuda" if resources.use_gpu and torch.cuda.is_available() else "cpu"
+    worker = Worker(job, 0, resources.workers, device)
+    for step, rows in enumerate(islice(streams.first_batches(worker.order), 2)):
+        began = time.perf_counter()
+        loss = worker.step(step, rows)[0].item()
+        seconds = time.perf_counter() - began  # of the last step: the first one warms up
+    steps = config.epochs * worker.order.steps
+    return {
+        "images": job.training.rows,
+        "shape": "x".join(map(str, job.image_shape)),
+        "classes": _count(job.source.classes),
+        "steps": steps,
+        "workers": resources.needs.told(),
+        "tried": f"{step + 1} steps on {device}",
+        "rejected": len(worker.rejects),
+        "loss": loss,
+        "images_per_second": config.batch / seconds,
+        "estimated": formats.duration(steps * seconds),
+    }
 
 
 def train(
@@ -411,7 +450,13 @@ def _work(loop: dict[str, Any]) -> None:
 
 def _train_part(job: Job) -> None:
     context = ray.train.get_context()
-    worker = Worker(job, rank=context.get_world_rank(), workers=context.get_world_size())
+    worker = Worker(
+        job,
+        rank=context.get_world_rank(),
+        workers=context.get_world_size(),
+        device=str(ray.train.torch.get_device()),
+        wrap=ray.train.torch.prepare_model,
+    )
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
@@ -428,11 +473,18 @@ def _train_part(job: Job) -> None:
 class Worker:
     """One data-parallel worker: its model, its part of the stream, its part of the validation."""
 
-    def __init__(self, job: Job, rank: int, workers: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        rank: int,
+        workers: int,
+        device: str,
+        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ) -> None:
+        """``wrap`` makes a network data-parallel."""
         cluster.quiet()
         self.job, self.rank, self.workers = job, rank, workers
-        self.config = job.config
-        self.device = str(ray.train.torch.get_device())
+        self.config, self.device = job.config, device
         if self.device == "cpu":
             torch.set_num_threads(job.resources.cpus_per_worker)
         self.order = job.order(rank, workers)
@@ -447,7 +499,7 @@ class Worker:
         self.masks = {lane: torch.Generator(self.device) for lane in self.order.lanes}
         self.network = with_global_batch(models.placed(self.network, self.device), list(self.masks.values()))
         trained = self.network if job.victim is None else PurifierLoss(self.network)
-        self.model = ray.train.torch.prepare_model(trained)
+        self.model = wrap(trained)
         self.objective = self._objective()
         self.optimization = Optimization(
             parameters=list(self.network.parameters()),
@@ -489,10 +541,7 @@ class Worker:
         losses, rates, seconds = [], [], []
         before = time.perf_counter()
         for step in range(epoch * self.order.steps, (epoch + 1) * self.order.steps):
-            rows = next(batches)
-            self._reject(json.loads(text) for text in rows["reject"] if text)
-            batch = batch_of(rows["image"], rows["label"], rows["seed"].tolist(), self.device)
-            loss, rate = train_step(self.model, self.objective, self.optimization, batch, step, self.device)
+            loss, rate = self.step(step, next(batches))
             losses.append(loss.float())
             rates.append(rate)
             now = time.perf_counter()
@@ -511,6 +560,12 @@ class Worker:
             },
             schema=schema.METRICS,
         )
+
+    def step(self, step: int, rows: dict[str, np.ndarray]) -> tuple[Tensor, float]:
+        """Train on a batch of the stream: see :func:`raypurify.training.train_step`."""
+        self._reject(json.loads(text) for text in rows["reject"] if text)
+        batch = batch_of(rows["image"], rows["label"], rows["seed"].tolist(), self.device)
+        return train_step(self.model, self.objective, self.optimization, batch, step, self.device)
 
     def _validate(self) -> dict[str, float]:
         """Scores of the held-out images, shared out among the workers."""

@@ -22,16 +22,19 @@ from ray.data import Dataset
 
 from raypurify import fields, runs, schema, storage
 from raypurify.cleaning import accounts
-from raypurify.data import Rows, Source, read_rows
+from raypurify.data import Rows, Source, narrowed, read_rows, shape_of
 from raypurify.distributed import cluster, streams
 from raypurify.progress import Progress
 from raypurify.published import published
 from raypurify.report import formats
+from raypurify.training import Batch, batch_of
 
 UNIT = 500
 """Rows of a unit: what is written together, and done again when it was cut off."""
 ENOUGH = 1000
 """Images after which the share of rejects is judged."""
+WARMING, TRIED = 2, 32
+"""Images that a dry run tries: those that networks are called for the first time with, and those that are timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,42 @@ def _own_picks(run: streams.Run) -> streams.Run:
         return run
     shard = dataclasses.replace(run.shard, rows=run.rows, picked=run.shard.picked[run.start : run.stop])
     return streams.Run(shard=shard, start=0, stop=run.rows)
+
+
+def dry_run(
+    source: Source, pool: ActorPool, start: Callable[[str], Callable[[Batch, Sequence[str]], object]]
+) -> dict[str, Any]:
+    """Send a few images through everything, in this process, and estimate the time; nothing is written.
+
+    Args:
+        source: the dataset.
+        pool: the actors that would do the work.
+        start: makes, on a device, what does a batch and its ids.
+
+    Raises:
+        ValueError: a cluster that is joined, and is too small; images that do not fit.
+    """
+    cluster.check_room(pool.needs)
+    set_threads(pool)
+    device = pool.device if torch.cuda.is_available() else "cpu"
+    process = start(device)
+    for count in (WARMING, TRIED):
+        tried = narrowed(source, np.arange(min(count, source.rows)))
+        began = time.perf_counter()
+        pieces = [read_rows(shard, 0, shard.rows) for shard in tried.shards]
+        for ids, images, labels in batches_of(pieces, pool.batch):
+            process(batch_of(images, labels, (), device), ids)
+        rate = tried.rows / (time.perf_counter() - began) * pool.actors
+    return {
+        "images": source.rows,
+        "shape": "x".join(map(str, shape_of(source))),
+        "classes": source.classes if isinstance(source.classes, int) else len(source.classes),
+        "actors": pool.needs.told(),
+        "tried": f"{tried.rows} on {device}",
+        "rejected": sum(len(piece.rejects) for piece in pieces),
+        "images_per_second": rate,
+        "estimated": formats.duration(source.rows / rate),
+    }
 
 
 class Work(Protocol):

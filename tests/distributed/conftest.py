@@ -2,14 +2,19 @@
 
 import contextlib
 import os
+import secrets
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
+import requests
 import torch
 from servers import free_port as free_port
 from servers import wait_for as wait_for
@@ -19,6 +24,44 @@ from raypurify.classifiers import a_net
 from raypurify.purifiers import cru_net
 
 ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).parent / "ray"
+
+
+@contextlib.contextmanager
+def ray_head(cpus: int, log: Path) -> Iterator[dict[str, str]]:
+    """A Ray head with a dashboard and token authentication; the environment in which its users call the CLI."""
+    port, dashboard = free_port(), free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")},
+        "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="r"),  # short, for sockets; and no trace for other Rays to find
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    command = [str(RAY), "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1"]
+    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}", f"--num-cpus={cpus}"]
+    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+
+    def answers() -> bool:
+        try:
+            return requests.get(f"{address}/api/jobs/", headers=token, timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    try:
+        wait_for(answers, 60, f"dashboard: {log.read_text()[-500:]}")
+        yield {**environment, "RAY_API_SERVER_ADDRESS": address, "GCS_ADDRESS": f"127.0.0.1:{port}"}
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,19 @@
 """What a job needs, held against what a cluster has; and every job on clusters that are small."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import ray
+from conftest import ROOT, ray_head
 
 from raypurify.distributed import cluster
 from raypurify.distributed.cluster import Needs
 from raypurify.distributed.train import TrainingResources
 from raypurify.distributed.units import ActorPool
+from raypurify.images import encode_png
 
 GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
 
@@ -59,3 +66,48 @@ def test_a_cluster_that_is_joined_is_measured(local_ray: None) -> None:
     assert cluster.read_cpus(0.5, ActorPool(actors=all_of_it - 1).needs) == 0.5
     with pytest.raises(ValueError, match=f"Give --actors {all_of_it}, or join"):
         cluster.connect(ActorPool(actors=all_of_it + 1).needs)
+
+
+SMALL = ["--data", "digits", "--epochs", "1", "--validation", "0", "--batch", "64"]
+COMMANDS = {
+    "train_mnist": SMALL,
+    "evaluate": ["--data", "digits", "--limit", "100", "--purifiers", "identity", "--attacks", "fgsm"],
+    "evaluate --reads apart": ["--data", "digits", "--limit", "100", "--purifiers", "identity", "--attacks", "fgsm"],
+    "attack": ["--input", "digits", "--limit", "100", "--attack", "fgsm"],
+    "clean": ["--purifier", "identity"],
+    "demo": ["--epochs", "1"],
+}
+"""On small data, with the resources that are each job's default."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+def test_every_job_ends_on_a_small_cluster_or_is_refused(cpus: int, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(20):
+        (images / f"{index}.png").write_bytes(encode_png(np.full((28, 28, 1), index, np.uint8)))
+    with ray_head(cpus, tmp_path / "log") as head:
+        environment = {**head, "RAY_ADDRESS": head["GCS_ADDRESS"]}
+        for name, flags in COMMANDS.items():
+            job, *more = name.split()
+            more += ["--input", str(images)] if job == "clean" else []
+            words = [sys.executable, f"jobs/{job}.py", *flags, *more, "--output", str(tmp_path / "out" / name)]
+            done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+            printed = done.stdout + done.stderr
+            assert done.returncode == (2 if cpus == 1 else 0), printed
+            if done.returncode:
+                assert f"this Ray cluster has {cpus} CPU(s)" in printed, printed
+                assert "Give --" in printed
+                assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_a_refused_job_runs_with_the_flag_that_the_refusal_names(tmp_path: Path) -> None:
+    with ray_head(1, tmp_path / "log") as head:
+        environment = {**head, "RAY_ADDRESS": head["GCS_ADDRESS"]}
+        for job, flag in (("train_mnist", "--cpus-per-worker 1"), ("evaluate", "--actors 1")):
+            words = [sys.executable, f"jobs/{job}.py", *COMMANDS[job], "--output", str(tmp_path / job)]
+            refused = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+            assert f"Give {flag}," in refused.stderr
+            subprocess.run([*words, *flag.split()], cwd=ROOT, env=environment, check=True, timeout=500)

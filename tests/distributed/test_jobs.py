@@ -3,11 +3,8 @@
 import io
 import json
 import os
-import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,51 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import requests
-from conftest import ROOT, end_session, free_port, wait_for
+from conftest import RAY, ROOT, end_session, ray_head, wait_for
 from PIL import Image
 
 from raypurify import schema, storage
 
-RAY = Path(sys.executable).parent / "ray"
-
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Ray head with a dashboard and token authentication; the environment in which its users call the CLI."""
-    port, dashboard = free_port(), free_port()
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")},
-        "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_TMPDIR": tempfile.mkdtemp(prefix="r"),  # short, for sockets; and no trace for other Rays to find
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    }
-    command = [str(RAY), "start", "--head", "--block", f"--port={port}", "--dashboard-host=127.0.0.1"]
-    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}", "--num-cpus=4"]
-    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
-    command += [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
-    log = tmp_path_factory.mktemp("head") / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
-    address = f"http://127.0.0.1:{dashboard}"
-    token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
-
-    def answers() -> bool:
-        try:
-            return requests.get(f"{address}/api/jobs/", headers=token, timeout=5).ok
-        except requests.ConnectionError:
-            return False
-
-    try:
-        wait_for(answers, 60, f"dashboard: {log.read_text()[-500:]}")
-        yield {**environment, "RAY_API_SERVER_ADDRESS": address}
-    finally:
-        process.terminate()
-        process.wait(60)
-        shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
+    with ray_head(4, tmp_path_factory.mktemp("head") / "log") as environment:
+        yield environment
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +154,24 @@ def test_train_cifar_runs_as_it_stands_and_resumes_wherever_it_is_submitted_from
     model = storage.read_json(f"{output}/model/config.json")
     assert model["trained_for"]["classifier"] == "d_net"
     assert len(storage.read_json(f"{output}/model/metrics.json")["validation"]) == 3
+
+
+def test_a_submitted_job_keeps_its_output_out_of_rays_copy(head: dict[str, str]) -> None:
+    done = submit(head, "jobs/attack.py", "--input", "digits")
+    assert done.returncode != 0
+    assert "give --output a URL such as s3://bucket/run, or an absolute path" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_submitted_job_that_is_stopped_releases_its_output(head: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    flags = ["--data", "digits", "--model", "a_net", "--classifier", "None", "--validation", "0", "--epochs", "200"]
+    command = [str(RAY), "job", "submit", "--no-wait", "--submission-id", "stopped", "--working-dir", "."]
+    command += ["--", "python", "jobs/train_mnist.py", *flags, "--cpus-per-worker", "1", "--output", str(output)]
+    subprocess.run(command, env=head, cwd=ROOT, check=True)
+    wait_for(lambda: list(output.glob("checkpoints/*/model/config.json")), 200, "first checkpoint")
+    subprocess.run([str(RAY), "job", "stop", "stopped"], env=head, check=True)
+    logs = subprocess.run([str(RAY), "job", "logs", "stopped"], env=head, check=True, capture_output=True, text=True)
+    assert "interrupted: what is done stays done" in logs.stdout
+    assert not (output / "_LEASE").exists()
