@@ -67,7 +67,7 @@ def _number(value: Any) -> float:
     """NaN for what is no number. Text may be one: YAML 1.1 reads 1e-3, which has no point, as text."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

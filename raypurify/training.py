@@ -85,6 +85,8 @@ class TrainingConfig:
             raise ValueError(
                 f"validation and weight_decay must be at least 0: {self.validation!r}, {self.weight_decay!r}"
             )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1; got {self.limit!r}")
         if self.classifier is not None and not self.attacks:
             raise ValueError("attacks must name at least one attack to train a purifier against")
         self._check_classifiers_flags()

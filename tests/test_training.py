@@ -185,6 +185,7 @@ def test_training_a_purifier_lowers_its_loss_and_scores_it() -> None:
         ({"precision": "fp16"}, "precision"),
         ({"batch": -8}, "batch"),
         ({"validation": -1}, "validation"),
+        ({"limit": 0}, "limit must be at least 1; got 0"),
         ({"classifier": "x/y", "attacks": ()}, "attacks"),
         ({"attacks": ("fgsm",)}, r"attacks = \('fgsm',\) would change nothing"),
         ({"clean_share": 0.0}, r"clean_share = 0\.0 would change nothing"),
