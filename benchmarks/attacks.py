@@ -20,13 +20,13 @@ from _harness import arguments, median_rate, report, result, seconds_in_turns
 from torch import Tensor, nn
 
 from raypurify import models, plugins
-from raypurify.adaptive import Composite
 from raypurify.attacks.carlini_wagner import CarliniWagner
 from raypurify.attacks.deepfool import DeepFool
 from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
 from raypurify.attacks.stadv import StAdv
 from raypurify.data import open_source, read_rows
+from raypurify.evaluation.adaptive import Composite
 from raypurify.training import batch_of
 
 EPSILON = 0.3

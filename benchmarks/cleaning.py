@@ -25,12 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from raypurify import checkpoints, models, storage
+from raypurify import models, storage
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.distributed.clean import clean
 from raypurify.distributed.units import ActorPool
 from raypurify.images import decode, encode_png, to_uint8_nhwc
 from raypurify.purifiers import cru_net
+from raypurify.storage import checkpoints
 
 ROWS = 500
 

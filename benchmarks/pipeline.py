@@ -13,11 +13,13 @@ import time
 import _harness
 import pyarrow as pa
 
-from raypurify import evaluation, schema, storage
+from raypurify import storage
 from raypurify.data import open_source, read_rows
 from raypurify.distributed.evaluate import evaluate
 from raypurify.distributed.units import ActorPool, batches_of, units_of
-from raypurify.evaluation import EvaluationConfig, Evaluator
+from raypurify.evaluation.batch import Evaluator
+from raypurify.evaluation.grid import EvaluationConfig, build_grid
+from raypurify.runs import schema
 from raypurify.training import batch_of
 
 BATCH = 250
@@ -34,7 +36,7 @@ def pipeline(config: EvaluationConfig, actors: int) -> float:
 def bare_loop(config: EvaluationConfig) -> float:
     """Images a second of one process that does the same with all cores."""
     source = open_source(config.data, split=config.split, limit=config.limit)
-    evaluator = Evaluator(evaluation.build_grid(config, source.name, source.rows), "cpu")
+    evaluator = Evaluator(build_grid(config, source.name, source.rows), "cpu")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as output:
         for unit in units_of(source, 500):

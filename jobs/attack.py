@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from raypurify.cli import run
 from raypurify.distributed.attack import AttackArguments, main
-from raypurify.generation import GenerationConfig
+from raypurify.evaluation.generation import GenerationConfig
 from raypurify.runs import Destination
+from raypurify.runs.cli import run
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 

@@ -3,9 +3,9 @@
 import tyro
 
 from raypurify.cleaning.config import CleaningConfig
-from raypurify.cli import run
 from raypurify.distributed.clean import CleaningArguments, main
 from raypurify.runs import Destination
+from raypurify.runs.cli import run
 
 if __name__ == "__main__":
     run(

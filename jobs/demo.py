@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 
 from raypurify import storage
-from raypurify.cli import run
 from raypurify.distributed.evaluate import EvaluationArguments
 from raypurify.distributed.evaluate import main as evaluate
 from raypurify.distributed.train import TrainingResources, train
 from raypurify.distributed.units import ActorPool
-from raypurify.evaluation import EvaluationConfig
+from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.runs import Destination
+from raypurify.runs.cli import run
 from raypurify.training import TrainingConfig
 
 EPSILON = 0.2

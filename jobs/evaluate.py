@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from raypurify.cli import run
 from raypurify.distributed.evaluate import EvaluationArguments, main
-from raypurify.evaluation import EvaluationConfig
+from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.runs import Destination
+from raypurify.runs.cli import run
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 

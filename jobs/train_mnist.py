@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from raypurify.cli import run
 from raypurify.distributed.train import TrainingArguments, main
 from raypurify.runs import Destination
+from raypurify.runs.cli import run
 from raypurify.training import TrainingConfig
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"

@@ -12,7 +12,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from raypurify import checkpoints, plugins, storage
+from raypurify import plugins, storage
+from raypurify.storage import checkpoints
 
 Kind = Literal["classifier", "purifier"]
 PACKAGES: Mapping[Kind, str] = {"classifier": "raypurify.classifiers", "purifier": "raypurify.purifiers"}

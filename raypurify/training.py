@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raypurify import fields, plugins
+from raypurify import plugins
 from raypurify.attacks import Attack, run_attack
+from raypurify.runs import fields
 from raypurify.seeds import derive, seed_of
 
 Precision = Literal["float32", "bfloat16"]

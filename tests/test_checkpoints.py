@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raypurify import checkpoints
+from raypurify.storage import checkpoints
 
 
 def test_weights_come_back_with_their_hash(tmp_path: Path) -> None:

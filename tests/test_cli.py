@@ -8,11 +8,12 @@ from typing import Literal
 
 import pytest
 
-from raypurify import cli, runs
+from raypurify import runs
 from raypurify.cleaning.config import CleaningConfig
-from raypurify.evaluation import EvaluationConfig
-from raypurify.generation import GenerationConfig
-from raypurify.retries import UnavailableError
+from raypurify.evaluation.generation import GenerationConfig
+from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.runs import cli
+from raypurify.storage.retries import UnavailableError
 from raypurify.training import TrainingConfig
 
 
@@ -117,7 +118,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 INTERRUPTED = """
 import os, signal, sys
 from dataclasses import dataclass
-from raypurify import cli, lease
+from raypurify.runs import cli, lease
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:

@@ -6,11 +6,13 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
-from raypurify import checkpoints, schema
 from raypurify.classifiers import a_net
-from raypurify.evaluation import EvaluationConfig, Evaluator, build_grid
+from raypurify.evaluation.batch import Evaluator
+from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.models import load
 from raypurify.purifiers import cru_net
+from raypurify.runs import schema
+from raypurify.storage import checkpoints
 
 SIZE = 12
 ROWS = 6

@@ -5,9 +5,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raypurify import checkpoints, images, schema
+from raypurify import images
 from raypurify.classifiers import a_net
-from raypurify.generation import GenerationConfig, Generator, Networks, rounding_effect, success
+from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, rounding_effect, success
+from raypurify.runs import schema
+from raypurify.storage import checkpoints
 
 SIZE = 12
 

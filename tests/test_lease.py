@@ -17,12 +17,14 @@ import pytest
 from fault_proxy import Faults, Proxy
 from servers import faulty, wait_for
 
-from raypurify import conditional, lease, retries, storage
-from raypurify.lease import LeaseLostError
+from raypurify import storage
+from raypurify.runs import lease
+from raypurify.runs.lease import LeaseLostError
+from raypurify.storage import conditional, retries
 
 HOLDER = """
 import sys
-from raypurify import lease
+from raypurify.runs import lease
 print("ready", flush=True)
 while sys.stdin.readline():
     try:

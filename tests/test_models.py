@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from raypurify import checkpoints, models, plugins
+from raypurify import models, plugins
 from raypurify.classifiers import a_net
-from raypurify.evaluation import EvaluationConfig, build_grid
+from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.purifiers import cru_net
+from raypurify.storage import checkpoints
 
 
 def save(folder: Path, kind: str, plugin: str, network: nn.Module, params: dict[str, Any], **extra: Any) -> str:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from raypurify import checkpoints, models, preflight
+from raypurify import models
 from raypurify.classifiers import a_net
 from raypurify.data import DataError, Source, check_ids, labels_of, open_source, read_rows, shape_of
+from raypurify.evaluation import preflight
 from raypurify.images import encode_png
+from raypurify.storage import checkpoints
 
 SHAPE = (28, 28, 1)
 

@@ -3,7 +3,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from raypurify.published import encodable, escaped, link, published, redacted, unescaped
+from raypurify.storage.published import encodable, escaped, link, published, redacted, unescaped
 
 
 @pytest.mark.parametrize(

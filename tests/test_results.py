@@ -3,7 +3,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from raypurify import results, schema, storage
+from raypurify import storage
+from raypurify.evaluation import results
+from raypurify.runs import schema
 
 CELL = {
     "cell": "c0ffee",

@@ -23,9 +23,10 @@ import pytest
 from fault_proxy import Faults, Proxy, running
 from servers import answers, faulty, free_port, wait_for
 
-from raypurify import retries, storage
+from raypurify import storage
 from raypurify.data import DataError, files
-from raypurify.retries import Attempts, DeniedError, NoBucketError, Retries, UnavailableError
+from raypurify.storage import retries
+from raypurify.storage.retries import Attempts, DeniedError, NoBucketError, Retries, UnavailableError
 
 SIGNATURE = uuid.uuid4().hex
 FAST = Retries(first_pause=0.01, longest_pause=0.02)
@@ -190,7 +191,7 @@ def test_each_kind_of_failure_is_overcome(folder: str, proxy: Proxy, faults: Fau
 def test_a_body_that_comes_too_slowly_is_asked_for_again(
     folder: str, proxy: Proxy, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raypurify.s3.SLOWEST", 2**20)
+    monkeypatch.setattr("raypurify.storage.s3.SLOWEST", 2**20)
     storage.write_bytes(f"{folder}/a", b"x" * 1000)
     # Bits come all the time, so that no timeout of a socket would end it.
     proxy.faults = Faults(trickle=0.5, trickle_seconds=8, seed=5)
@@ -404,7 +405,7 @@ def check_refused(proxy: Proxy) -> None:
 
 
 def test_an_http_server_that_hangs_is_given_up(http_site: tuple[Path, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "READ_TIMEOUT", 0.3)
+    monkeypatch.setattr("raypurify.storage.files.READ_TIMEOUT", 0.3)
     folder, port = http_site
     (folder / "a.bin").write_bytes(b"some")
     with running(port, Faults(hang=0.5, hang_seconds=60, seed=1)) as proxy:

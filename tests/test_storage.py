@@ -12,7 +12,8 @@ import pytest
 from fault_proxy import Faults
 from servers import faulty
 
-from raypurify import conditional, storage
+from raypurify import storage
+from raypurify.storage import conditional
 
 
 def test_a_write_replaces_the_whole_file_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_many_small_files_take_one_request_each_at_once(s3: str) -> None:
 
 
 def test_a_large_object_is_read_in_ranges(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raypurify.s3.BUFFERED", 2**16)
+    monkeypatch.setattr("raypurify.storage.s3.BUFFERED", 2**16)
     data = bytes(range(256)) * 1024
     storage.write_bytes(f"{s3}/large", data)
     fs, path = storage.filesystem(f"{s3}/large")
@@ -257,7 +258,8 @@ def test_a_changed_environment_is_another_client(s3: str, monkeypatch: pytest.Mo
 
 SETTINGS = """
 import io, sys
-from raypurify import storage, conditional
+from raypurify import storage
+from raypurify.storage import conditional
 url = sys.argv[1]
 storage.write_bytes(url + "/bytes", b"x")
 storage.write_file(url + "/file", io.BytesIO(b"x"))

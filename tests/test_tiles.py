@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypurify import metrics, models
+from raypurify.cleaning.tiles import Tiling, compare, purified_strips, purify_pixels
 from raypurify.images import to_uint8_nhwc
 from raypurify.plugins import known
 from raypurify.purifiers import cru_net
-from raypurify.tiles import Tiling, compare, purified_strips, purify_pixels
 
 WEIGHTS = ("weights/mnist/cru_net-a_net", "weights/mnist/cru_net-b_net")
 TRIVIAL = [name for name in known("raypurify.purifiers") if name not in ("cru_net", "gaussian_noise")]
@@ -273,7 +273,7 @@ import re, time
 import numpy as np, torch
 from torch import nn
 from raypurify.purifiers.cru_net import build
-from raypurify.tiles import compare, purify_pixels
+from raypurify.cleaning.tiles import compare, purify_pixels
 
 network = build(channels=3)
 nn.init.normal_(network.output.weight, std=0.2)

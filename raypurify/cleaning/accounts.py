@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypurify import schema, storage
+from raypurify import storage
 from raypurify.cleaning import plan
 from raypurify.cleaning.cleaner import CHANGES, Cleaned
 from raypurify.cleaning.digests import Digests, digests_of
 from raypurify.cleaning.generations import whole
 from raypurify.cleaning.schedule import Planned, schedule, superseded
 from raypurify.cleaning.streams import concurrently
-from raypurify.published import published
+from raypurify.runs import schema
+from raypurify.storage.published import published
 
 MOST_CHANGED = 12
 """Images that the report shows."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raypurify.published import hexadecimal, unescaped
+from raypurify.storage.published import hexadecimal, unescaped
 
 Kind = Literal["image", "parquet", "tar"]
 

@@ -18,16 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raypurify import images, models, schema, storage
+from raypurify import images, models, storage
 from raypurify.cleaning import reader, writer
 from raypurify.cleaning.base import Unit
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.reader import Group, Input
 from raypurify.cleaning.streams import TableSpool
+from raypurify.cleaning.tiles import NotFiniteError, Tiling, compare, purify_pixels
 from raypurify.images import Picture
-from raypurify.published import published
+from raypurify.runs import schema
 from raypurify.seeds import seed_of
-from raypurify.tiles import NotFiniteError, Tiling, compare, purify_pixels
+from raypurify.storage.published import published
 from raypurify.training import autocast
 
 BATCH_PIXELS = 1 << 22

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from raypurify import fields, images
+from raypurify import images
+from raypurify.runs import fields
 from raypurify.training import Precision
 
 Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from raypurify import schema
 from raypurify.cleaning import footers
 from raypurify.cleaning.base import Kind
 from raypurify.cleaning.inputs import Listed
 from raypurify.cleaning.streams import RUN, concurrently
-from raypurify.published import escaped
+from raypurify.runs import schema
+from raypurify.storage.published import escaped
 
 FOOTERS_AT_ONCE = 16
 

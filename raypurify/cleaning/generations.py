@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypurify import schema, storage
+from raypurify import storage
 from raypurify.cleaning.drafts import Draft, Sizes, grouped
+from raypurify.runs import schema
 
 REPLACED = schema.PLAN.append(pa.field("is_stale", pa.bool_(), nullable=False))
 """``replaced-NNNNN.parquet``: former entries, of no unit, and whether nothing writes their outputs any more."""

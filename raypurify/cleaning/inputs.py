@@ -31,7 +31,7 @@ from raypurify.cleaning.places import Place
 from raypurify.data import files
 from raypurify.data.base import DataError
 from raypurify.data.files import File
-from raypurify.published import encodable, redacted
+from raypurify.storage.published import encodable, redacted
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys((f".{extension}" for extension in sorted(images.EXTENSIONS)), "image"),

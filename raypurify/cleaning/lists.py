@@ -34,7 +34,7 @@ from raypurify.cleaning.walks import ASKED_AT_ONCE, Seen, ask
 from raypurify.data import files, parquet
 from raypurify.data.base import DataError
 from raypurify.data.files import File
-from raypurify.published import encodable
+from raypurify.storage.published import encodable
 
 TEXT = (".txt",)
 TABLES = (".csv", ".tsv")

@@ -36,7 +36,7 @@ from raypurify.cleaning.inputs import Listed
 from raypurify.cleaning.names import folded
 from raypurify.cleaning.naming import Names
 from raypurify.cleaning.streams import Spool, ordered
-from raypurify.published import unescaped
+from raypurify.storage.published import unescaped
 
 Marked = list[tuple[Generation, dict[str, Any]]]
 

@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypurify import images, retries, storage
+from raypurify import images, storage
 from raypurify.cleaning import tars
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.data import files, parquet
 from raypurify.data.base import DataError
 from raypurify.images import Picture
-from raypurify.retries import RefusedError, UnavailableError
+from raypurify.storage import retries
+from raypurify.storage.retries import RefusedError, UnavailableError
 
 READS_AT_ONCE = 32
 """Files that are read ahead."""

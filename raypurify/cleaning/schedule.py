@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypurify import schema, storage
+from raypurify import storage
 from raypurify.cleaning.base import Entry, Unit, id_stem
 from raypurify.cleaning.digests import Digests, digests_of
 from raypurify.cleaning.generations import whole
+from raypurify.runs import schema
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from fsspec import AbstractFileSystem
 from raypurify import storage
 from raypurify.cleaning.streams import concurrently, ordered
 from raypurify.data import files
-from raypurify.published import escaped
 from raypurify.storage import is_web
+from raypurify.storage.published import escaped
 
 NO_FILES = "pipe(s) or device(s)"
 """As they are counted."""

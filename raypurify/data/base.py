@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raypurify.published import redacted
+from raypurify.storage.published import redacted
 
 NO_LABEL = -1
 """The label of every row of a source without labels."""

@@ -1,7 +1,7 @@
 """Files of a dataset at any fsspec URL: stat, list, read a range, and unpack once a node into the cache folder.
 
 Credentials come from the environment, as each fsspec filesystem reads them. What a store fails at for a moment is tried
-again (:mod:`raypurify.retries`), but for reads from an open file of a store other than S3 (:func:`open_file`).
+again (:mod:`raypurify.storage.retries`), but for reads from an open file of a store other than S3 (:func:`open_file`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from raypurify import storage
 from raypurify.data.base import DataError
-from raypurify.published import redacted
-from raypurify.retries import NoBucketError, RefusedError, UnavailableError
+from raypurify.storage.published import redacted
+from raypurify.storage.retries import NoBucketError, RefusedError, UnavailableError
 
 HASHED_WHOLE = 64 * 2**20
 """Bytes: a local file up to this size is identified by a hash of all its content."""

@@ -21,7 +21,7 @@ from raypurify.data import (
 )
 from raypurify.data.base import DataError, Found
 from raypurify.data.files import File
-from raypurify.published import redacted
+from raypurify.storage.published import redacted
 
 NAMED = ("digits", "mnist", "cifar10")
 

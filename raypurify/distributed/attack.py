@@ -10,12 +10,14 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from raypurify import plugins, preflight, runs, schema, storage
+from raypurify import plugins, runs, storage
 from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
 from raypurify.distributed import cluster, units
 from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, stream, units_of
-from raypurify.generation import GenerationConfig, Generator, Networks, rounding_effect
-from raypurify.progress import print_table
+from raypurify.evaluation import preflight
+from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, rounding_effect
+from raypurify.runs import schema
+from raypurify.runs.progress import print_table
 from raypurify.training import Batch, batch_of
 
 
@@ -73,7 +75,7 @@ def attack(
         shared_filesystem: a local output is one that every host sees.
 
     Returns:
-        ``n``, and :func:`raypurify.generation.rounding_effect` over all images; ``run.json`` holds them too.
+        ``n``, and :func:`raypurify.evaluation.generation.rounding_effect` over all images; ``run.json`` holds them too.
 
     Raises:
         ValueError, FileNotFoundError: bad input, or an output that belongs to another run, or that one writes to.

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from raypurify import images, lease, retries, runs, storage
+from raypurify import images, runs, storage
 from raypurify.cleaning import accounts, inputs, plan, quarantine, schedule
 from raypurify.cleaning.base import Unit
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, is_of_machine
@@ -27,10 +27,12 @@ from raypurify.cleaning.generations import Counts
 from raypurify.cleaning.trial import first_look
 from raypurify.distributed import cluster, streams
 from raypurify.distributed.units import ENOUGH, ActorPool, check_rejects, set_threads, through
-from raypurify.progress import Progress, print_table
-from raypurify.published import escaped, unescaped
 from raypurify.report import formats
 from raypurify.report.cleaning import write_cleaning_report
+from raypurify.runs import lease
+from raypurify.runs.progress import Progress, print_table
+from raypurify.storage import retries
+from raypurify.storage.published import escaped, unescaped
 
 DEATHS = 2
 """Workers that may end while they are at a unit before its inputs are looked at one by one."""

@@ -17,14 +17,17 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from raypurify import evaluation, models, preflight, results, runs, schema, storage
+from raypurify import models, runs, storage
 from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
 from raypurify.distributed import cluster, units
 from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, check_rejects, set_threads, stream, units_of
-from raypurify.evaluation import EvaluationConfig, Evaluator, Grid, Scored
-from raypurify.masking import FINDINGS, weaknesses
-from raypurify.progress import print_table
+from raypurify.evaluation import preflight, results
+from raypurify.evaluation.batch import Evaluator, Scored
+from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid
+from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.report import write_report
+from raypurify.runs import schema
+from raypurify.runs.progress import print_table
 from raypurify.training import Batch, batch_of
 
 
@@ -143,7 +146,7 @@ def _prepare(config: EvaluationConfig, resources: ActorPool) -> tuple[Source, Gr
     source = open_source(config.data, split=config.split, limit=config.limit)
     if not source.classes:
         raise ValueError(f"{config.data}: an evaluation needs labels, and these images have none")
-    grid = evaluation.build_grid(config, source.name, source.rows, resources.batch)
+    grid = build_grid(config, source.name, source.rows, resources.batch)
     source, about, warnings = checked(grid, source)
     return source, grid, about, warnings
 

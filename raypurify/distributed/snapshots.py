@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 import ray
 import safetensors.torch
 
-from raypurify import checkpoints, storage
+from raypurify import storage
+from raypurify.storage import checkpoints
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 

@@ -27,14 +27,17 @@ import torch.distributed
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from torch import Tensor, nn
 
-from raypurify import checkpoints, models, plugins, preflight, runs, schema, storage
+from raypurify import models, plugins, runs, storage
 from raypurify.data import DataError, Source, check_ids, labels_of, narrowed, open_source, shape_of, spread
 from raypurify.distributed import cluster, snapshots, streams
 from raypurify.distributed.global_batch import with_global_batch
-from raypurify.progress import print_table
-from raypurify.published import published
+from raypurify.evaluation import preflight
 from raypurify.report import formats
+from raypurify.runs import schema
+from raypurify.runs.progress import print_table
 from raypurify.seeds import seed_of
+from raypurify.storage import checkpoints
+from raypurify.storage.published import published
 from raypurify.training import (
     Batch,
     ClassifierObjective,

@@ -20,13 +20,14 @@ import ray
 import torch
 from ray.data import Dataset
 
-from raypurify import fields, runs, schema, storage
+from raypurify import runs, storage
 from raypurify.cleaning import accounts
 from raypurify.data import Rows, Source, narrowed, read_rows, shape_of
 from raypurify.distributed import cluster, streams
-from raypurify.progress import Progress
-from raypurify.published import published
 from raypurify.report import formats
+from raypurify.runs import fields, schema
+from raypurify.runs.progress import Progress
+from raypurify.storage.published import published
 from raypurify.training import Batch, batch_of
 
 UNIT = 500

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from raypurify.published import redacted
 from raypurify.report import formats
+from raypurify.storage.published import redacted
 
 
 def shown(run: Mapping[str, Any], counted: Mapping[str, str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from raypurify.report import formats
 from raypurify.report.cells import Row, series
-from raypurify.schema import NO_ATTACK
+from raypurify.runs.schema import NO_ATTACK
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from raypurify.schema import NO_ATTACK
+from raypurify.runs.schema import NO_ATTACK
 
 Row = dict[str, Any]
 """One row of ``summary.parquet``."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raypurify import storage
-from raypurify.published import redacted
 from raypurify.report import attempts, figures, formats, templates, throughput
+from raypurify.storage.published import redacted
 
 if TYPE_CHECKING:
     from raypurify.cleaning.accounts import Totals

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from raypurify.published import redacted
+from raypurify.storage.published import redacted
 
 NOT_AVAILABLE = "–"
 NO_BREAK = "\u00a0"

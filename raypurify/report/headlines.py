@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypurify.report.cells import Row, featured, reference_radius, surrogate, threat
-from raypurify.schema import NO_ATTACK
+from raypurify.runs.schema import NO_ATTACK
 
 
 @dataclass(frozen=True, kw_only=True)

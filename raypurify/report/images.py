@@ -13,10 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from raypurify.published import redacted
 from raypurify.report import formats
 from raypurify.report.cells import Row, at_one_radius, featured, surrogate
-from raypurify.schema import NO_ATTACK
+from raypurify.runs.schema import NO_ATTACK
+from raypurify.storage.published import redacted
 
 Pixels = NDArray[np.float32]
 """(H, W, C), C 1 or 3, nominally in [0, 1]."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raypurify.masking import FINDINGS, MaskingCheck
+from raypurify.evaluation.masking import FINDINGS, MaskingCheck
 from raypurify.report import formats
 from raypurify.report.cells import Row, is_trivial
-from raypurify.schema import MASKING_ATTACKS
+from raypurify.runs.schema import MASKING_ATTACKS
 
 FIGURES = ("zero_gradient_share", *(f"accuracy_{attack}" for attack in MASKING_ATTACKS))
 

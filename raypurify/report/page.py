@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypurify import schema, storage
-from raypurify.masking import DIFFERENCE, ZERO, weaknesses
-from raypurify.published import redacted
+from raypurify import storage
+from raypurify.evaluation.masking import DIFFERENCE, ZERO, weaknesses
 from raypurify.report import attempts, figures, formats, templates
 from raypurify.report.budgets import budgets
 from raypurify.report.cells import Row, featured, is_trivial
@@ -19,6 +18,8 @@ from raypurify.report.images import galleries
 from raypurify.report.masking import FIGURES, read_masking
 from raypurify.report.security import security_curves
 from raypurify.report.tables import Group, Table, read_tables
+from raypurify.runs import schema
+from raypurify.storage.published import redacted
 
 REJECTS_SHOWN = 10
 COUNTED = {"in": "Images in", "out": "Out", "rejected": "Rejected", "retried": "Retried"}

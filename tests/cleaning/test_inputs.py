@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypurify import retries, storage
+from raypurify import storage
 from raypurify.cleaning.inputs import Listed, Selection, check_apart, listed
 from raypurify.cleaning.names import short_hash
 from raypurify.cleaning.streams import concurrently, ordered
 from raypurify.data.base import DataError
+from raypurify.storage import retries
 
 NASTY = [
     "a.png",

@@ -13,12 +13,13 @@ from one_process import clean, rows_of
 from PIL import Image
 from servers import SIGNATURE, USER, WORD, free_port, guarded_web
 
-from raypurify import retries, storage
+from raypurify import storage
 from raypurify.cleaning import plan
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.inputs import listed
 from raypurify.images import decode
-from raypurify.retries import Retries
+from raypurify.storage import retries
+from raypurify.storage.retries import Retries
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypurify import schema, storage
+from raypurify import storage
 from raypurify.cleaning import footers, plan, schedule
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.cleaning.digests import Digests
@@ -23,6 +23,7 @@ from raypurify.cleaning.inputs import Listed, kind_of, listed
 from raypurify.cleaning.names import folded, output_name
 from raypurify.cleaning.naming import Names
 from raypurify.cleaning.streams import Spool
+from raypurify.runs import schema
 
 
 def image(key: str, *, size: int = 10, version: str = "1") -> Listed:

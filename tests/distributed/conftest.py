@@ -19,9 +19,10 @@ import torch
 from servers import free_port as free_port
 from servers import wait_for as wait_for
 
-from raypurify import checkpoints, models
+from raypurify import models
 from raypurify.classifiers import a_net
 from raypurify.purifiers import cru_net
+from raypurify.storage import checkpoints
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"

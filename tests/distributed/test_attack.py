@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raypurify import schema, storage
+from raypurify import storage
 from raypurify.data import open_source, read_rows
 from raypurify.distributed.attack import attack
 from raypurify.distributed.units import ActorPool
-from raypurify.generation import GenerationConfig, Generator, Networks
+from raypurify.evaluation.generation import GenerationConfig, Generator, Networks
+from raypurify.runs import schema
 from raypurify.training import batch_of
 
 ONE = ActorPool(actors=1, batch=100)

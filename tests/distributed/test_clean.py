@@ -12,14 +12,14 @@ import pytest
 import ray
 from PIL import Image
 
-from raypurify import lease, storage
+from raypurify import storage
 from raypurify.cleaning import schedule
 from raypurify.cleaning.cleaner import Cleaning
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.distributed.clean import CleaningActor, _block, clean, dry_run
 from raypurify.distributed.units import ActorPool
 from raypurify.images import decode
-from raypurify.runs import StoppedError
+from raypurify.runs import StoppedError, lease
 
 POOL = ActorPool(actors=1, batch=8)
 pytestmark = pytest.mark.usefixtures("local_ray")

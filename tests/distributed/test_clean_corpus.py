@@ -189,7 +189,7 @@ def test_a_large_photo_takes_little_memory(tmp_path: Path) -> None:
     (tmp_path / "in" / "photo.jpg").write_bytes(data)
     script = """
 import resource, sys, torch
-from raypurify import checkpoints
+from raypurify.storage import checkpoints
 from raypurify.cleaning.base import Entry, Unit
 from raypurify.cleaning.cleaner import Cleaner, Cleaning
 from raypurify.cleaning.config import CleaningConfig

@@ -11,8 +11,8 @@ import pytest
 from raypurify.data import open_source
 from raypurify.distributed import attack, evaluate, streams, train
 from raypurify.distributed.units import ActorPool
-from raypurify.evaluation import EvaluationConfig
-from raypurify.generation import GenerationConfig
+from raypurify.evaluation.generation import GenerationConfig
+from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.images import encode_png
 from raypurify.runs import Destination
 from raypurify.training import TrainingConfig

@@ -12,16 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raypurify import results, schema, storage
+from raypurify import storage
 from raypurify.data import open_source, read_rows
 from raypurify.distributed.attack import attack
 from raypurify.distributed.evaluate import Evaluation, evaluate
 from raypurify.distributed.evaluate import _curves as curves_of
 from raypurify.distributed.evaluate import sample as write_samples
 from raypurify.distributed.units import ActorPool, units_of
-from raypurify.evaluation import EvaluationConfig, Evaluator, build_grid
-from raypurify.generation import GenerationConfig
-from raypurify.runs import StoppedError
+from raypurify.evaluation import results
+from raypurify.evaluation.batch import Evaluator
+from raypurify.evaluation.generation import GenerationConfig
+from raypurify.evaluation.grid import EvaluationConfig, build_grid
+from raypurify.runs import StoppedError, schema
 from raypurify.training import batch_of
 
 ONE = ActorPool(actors=1, cpus_per_actor=1, batch=64)

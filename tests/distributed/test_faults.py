@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, end_session, ray_processes, wait_for
 
-from raypurify import results, schema, storage
+from raypurify import storage
 from raypurify.distributed.evaluate import evaluate
 from raypurify.distributed.units import ActorPool
-from raypurify.evaluation import EvaluationConfig
+from raypurify.evaluation import results
+from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.runs import schema
 
 pytestmark = pytest.mark.slow
 RESOURCES = ActorPool(actors=2, cpus_per_actor=1, batch=50)

@@ -15,7 +15,8 @@ import pytest
 from conftest import RAY, ROOT, end_session, ray_head, wait_for
 from PIL import Image
 
-from raypurify import schema, storage
+from raypurify import storage
+from raypurify.runs import schema
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from raypurify import checkpoints, storage
+from raypurify import storage
 from raypurify.distributed import snapshots
+from raypurify.storage import checkpoints
 
 
 def checkpoint(folder: str, name: str, epoch: int) -> None:

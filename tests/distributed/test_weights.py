@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from raypurify.distributed.evaluate import evaluate
 from raypurify.distributed.units import ActorPool
-from raypurify.evaluation import EvaluationConfig
+from raypurify.evaluation.grid import EvaluationConfig
 
 WEIGHTS = ROOT / "weights" / "mnist"
 

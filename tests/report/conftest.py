@@ -11,7 +11,7 @@ import pytest
 from browser import BROWSER, Tab
 from report_rows import cell, samples_of, summary_of
 
-from raypurify import schema
+from raypurify.runs import schema
 
 
 @pytest.fixture(scope="session")

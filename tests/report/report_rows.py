@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypurify import schema
+from raypurify.runs import schema
 
 
 def cell(

@@ -8,7 +8,7 @@ import pytest
 from report_pages import Parsed, parse
 from report_rows import cell, checked, curve, samples_of, summary_of
 
-from raypurify.masking import FINDINGS
+from raypurify.evaluation.masking import FINDINGS
 from raypurify.report import render
 from raypurify.report.cells import at_one_radius
 

@@ -12,10 +12,11 @@ from browser import Tab
 from PIL import Image
 from report_pages import Parsed
 
-from raypurify import schema, storage
+from raypurify import storage
 from raypurify.cleaning.accounts import Totals
 from raypurify.report import formats, throughput
 from raypurify.report.cleaning import REASONS_SHOWN, cleaning_page, write_cleaning_report
+from raypurify.runs import schema
 
 HOSTILE = "<script>alert('x')</script>"
 LONG = "a-very-long-key/" * 64

@@ -11,8 +11,9 @@ import pytest
 from report_pages import Parsed, parse
 from report_rows import cell, summary_of
 
-from raypurify import schema, storage
+from raypurify import storage
 from raypurify.report import render, write_report
+from raypurify.runs import schema
 
 HOSTILE = "<script>alert(1)</script>\"'>&{{ 7*7 }}"
 

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypurify import metrics, schema, storage
-from raypurify.masking import findings
+from raypurify import metrics, storage
+from raypurify.evaluation.masking import findings
+from raypurify.runs import schema
 from raypurify.seeds import seed_of
 
 SAMPLES_AT_RANDOM = 2

@@ -1,4 +1,4 @@
-"""Images between their forms: encoded bytes, uint8 (H, W, C), and the float32 (N, C, H, W) in [0, 1] of networks."""
+"""Encoded bytes to pixels: uint8 (H, W, C), with what is written again beside the colours."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,6 @@ from PIL import (
     TiffImagePlugin,
     WebPImagePlugin,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MAX_PIXELS = 89_478_485
 """Height times width beyond which an image is refused: Pillow's own limit, a quarter of a gigabyte in RGB."""
@@ -511,114 +508,3 @@ def _profile(icc: bytes | None, channels: int, notes: list[str]) -> bytes | None
         name = space.decode("ascii", "replace").strip()
         notes.append(f"colour profile for {name} left out: the pixels are {'grey' if channels == 1 else 'RGB'}")
     return None
-
-
-def encode(
-    picture: Picture, format: str, *, quality: int = 90, keep_exif: bool = False
-) -> tuple[bytes, tuple[str, ...]]:
-    """Encode a picture; the same picture gives the same bytes.
-
-    The ICC profile is kept where the format can hold it, EXIF if asked for; a format without transparency shows the
-    picture on white.
-
-    Args:
-        picture: what :func:`read_picture` gave, perhaps with other pixels.
-        format: a key of ``FORMATS``.
-        quality: 1 to 100, of JPEG, which from 90 on keeps colours in full resolution, and of WebP, which at 100 is
-            lossless; the other formats always are.
-        keep_exif: write ``picture.exif`` too.
-
-    Returns:
-        The file, and notes of what was converted or left out.
-
-    Raises:
-        ValueError: an unknown format, a quality out of range, pixels of another shape or dtype, or sides longer than
-            the format allows.
-    """
-    if format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}: known are {', '.join(FORMATS)}")
-    if not 1 <= quality <= 100:
-        raise ValueError(f"quality must be in [1, 100]; got {quality!r}")
-    kind, notes = FORMATS[format], []
-    image = _image_of(picture.pixels)
-    if max(image.size) > kind.longest_side:
-        raise ValueError(
-            f"{format} holds at most {kind.longest_side} pixels a side; got {image.width}x{image.height}: "
-            "write png instead"
-        )
-    icc = picture.icc if kind.icc else None
-    if image.mode == "L" and not kind.grey:
-        notes.append(f"grey written as RGB for {format}")
-        image, icc = image.convert("RGB"), None
-    if picture.icc and not icc:
-        notes.append(f"colour profile left out for {format}")
-    if picture.alpha is not None:
-        alpha = Image.fromarray(np.ascontiguousarray(picture.alpha))
-        if kind.alpha:
-            image.putalpha(alpha)
-        else:
-            notes.append(f"alpha composited on white for {format}")
-            image = Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
-    exif = _exif_for(picture.exif, format, notes) if keep_exif else None
-    return _saved(image, kind.pillow, **_options(format, quality, exif), **_present(icc_profile=icc, exif=exif)), tuple(
-        notes
-    )
-
-
-_LONGEST_JPEG_EXIF = 65_533
-
-
-def _exif_for(exif: bytes | None, format: str, notes: list[str]) -> bytes | None:
-    if exif and FORMATS[format].exif and not (format == "jpeg" and len(exif) > _LONGEST_JPEG_EXIF):
-        return exif
-    if exif:
-        notes.append(f"EXIF of {len(exif)} bytes left out for {format}")
-    return None
-
-
-def _options(format: str, quality: int, exif: bytes | None) -> dict[str, Any]:
-    if format == "jpeg":
-        return {"quality": quality, "subsampling": "4:4:4" if quality >= 90 else "4:2:0"}
-    if format == "webp":
-        # "exact" keeps the colours under transparent pixels, as the other formats do.
-        return {"quality": quality, "lossless": quality == 100, "exact": True}
-    # Pillow's own TIFF writer knows groups of EXIF, but does not compress; libtiff's is the other way round.
-    return {"compression": "tiff_adobe_deflate"} if format == "tiff" and not exif else {}
-
-
-def _present(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
-    """(H, W, C) uint8, C 1 or 3, as a PNG of at most ``side`` pixels a side."""
-    image = _image_of(pixels)
-    image.thumbnail((side, side))
-    return _saved(image, "PNG")
-
-
-def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Encode (H, W, C) uint8, C 1 or 3, as PNG, without loss.
-
-    Raises:
-        ValueError: another shape or dtype.
-    """
-    return _saved(_image_of(image), "PNG")
-
-
-def _image_of(pixels: NDArray[np.uint8]) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise ValueError(f"expected (H, W, 1 or 3) uint8, got {pixels.shape} {pixels.dtype}")
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _saved(image: Image.Image, format: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format=format, **options)
-    return out.getvalue()
-
-
-def to_uint8_nhwc(images: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) float in [0, 1] -> (N, H, W, C) uint8, rounded to the nearest; values outside are clipped."""
-    pixels = images.detach().float().mul(255).round().clamp(0, 255)
-    return np.ascontiguousarray(pixels.cpu().numpy().astype(np.uint8).transpose(0, 2, 3, 1))

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
-from raypurify import fields, runs
-from raypurify.lease import LeaseLostError
-from raypurify.published import redacted
-from raypurify.retries import UnavailableError
+from raypurify import runs
+from raypurify.runs import fields
+from raypurify.runs.lease import LeaseLostError
+from raypurify.storage.published import redacted
+from raypurify.storage.retries import UnavailableError
 
 Arguments = TypeVar("Arguments")
 

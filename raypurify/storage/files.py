@@ -2,8 +2,8 @@
 
 A local write goes to a hidden neighbour that is renamed, an object store's put is atomic by itself: a reader never sees
 half a file. Credentials come from the environment or the store's own configuration, never from a URL or a flag;
-:mod:`raypurify.s3` lists the settings of S3. What a store fails at for a moment is tried again
-(:mod:`raypurify.retries`).
+:mod:`raypurify.storage.s3` lists the settings of S3. What a store fails at for a moment is tried again
+(:mod:`raypurify.storage.retries`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from raypurify import retries
-from raypurify.published import redacted
-from raypurify.retries import NoBucketError, RefusedError, UnavailableError
+from raypurify.storage import retries
+from raypurify.storage.published import redacted
+from raypurify.storage.retries import NoBucketError, RefusedError, UnavailableError
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ REQUESTS_AT_ONCE = 16
 
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 20
-"""Seconds to reach an HTTP server, and to wait for its next bytes. :mod:`raypurify.s3` has those of S3."""
+"""Seconds to reach an HTTP server, and to wait for its next bytes. :mod:`raypurify.storage.s3` has those of S3."""
 
 S3_ENVIRONMENT = (
     "AWS_ACCESS_KEY_ID",
@@ -85,7 +85,7 @@ def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def _s3(url: str) -> tuple[AbstractFileSystem, str]:
-    from raypurify.s3 import S3
+    from raypurify.storage.s3 import S3
 
     # A client is dear and holds its connections: one a process, until the settings change.
     settings = [os.environ.get(name) for name in S3_ENVIRONMENT]

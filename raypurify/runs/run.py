@@ -12,8 +12,9 @@ from datetime import datetime, timezone
 from importlib import metadata
 from typing import Any
 
-from raypurify import __version__, lease, storage
-from raypurify.published import redacted
+from raypurify import __version__, storage
+from raypurify.runs import lease
+from raypurify.storage.published import redacted
 
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "torchattacks", "scikit-image")
 
@@ -66,7 +67,7 @@ class Run:
         """Return while no other run may be writing to the output.
 
         Raises:
-            LeaseLostError: see :meth:`raypurify.lease.Lease.check`.
+            LeaseLostError: see :meth:`raypurify.runs.lease.Lease.check`.
         """
         if self.held is not None:
             self.held.check()

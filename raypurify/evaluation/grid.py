@@ -1,25 +1,18 @@
-"""What happens to one batch: attack, purify, classify, score. Plain torch: what the Ray pipeline is held against."""
+"""The grid of an evaluation: its configuration, and the cells that follow from it, each with its hash."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import pyarrow as pa
-import torch
-from torch import Tensor, nn
-
-from raypurify import fields, metrics, models, plugins, schema
-from raypurify.adaptive import Composite, is_differentiable, is_random
-from raypurify.attacks import Attack, run_attack
-from raypurify.masking import MaskingCheck
-from raypurify.purifiers import purify
-from raypurify.seeds import seed_of
-from raypurify.training import Precision, autocast
+from raypurify import models, plugins
+from raypurify.attacks import Attack
+from raypurify.evaluation.adaptive import is_differentiable, is_random
+from raypurify.runs import fields, schema
+from raypurify.training import Precision
 
 Setting = Literal["white-box", "black-box", "transfer", "adaptive"]
 
@@ -240,7 +233,7 @@ class _Layout:
         specs = []
         for text in texts:
             spec = plugins.Spec.parse(text)
-            if not self.config.epsilons or _attack(spec).epsilon is None:
+            if not self.config.epsilons or built_attack(spec).epsilon is None:
                 specs.append(spec)
                 continue
             name = "eps" if spec.name.startswith("torchattacks.") else "epsilon"
@@ -286,7 +279,7 @@ class _Layout:
     def _group(
         self, spec: plugins.Spec, victim: int, through: int | None, pairs: Sequence[tuple[str, int, int]]
     ) -> Group:
-        attack, attacked = _attack(spec), self.classifiers[victim]
+        attack, attacked = built_attack(spec), self.classifiers[victim]
         resolved = plugins.resolved(spec, attack)
         params = dict(resolved.params)
         couples_batch = bool(getattr(attack, "couples_batch", False))
@@ -339,176 +332,6 @@ class _Layout:
         return added
 
 
-def _attack(spec: plugins.Spec) -> Attack:
+def built_attack(spec: plugins.Spec) -> Attack:
     attack: Attack = plugins.build("raypurify.attacks", spec)
     return attack
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """One batch in one cell: its rows of ``schema.SCORES``, and its pixels, (N, C, H, W) float32."""
-
-    cell: Cell
-    scores: pa.Table
-    x_adv: Tensor
-    x_pure: Tensor
-
-
-class Evaluator:
-    """The networks of a grid on a device, and what they do to a batch."""
-
-    def __init__(self, grid: Grid, device: str) -> None:
-        self.grid, self.device = grid, device
-        self.classifiers = [models.placed(model.build(), device) for model in grid.classifiers]
-        self.purifiers = [models.placed(model.build(), device) for model in grid.purifiers]
-        self.stand_in = models.placed(grid.stand_in.build(), device) if grid.stand_in else None
-        self.attacks = [_attack(group.attack) for group in grid.groups]
-
-    def evaluate(
-        self, x: Tensor, y: Tensor, ids: Sequence[str], cells: AbstractSet[str] | None = None
-    ) -> Iterator[Scored]:
-        """Attack, purify, classify and score one batch in every cell of the grid.
-
-        Args:
-            x: (N, C, H, W) float32 in [0, 1], on the device.
-            y: (N,) int64, the labels.
-            ids: the images' ids, from which their seeds come.
-            cells: hashes of the cells to do; all of them if None.
-        """
-        with torch.no_grad(), autocast(self.device, self.grid.config.precision):
-            clean = _Clean(self, x, y, ids)
-            for group, attack in zip(self.grid.groups, self.attacks, strict=True):
-                wanted = [cell for cell in group.cells if cells is None or cell.hash in cells]
-                if wanted:
-                    yield from self._group(group, attack, clean, wanted)
-
-    def _group(self, group: Group, attack: Attack, clean: _Clean, cells: Sequence[Cell]) -> Iterator[Scored]:
-        victim = self._victim(group, str(group.resolved))
-        seeds = [seed_of(self.grid.config.seed, str(group.resolved), name, 0, 0) for name in clean.ids]
-        attacked = run_attack(attack, victim, clean.x, clean.y, seeds=seeds)
-        x_adv = attacked.x_adv
-        shared = {
-            "id": list(clean.ids),
-            "label": clean.y,
-            "linf": metrics.linf(x_adv, clean.x),
-            "l2": metrics.l2(x_adv, clean.x),
-            "steps": attacked.steps,
-            "queries": attacked.queries,
-            **_similarity("adversarial", x_adv, clean.x),
-            "zero_gradient": attacked.zero_gradient,
-            **(self._masking(group, attack, clean) if group.through is not None else {}),
-        }
-        for cell in cells:
-            classifier = self.classifiers[cell.classifier]
-            x_pure = self.purify(cell.purifier, x_adv, clean.ids)
-            columns = {
-                **shared,
-                "pred_clean": clean.predictions(cell.classifier),
-                "pred_adversarial": classifier(x_adv).argmax(dim=1),
-                "pred_purified": classifier(x_pure).argmax(dim=1),
-                "pred_clean_purified": clean.purified_predictions(cell.classifier, cell.purifier),
-                **_similarity("purified", x_pure, clean.x),
-                **clean.purified_similarity(cell.purifier),
-            }
-            yield Scored(cell=cell, scores=_table(columns, len(clean.ids)), x_adv=x_adv, x_pure=x_pure)
-
-    def purify(self, purifier: int, x: Tensor, ids: Sequence[str]) -> Tensor:
-        """The images restored by a purifier (by its number); one that is random draws by the images' ids."""
-        seeds = [seed_of(self.grid.config.seed, "purify", name) for name in ids]
-        return purify(self.purifiers[purifier], x, seeds)
-
-    def _victim(self, group: Group, draws: str, *, straight_through: bool = False) -> nn.Module:
-        """What a group's attacker attacks; what a random purifier draws for him follows from ``draws``."""
-        classifier = self.classifiers[group.victim]
-        if group.through is None:
-            return classifier
-        purifier = self.purifiers[group.through]
-        return Composite(
-            classifier,
-            purifier,
-            surrogate=None if is_differentiable(purifier) else self.stand_in,
-            straight_through=straight_through,
-            draws=self.grid.config.eot,
-            seed=seed_of(self.grid.config.seed, draws),
-        )
-
-    def _masking(self, group: Group, attack: Attack, clean: _Clean) -> dict[str, pa.Array | None]:
-        """The columns of the check for masked gradients: null for images that are not checked."""
-        chosen = clean.chosen_for_masking()
-        if not chosen:
-            return {"zero_gradient": None} if self.grid.masking_share else {}
-        epsilon = attack.epsilon if attack.norm == "linf" and attack.epsilon else MaskingCheck.epsilon
-        key = (group.victim, group.through, epsilon)
-        if key not in clean.masking:
-            purifier = self.purifiers[cast(int, group.through)]
-            clipped = hasattr(purifier, "unclipped") and is_differentiable(purifier)
-            clean.masking[key] = MaskingCheck(epsilon=epsilon)(
-                self._victim(group, "masking"),
-                self._victim(group, "masking", straight_through=True) if clipped else None,
-                clean.x[chosen],
-                clean.y[chosen],
-                seeds=[seed_of(self.grid.config.seed, "masking", clean.ids[index]) for index in chosen],
-            )
-        return {name: _scattered(value, chosen, len(clean.ids)) for name, value in clean.masking[key].items()}
-
-
-class _Clean:
-    """A batch, and what all cells share of it: computed once, when first asked for."""
-
-    def __init__(self, evaluator: Evaluator, x: Tensor, y: Tensor, ids: Sequence[str]) -> None:
-        self.evaluator, self.x, self.y, self.ids = evaluator, x, y, ids
-        self._predictions: dict[int, Tensor] = {}
-        self._purified: dict[int, Tensor] = {}
-        self._purified_predictions: dict[tuple[int, int], Tensor] = {}
-        self._purified_similarity: dict[int, dict[str, Tensor]] = {}
-        self.masking: dict[tuple[int, int | None, float], dict[str, Tensor]] = {}
-
-    def chosen_for_masking(self) -> list[int]:
-        """Numbers of the images that are checked for masked gradients: a share of the dataset, by their ids."""
-        config, share = self.evaluator.grid.config, self.evaluator.grid.masking_share
-        draws = [seed_of(config.seed, "chosen for masking", name) / 2**63 for name in self.ids]
-        return [index for index, draw in enumerate(draws) if draw < share]
-
-    def predictions(self, classifier: int) -> Tensor:
-        if classifier not in self._predictions:
-            self._predictions[classifier] = self.evaluator.classifiers[classifier](self.x).argmax(dim=1)
-        return self._predictions[classifier]
-
-    def purified(self, purifier: int) -> Tensor:
-        if purifier not in self._purified:
-            self._purified[purifier] = self.evaluator.purify(purifier, self.x, self.ids)
-        return self._purified[purifier]
-
-    def purified_predictions(self, classifier: int, purifier: int) -> Tensor:
-        key = (classifier, purifier)
-        if key not in self._purified_predictions:
-            logits = self.evaluator.classifiers[classifier](self.purified(purifier))
-            self._purified_predictions[key] = logits.argmax(dim=1)
-        return self._purified_predictions[key]
-
-    def purified_similarity(self, purifier: int) -> dict[str, Tensor]:
-        if purifier not in self._purified_similarity:
-            self._purified_similarity[purifier] = _similarity("clean_purified", self.purified(purifier), self.x)
-        return self._purified_similarity[purifier]
-
-
-def _similarity(kind: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return {f"psnr_{kind}": metrics.psnr(a, b), f"ssim_{kind}": metrics.ssim(a, b)}
-
-
-def _scattered(value: Tensor, rows: Sequence[int], n: int) -> pa.Array:
-    """The values of some rows, null in the others: (n,)."""
-    found = dict(zip(rows, value.tolist(), strict=True))
-    return pa.array([found.get(row) for row in range(n)])
-
-
-def _table(columns: Mapping[str, Any], n: int) -> pa.Table:
-    """Columns as ``schema.SCORES``: those that are not given are null, as is a NaN similarity."""
-    arrays = []
-    for field in schema.SCORES:
-        value = columns.get(field.name)
-        value = pa.nulls(n, field.type) if value is None else value
-        if isinstance(value, Tensor):
-            value = pa.array(value.cpu().numpy(), from_pandas=True)
-        arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
-    return pa.table(arrays, names=schema.SCORES.names).cast(schema.SCORES)

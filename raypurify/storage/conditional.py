@@ -25,7 +25,7 @@ from typing import TypeVar, cast
 from fsspec import AbstractFileSystem
 
 from raypurify import storage
-from raypurify.retries import NoBucketError, code_of
+from raypurify.storage.retries import NoBucketError, code_of
 
 T = TypeVar("T")
 

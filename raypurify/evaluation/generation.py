@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from raypurify import fields, metrics, models, plugins, results, schema
-from raypurify.adaptive import Composite, is_differentiable
+from raypurify import metrics, models, plugins
 from raypurify.attacks import Attack, run_attack
+from raypurify.evaluation import results
+from raypurify.evaluation.adaptive import Composite, is_differentiable
 from raypurify.images import encode_png, to_uint8_nhwc
 from raypurify.purifiers import purify
+from raypurify.runs import fields, schema
 from raypurify.seeds import seed_of
 from raypurify.training import Precision, autocast
 
@@ -141,8 +143,8 @@ def success(table: pa.Table, kind: str) -> float | None:
 def rounding_effect(table: pa.Table) -> dict[str, float | None]:
     """What an attack reached before and after its images were rounded to 8 bits.
 
-    ``l2_median`` is :func:`raypurify.results.median_distance` before the rounding; None where it is infinite: half of
-    the images or more withstood.
+    ``l2_median`` is :func:`~raypurify.evaluation.results.median_distance` before the rounding; None where it is
+    infinite: half of the images or more withstood.
     """
     figures: dict[str, float | None] = {f"success_{kind}": success(table, kind) for kind in ("adversarial", "rounded")}
     median = results.median_distance(results.distances_to_success(table, "pred_clean", "pred_adversarial"))

@@ -28,7 +28,7 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
-from raypurify.retries import EXPIRED_CODES, Attempts, code_of, count, status_of
+from raypurify.storage.retries import EXPIRED_CODES, Attempts, code_of, count, status_of
 
 T = TypeVar("T")
 

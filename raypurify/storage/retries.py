@@ -1,7 +1,8 @@
 """Failures of a store: which are worth another attempt, when, for how long, and what to say of the others.
 
-One layer decides. For S3 it is :mod:`raypurify.s3`, a request at a time, and the retries of s3fs and of botocore are
-switched off there, so that attempts do not multiply. For other stores it is :func:`call`, an operation at a time.
+One layer decides. For S3 it is :mod:`raypurify.storage.s3`, a request at a time, and the retries of s3fs and of
+botocore are switched off there, so that attempts do not multiply. For other stores it is :func:`call`, an operation at
+a time.
 
 ``RAYPURIFY_RETRY_ATTEMPTS`` and ``RAYPURIFY_RETRY_SECONDS`` set the budget of a process; :func:`use` goes before them.
 """
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from raypurify.published import redacted
+from raypurify.storage.published import redacted
 
 T = TypeVar("T")
 

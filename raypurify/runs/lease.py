@@ -10,9 +10,9 @@ S3 and file systems tell both. On other stores the lease is watched for its stat
 clock, and must not change. The clocks of the hosts never matter. Where the owner was a process of this very host, and
 has ended, nobody waits.
 
-:mod:`raypurify.conditional` says which stores give the conditional write that this needs (S3, local and shared file
-systems). On others two that start within the same moment, or while one is being taken over, may both go on, until the
-next heartbeat of the one that wrote first finds the other's lease, and :meth:`Lease.check` tells it.
+:mod:`raypurify.storage.conditional` says which stores give the conditional write that this needs (S3, local and shared
+file systems). On others two that start within the same moment, or while one is being taken over, may both go on, until
+the next heartbeat of the one that wrote first finds the other's lease, and :meth:`Lease.check` tells it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from raypurify import conditional, storage
+from raypurify import storage
+from raypurify.storage import conditional
 
 NAME = "_LEASE"
 

@@ -1,0 +1,18 @@
+"""Images between their forms: encoded bytes, uint8 pixels, and the floats of networks.
+
+``decoding`` reads a file into pixels and what stands beside them; ``encoding`` writes them. Import from here.
+"""
+
+from raypurify.images.decoding import (
+    EXTENSIONS,
+    FORMATS,
+    MAX_PIXELS,
+    MAX_PROFILE,
+    Picture,
+    decode,
+    has_known_extension,
+    is_named_as_image,
+    pixels_of,
+    read_picture,
+)
+from raypurify.images.encoding import encode, encode_png, thumbnail, to_uint8_nhwc

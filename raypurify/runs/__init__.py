@@ -1,0 +1,18 @@
+"""A run on its output: identity, attempts, lease, tables, flags and progress.
+
+``run`` (its names can be imported from here) opens an output, ``lease`` keeps others off it, ``schema`` has the columns
+of every table, ``cli`` flags, signals and exit codes, ``fields`` the types of a configuration's fields, ``progress`` a
+bar.
+"""
+
+from raypurify.runs.run import (
+    Destination,
+    Run,
+    StoppedError,
+    check_lasting,
+    check_max_rejects,
+    hold,
+    identity_of,
+    machine,
+    open_run,
+)

@@ -1,0 +1,38 @@
+"""Files behind any URL. The functions of ``files`` can be imported from here.
+
+``files`` writes whole files and tables, ``s3`` is S3 with retries, ``retries`` says which failures are tried again,
+``conditional`` writes that can lose, ``checkpoints`` folders of weights, ``published`` text without credentials.
+"""
+
+from raypurify.storage.files import (
+    REQUESTS_AT_ONCE,
+    SUCCESS,
+    UNWRITABLE,
+    absolute,
+    clear,
+    draft_beside,
+    exists,
+    filesystem,
+    is_draft,
+    is_local,
+    is_success,
+    is_web,
+    join,
+    list_files,
+    mark_success,
+    on_store,
+    protocols,
+    read_bytes,
+    read_json,
+    read_many,
+    read_table,
+    read_tables,
+    remove,
+    remove_drafts,
+    stem,
+    without_query,
+    write_bytes,
+    write_file,
+    write_json,
+    write_table,
+)
