@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raypurify import storage
+from raypurify.cleaning.reader import is_passing
 from raypurify.data import files, parquet
 from raypurify.data.base import DataError
 
@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 
 UNREADABLE = [Run(0, 1)]
-"""The run of a file that is no Parquet of images, or is gone: its reader says why, in one reject."""
+"""The run of a file that is no Parquet of images, is gone or cannot be read: its reader says why, in one reject."""
 
 
 def runs(url: str, size: int, *, rows: int, most: int) -> list[Run]:
@@ -50,42 +50,44 @@ def runs(url: str, size: int, *, rows: int, most: int) -> list[Run]:
         most: bytes of a run, at most, as the footer tells them, but at least one row.
 
     Raises:
-        StoreError: the store refuses, or does not answer; for a link, its reader says so.
-        DataError: the file's end can't be read, though the file is there.
+        DataError: as :func:`footer`.
     """
-    try:
-        metadata = footer(url, size)
-    except DataError as error:
-        is_gone = error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError)
-        if storage.is_web(url) or (is_gone and not isinstance(error, files.StoreError)):
-            return UNREADABLE
-        raise
+    metadata = footer(url, size)
     if metadata is None or parquet.image_column(metadata.schema.to_arrow_schema()) is None:
         return UNREADABLE
     return _cut(metadata, rows, most) or [Run(0, 0)]
 
 
 def footer(url: str, size: int) -> pq.FileMetaData | None:
-    """The footer of a file, or None where none can be made out.
+    """The footer of a file, or None where none can be read or made out: its reader will say why.
 
     What is read and what is parsed are apart, so that a network's failure is not taken for a damaged file.
 
     Raises:
-        DataError: the file is not there, is shorter than ``size``, or can't be read.
+        DataError: the store refuses or does not answer, or this machine is in trouble; for a link, its reader says so.
     """
-    if size < 0:
-        found = files.stat(url)
-        size = found.size if found else 0
-    if size < SHORTEST:
+    try:
+        tail = _tail(url, size)
+    except DataError as error:
+        if is_passing(error, url):
+            raise
         return None
-    tail = files.read_range(url, max(0, size - TAIL), size)
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    if len(tail) < length <= size:
-        tail = files.read_range(url, size - length, size)
     try:
         return pq.read_metadata(pa.BufferReader(tail))
     except (pa.ArrowException, OSError):
         return None
+
+
+def _tail(url: str, size: int) -> bytes:
+    """The end of a file, as far as its footer reaches."""
+    if size < 0:
+        found = files.stat(url)
+        size = found.size if found else 0
+    if size < SHORTEST:
+        return b""
+    tail = files.read_range(url, max(0, size - TAIL), size)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    return files.read_range(url, size - length, size) if len(tail) < length <= size else tail
 
 
 def _cut(metadata: pq.FileMetaData, rows: int, most: int) -> list[Run]:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from permissions import unreadable
 
 from raypurify import images
 from raypurify.data import NO_LABEL, DataError, Origin, labels_of, open_source, read_parts, read_rows
@@ -271,3 +272,10 @@ def test_damaged_pages_are_named_when_read(tmp_path: Path) -> None:
     path.write_bytes(bytes(data))
     with pytest.raises(DataError, match=r"a\.parquet, row group 1: "):
         read_rows(shard, 0, 5)
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"image": [b""], "label": [0]}), path)
+    with unreadable(path), pytest.raises(DataError, match=r"^\S+/train\.parquet: access is denied.*$"):
+        open_source(str(tmp_path), split="train")
