@@ -126,16 +126,24 @@ class Flags:
 
 def work(flags):
     with lease.hold(flags.output):
-        os.kill(os.getpid(), signal.Signals[sys.argv.pop()])
+        number, moment = signal.Signals[sys.argv.pop()], sys.argv.pop()
+        if moment == "fork":
+            os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), number))
+            os.fork() or os._exit(0)
+        else:
+            os.kill(os.getpid(), number)
         signal.pause()
 
 cli.run(work, Flags(output=sys.argv[1]), [])
 """
 
 
+@pytest.mark.parametrize("moment", ["work", "fork"])
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_ends_a_job_with_one_line_and_releases_its_lease(name: str, code: int, tmp_path: Path) -> None:
-    words = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "run"), name]
+def test_a_signal_ends_a_job_with_one_line_and_releases_its_lease(
+    name: str, code: int, moment: str, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "run"), moment, name]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr == "interrupted: what is done stays done; give the same command to go on\n"

@@ -147,15 +147,19 @@ def _start(**options: Any) -> None:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Put this process' handlers of SIGINT and SIGTERM back at the end: Ray sets its own."""
+    """Leave this process' handlers of SIGINT and SIGTERM in place, in the block and after it: Ray would set its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    set_handler = signal.signal
+    signal.signal = lambda number, _: signal.getsignal(number)  # type: ignore[assignment]
     try:
         yield
     finally:
+        signal.signal = set_handler
         for number, handler in handlers.items():
+            # Ray's C++ part sets handlers, too.
             signal.signal(number, handler)
 
 

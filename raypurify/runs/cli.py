@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -29,6 +30,8 @@ REFUSED = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, P
 """What says of the input, before the work, that it cannot be as the user gave it."""
 FAILED = (runs.StoppedError, LeaseLostError, OSError)
 """What ends the work, with a message that tells all."""
+SENT_AGAIN = 0.1
+"""Seconds after which a signal is sent anew that came where no exception gets out."""
 
 
 def run(main: Callable[[Arguments], Any], default: Arguments, argv: Sequence[str] | None = None) -> None:
@@ -70,17 +73,32 @@ def _interruptible() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     before = {}
+    report_unraisable = sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, interrupt)
+        sys.unraisablehook = partial(_send_again, received, report_unraisable)
     try:
         yield received
     finally:
+        sys.unraisablehook = report_unraisable
         for number, handler in before.items():
             # While an interrupted process ends, another signal ends it at once, without a traceback.
             signal.signal(number, (lambda number, _: os._exit(128 + number)) if received else handler)
+
+
+def _send_again(
+    received: Sequence[int], report: Callable[[sys.UnraisableHookArgs], object], lost: sys.UnraisableHookArgs
+) -> None:
+    """Send a signal anew that came where no exception gets out: in a finalizer, or in a hook of a fork."""
+    if lost.exc_type is KeyboardInterrupt and received:
+        # A real signal: it wakes what waits in the system.
+        main = threading.main_thread().ident
+        threading.Timer(SENT_AGAIN, signal.pthread_kill, [main, received[-1]]).start()
+    else:
+        report(lost)
 
 
 def _judged(error: BaseException) -> tuple[int, BaseException]:
