@@ -417,7 +417,7 @@ def test_an_http_server_that_hangs_is_given_up(http_site: tuple[Path, int], monk
 
 def test_the_proxy_runs_as_a_program(s3: str) -> None:
     port, target = free_port(), os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]
-    program = Path(__file__).with_name("fault_proxy.py")
+    program = Path(__file__).parents[1] / "fault_proxy.py"
     process = subprocess.Popen([sys.executable, program, str(port), "--target", target, "--faults", '{"error": 1.0}'])
     try:
         wait_for(lambda: answers(port), 30, "proxy")
