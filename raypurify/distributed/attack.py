@@ -13,7 +13,7 @@ import pyarrow as pa
 from raypurify import plugins, runs, storage
 from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
 from raypurify.distributed import cluster, units
-from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, stream, units_of
+from raypurify.distributed.units import ActorPool, Unit, batches_of, rows_of_unit, stream, units_of
 from raypurify.evaluation import preflight
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, rounding_effect
 from raypurify.runs import schema
@@ -85,9 +85,10 @@ def attack(
     output = storage.absolute(output)
     source, networks, about = _prepare(config)
     identity = _identity(config, source, networks, resources.batch)
+    unit = rows_of_unit(output, source.rows, coupled=identity.get("batch", 0), overwrite=overwrite)
     # By its name a reader of the images knows which split they are, and takes them all.
-    planned = [dataclasses.replace(unit, name=f"{config.split}-{unit.name}") for unit in units_of(source)]
-    with runs.hold(output, identity, overwrite=overwrite) as run:
+    planned = [dataclasses.replace(one, name=f"{config.split}-{one.name}") for one in units_of(source, unit)]
+    with runs.hold(output, {**identity, "unit": unit}, overwrite=overwrite) as run:
         if not run.finished:
             written = {storage.stem(url) for url in storage.list_files(storage.join(output, "images"), ".parquet")}
             missing = [unit for unit in planned if unit.name not in written]
@@ -149,7 +150,7 @@ def _identity(config: GenerationConfig, source: Source, networks: Networks, batc
     asked = {**dataclasses.asdict(config), "attack": text}
     if code:
         hashes["attack_sha256"] = code
-    return {**asked, "dataset": source.fingerprint, "unit": UNIT, "names": "SPLIT-UNIT", **hashes, **coupled}
+    return {**asked, "dataset": source.fingerprint, "names": "SPLIT-UNIT", **hashes, **coupled}
 
 
 def _figures(output: str, source: Source) -> dict[str, Any]:

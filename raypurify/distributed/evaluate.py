@@ -20,7 +20,16 @@ import torch
 from raypurify import models, runs, storage
 from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
 from raypurify.distributed import cluster, units
-from raypurify.distributed.units import UNIT, ActorPool, Unit, batches_of, check_rejects, set_threads, stream, units_of
+from raypurify.distributed.units import (
+    ActorPool,
+    Unit,
+    batches_of,
+    check_rejects,
+    rows_of_unit,
+    set_threads,
+    stream,
+    units_of,
+)
 from raypurify.evaluation import preflight, results
 from raypurify.evaluation.batch import Evaluator, Scored
 from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid
@@ -98,8 +107,10 @@ def evaluate(
     """
     output = storage.absolute(output)
     source, grid, about, warnings = _prepare(config, resources)
-    planned = units_of(source)
-    with runs.hold(output, _identity(config, source), overwrite=overwrite) as run:
+    coupled = resources.batch if any(group.couples_batch for group in grid.groups) else 0
+    unit = rows_of_unit(output, source.rows, coupled=coupled, overwrite=overwrite)
+    planned = units_of(source, unit)
+    with runs.hold(output, _identity(config, source, unit), overwrite=overwrite) as run:
         earlier = _earlier_cells(output)
         cells = _merged(earlier, grid)
         missing = _missing(output, grid, planned)
@@ -172,7 +183,7 @@ def checked(grid: Grid, source: Source) -> tuple[Source, str, list[str]]:
     return source, preflight.described(source, labels), warnings
 
 
-def _identity(config: EvaluationConfig, source: Source) -> dict[str, Any]:
+def _identity(config: EvaluationConfig, source: Source, unit: int) -> dict[str, Any]:
     """What may not differ between calls on one output; the cells may: each has a hash of its own."""
     return {
         "data": config.data,
@@ -181,7 +192,7 @@ def _identity(config: EvaluationConfig, source: Source) -> dict[str, Any]:
         "seed": config.seed,
         "precision": config.precision,
         "dataset": source.fingerprint,
-        "unit": UNIT,
+        "unit": unit,
     }
 
 

@@ -30,8 +30,12 @@ from raypurify.runs.progress import Progress
 from raypurify.storage.published import published
 from raypurify.training import Batch, batch_of
 
-UNIT = 500
-"""Rows of a unit: what is written together, and done again when it was cut off."""
+LARGEST = 500
+"""Rows of a unit at most: what is written together, and done again when it was cut off."""
+SMALLEST = 16
+"""Rows of a unit at least: with fewer, its files and its way through Ray would take longer than its work."""
+UNITS = 16
+"""Units of a small dataset: several actors share it evenly, and progress shows while they work."""
 ENOUGH = 1000
 """Images after which the share of rejects is judged."""
 WARMING, TRIED = 2, 32
@@ -99,7 +103,22 @@ class Unit:
         return [read_rows(piece.shard, piece.start, piece.stop) for piece in self.pieces]
 
 
-def units_of(source: Source, rows: int = UNIT) -> list[Unit]:
+def rows_of_unit(output: str, rows: int, *, coupled: int = 0, overwrite: bool = False) -> int:
+    """How many rows the units of a run have: those of the run that the output holds, or what follows from the dataset.
+
+    It follows from what is computed and not from the pool, since the names of files follow from it.
+
+    Args:
+        output: URL of the run's folder, whose identity may hold ``unit``.
+        rows: of the dataset.
+        coupled: images of a batch, where an attack's result depends on the whole of it; else 0.
+        overwrite: the run that the output holds does not count.
+    """
+    begun: int | None = None if overwrite else runs.identity_of(output).get("unit")
+    return begun or min(max(-(-rows // UNITS), SMALLEST, coupled), LARGEST)
+
+
+def units_of(source: Source, rows: int) -> list[Unit]:
     """The dataset cut into units of ``rows`` rows, in order; a unit may span shards."""
     units: list[Unit] = []
     pieces: list[streams.Run] = []

@@ -51,10 +51,12 @@ def test_images_are_those_of_plain_torch_and_a_dataset(
     for place in ("images", "png"):
         there = open_source(f"{output}/{place}", split="train")
         assert there.rows == 600
-    first = read_rows(open_source(f"{output}/images", split="train").shards[0], 0, 500)
-    by_id = dict(zip(first.ids, np.asarray(first.images), strict=True))
+    shards = open_source(f"{output}/images", split="train").shards
+    assert len(shards) == 16
+    attacked = [read_rows(shard, 0, shard.rows) for shard in shards]
+    by_id = {name: image for part in attacked for name, image in zip(part.ids, part.images, strict=True)}
     clean = dict(zip(rows.ids, np.asarray(rows.images), strict=True))
-    change = np.array([np.abs(by_id[name].astype(int) - clean[name]).max() for name in first.ids])
+    change = np.array([np.abs(image.astype(int) - clean[name]).max() for name, image in by_id.items()])
     assert change.max() == 26, "epsilon 0.1 is 25.5 of 255, rounded"
 
 
@@ -64,12 +66,15 @@ def test_what_was_cut_off_goes_on_and_what_is_done_stays(
     output = str(tmp_path / "run")
     attack(config, ONE, output)
     before = images_of(output)
+    names = storage.list_files(f"{output}/images")
+    assert len(names) == 16
     kept, lost = (Path(output, "images", name) for name in ("train-000000.parquet", "train-000001.parquet"))
     time = kept.stat().st_mtime_ns
     lost.unlink()
     Path(output, "_SUCCESS").unlink()
     attack(config, TWO, output)
     assert images_of(output).equals(before)
+    assert storage.list_files(f"{output}/images") == names
     assert kept.stat().st_mtime_ns == time
     with pytest.raises(ValueError, match="this one has attack = 'fgsm"):
         attack(dataclasses.replace(config, attack="fgsm"), ONE, output)

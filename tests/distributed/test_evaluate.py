@@ -117,7 +117,7 @@ def test_what_is_missing_is_computed_and_nothing_else(
     config = grid(small_classifier, small_purifier)
     evaluate(config, ONE, output)
     files = {Path(url): Path(url).stat().st_mtime_ns for url in storage.list_files(f"{output}/scores", ".parquet")}
-    assert len(files) == 3 * len(expected)
+    assert len(files) == 16 * len(expected)
     lost = sorted(files)[1]
     lost.unlink()
     evaluate(config, ONE, output)  # finished runs are checked, not trusted
@@ -130,7 +130,30 @@ def test_what_is_missing_is_computed_and_nothing_else(
     assert len(storage.read_table(f"{output}/summary.parquet")) == len(expected) + 2
     assert {path for path, time in files.items() if path.stat().st_mtime_ns != time} == {lost}
     runs = storage.read_json(f"{output}/run.json")
-    assert [attempt["counts"]["in"] for attempt in runs["attempts"]] == [1100, 500, 1100]
+    assert [attempt["counts"]["in"] for attempt in runs["attempts"]] == [1100, 69, 1100]
+
+
+@pytest.mark.parametrize(("unit", "files"), [(None, 4), (16, 13), (500, 1)])
+def test_a_run_that_was_begun_keeps_its_units_whatever_its_pool(
+    unit: int | None, files: int, local_ray: None, small_classifier: str, tmp_path: Path
+) -> None:
+    """Also one of an older version, whose units had 500 rows, and one that was begun without an attack that couples a
+    batch: what that attack makes of an image follows from the images beside it."""
+    output, first = tmp_path / "run", tmp_path / "first"
+    attacks = ("torchattacks.PGD,eps=0.1,steps=1", "fgsm,epsilon=0.1")
+    config = EvaluationConfig(data="digits", limit=200, classifiers=(small_classifier,), attacks=attacks)
+    if unit is not None:
+        evaluate(dataclasses.replace(config, attacks=("none",)), ONE, str(first))
+        identity = storage.read_json(f"{first}/run.json")["identity"]
+        assert identity["unit"] == 16
+        storage.write_json(f"{output}/run.json", {"identity": {**identity, "unit": unit}, "attempts": []})
+    evaluate(config, ONE, str(output))
+    made = {path: path.read_bytes() for path in output.glob("scores/*/*.parquet")}
+    assert len(made) == files * len(attacks)
+    for path in sorted(made)[::2]:
+        path.unlink()
+    evaluate(config, dataclasses.replace(ONE, actors=2), str(output))
+    assert {path: path.read_bytes() for path in output.glob("scores/*/*.parquet")} == made
 
 
 def test_a_cell_with_another_check_takes_the_place_of_the_old_one(
@@ -205,7 +228,7 @@ def test_samples_are_the_images_that_were_scored(small_classifier: str, small_pu
     work, pool, (unit,) = (
         Evaluation(grid=layout, output=str(tmp_path)),
         dataclasses.replace(ONE, batch=16),
-        units_of(source),
+        units_of(source, 40),
     )
     work.start(pool)(dataclasses.replace(unit, missing=frozenset(cell.hash for cell in layout.cells)), unit.read())
     chosen = {cell.hash: results.choose_samples(str(tmp_path), cell.hash, 0) for cell in layout.cells}
