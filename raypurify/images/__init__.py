@@ -1,6 +1,7 @@
 """Images between their forms: encoded bytes, uint8 pixels, and the floats of networks.
 
-``decoding`` reads a file into pixels and what stands beside them; ``encoding`` writes them. Import from here.
+``decoding`` reads a file into pixels and what stands beside them: ``read_picture`` for cleaning, ``decode``, its short
+form, for datasets. ``encoding`` writes them. All names are imported from here.
 """
 
 from raypurify.images.decoding import (

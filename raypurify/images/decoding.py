@@ -9,7 +9,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,10 @@ from PIL import (
     BmpImagePlugin,
     Image,
     ImageFile,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -99,50 +99,6 @@ _LINEAR_16_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _IN_8_BITS = ((np.arange(65536) + 128) // 257).astype(np.uint8)
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """Decode one image of any format that Pillow reads.
-
-    Grey images keep one channel; all others become RGB: palettes are looked up, CMYK and the like are converted. 16-bit
-    grey is scaled to 8 bits and rounded. Transparency is composited on white, as browsers show it. The EXIF orientation
-    is applied. Of several frames the first is taken.
-
-    Returns:
-        (H, W, C) uint8, C 1 or 3.
-
-    Raises:
-        ValueError: not an image, damaged, cut off, of more than ``MAX_PIXELS`` pixels, or of 32-bit pixels.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            _check_size(image.size, MAX_PIXELS)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _composited(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"more than the {MAX_PIXELS} pixels allowed: {error}") from error
-    except (ValueError, MemoryError):
-        raise
-    except Exception as error:
-        # Pillow's plugins raise whatever a damaged file leads them to: SyntaxError, struct.error, IndexError, ...
-        raise ValueError(f"cannot be decoded: {type(error).__name__}: {error}") from error
-
-
-def _composited(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode in _LINEAR_16_BIT:
-        return _in_8_bits(image)[:, :, None]
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no fixed range; convert the image to 8 or 16 bits")
-    if image.has_transparency_data:
-        grey = image.mode in ("L", "LA", "La", "1")
-        layer = image.convert("RGBA")
-        background = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(background, layer).convert("L" if grey else "RGB")
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    array = np.array(image)
-    return array[:, :, None] if array.ndim == 2 else array
-
-
 def _in_8_bits(image: Image.Image) -> NDArray[np.uint8]:
     values = np.asarray(image)
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
@@ -160,16 +116,14 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise PictureError(f"{width}x{height} pixels are more than the {max_pixels} allowed")
 
 
-_ACCEPTED = "expected PNG, JPEG, WebP, BMP or TIFF"
-
 _BEGINNINGS = {
     name: re.compile(beginning, re.DOTALL | re.IGNORECASE)
     for name, beginning in {
-        "PNG": rb"\x89PNG\r\n\x1a\n",
-        "JPEG": rb"\xff\xd8\xff",
-        "WebP": rb"RIFF....WEBP",
-        "BMP": rb"BM",
-        "TIFF": rb"II[*+]\0|MM\0[*+]",
+        "a PNG": rb"\x89PNG\r\n\x1a\n",
+        "a JPEG": rb"\xff\xd8\xff",
+        "a WebP": rb"RIFF....WEBP",
+        "a BMP": rb"BM",
+        "a TIFF": rb"II[*+]\0|MM\0[*+]",
         "a GIF": rb"GIF8",
         "a HEIC or AVIF": rb"....ftyp(heic|heix|hevc|mif1|msf1|avif|avis)",
         "a JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
@@ -189,11 +143,11 @@ _BEGINNINGS = {
 _REFUSED = frozenset({"avif", "gif", "heic", "heif", "ico", "j2k", "jp2", "jxl", "pbm", "pgm", "ppm", "psd", "svg"})
 
 _OPENERS: Mapping[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    "PNG": PngImagePlugin.PngImageFile,
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "WebP": WebPImagePlugin.WebPImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
+    "a PNG": PngImagePlugin.PngImageFile,
+    "a JPEG": JpegImagePlugin.JpegImageFile,
+    "a WebP": WebPImagePlugin.WebPImageFile,
+    "a BMP": BmpImagePlugin.BmpImageFile,
+    "a TIFF": TiffImagePlugin.TiffImageFile,
 }
 
 
@@ -207,23 +161,43 @@ def is_named_as_image(name: str) -> bool:
     return has_known_extension(name) or (name.lower().rpartition(".")[2] in _REFUSED and "." in name)
 
 
+def decode(data: bytes) -> NDArray[np.uint8]:
+    """:func:`read_picture` of any format, shown on white, as browsers do: the pixels of a dataset's image.
+
+    Returns:
+        (H, W, C) uint8, C 1 or 3.
+
+    Raises:
+        ValueError: see :func:`read_picture`.
+    """
+    picture = read_picture(data, any_format=True)
+    return picture.pixels if picture.alpha is None else _on_white(picture.pixels, picture.alpha)
+
+
+def _on_white(pixels: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    layer = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).convert("RGB")
+    layer.putalpha(Image.fromarray(alpha))
+    image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.ascontiguousarray(np.asarray(image)[:, :, : pixels.shape[2]])
+
+
 def pixels_of(data: bytes) -> int:
-    """Height times width, by the header; 0 where it can't be read. No pixel is decoded."""
+    """Height times width, by the header; 0 where :func:`read_picture` can't read it. No pixel is decoded."""
+    kind = _kind(data)
     try:
-        kind = _kind(data)
         with _reasons(kind):
-            if kind == "WebP":
+            if kind == "a WebP":
                 width, height = _webp_size(data)
             else:
-                with _OPENERS[kind](io.BytesIO(data)) as image:
+                with _opened(data, kind) as image:
                     width, height = image.size
     except ValueError:
         return 0
     return width * height
 
 
-def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Read an image for cleaning: PNG, JPEG, WebP, BMP or TIFF, by its content, whatever the file is called.
+def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, any_format: bool = False) -> Picture:
+    """Read an image: PNG, JPEG, WebP, BMP or TIFF, by its content, whatever the file is called.
 
     Grey of 1 to 16 bits becomes (H, W, 1); RGB, palettes, CMYK and YCbCr become (H, W, 3) of 8 bits. An alpha channel,
     or a colour that stands for transparency, is kept apart. The EXIF orientation is applied; of several frames the
@@ -232,6 +206,7 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     Args:
         data: the whole file.
         max_pixels: height times width beyond which the image is refused, before it is decoded; up to ``MAX_PIXELS``.
+        any_format: also read the other formats that Pillow knows. Their further frames are not noted.
 
     Raises:
         ValueError: empty, not an image, of another format, truncated, damaged, too large, or of pixels whose range is
@@ -239,13 +214,15 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """
     kind, allowed = _kind(data), min(max_pixels, MAX_PIXELS)
     with _reasons(kind):
-        if kind == "WebP":
+        if kind == "a WebP":
             # Pillow's reader makes room for the pixels as it opens the file.
             _check_size(_webp_size(data), allowed)
-        with _OPENERS[kind](io.BytesIO(data)) as opened:
+        with _opened(data, kind, any_format) as opened:
             _check_size(opened.size, allowed)
-            chunks = _check_png(memoryview(data)) if kind == "PNG" else {}
-            notes = [*_frames(opened), *_colours_left_out(chunks)]
+            chunks = _check_png(memoryview(data)) if kind == "a PNG" else {}
+            # The frames of other formats are counted by reading them, and a damaged one would spoil the first.
+            frames = _frames(opened) if kind in _OPENERS else []
+            notes = [*frames, *_colours_left_out(chunks)]
             raw_mode = _raw_mode(opened)
             image, exif = _upright(opened, notes)
             pixels, alpha = _channels(image, raw_mode, notes)
@@ -254,14 +231,26 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 def _kind(data: bytes) -> str:
-    if not data:
-        raise PictureError(f"is empty; {_ACCEPTED}")
-    for kind, beginning in _BEGINNINGS.items():
-        if beginning.match(data[:1024]):
-            if kind in _OPENERS:
-                return kind
-            raise PictureError(f"is {kind}; {_ACCEPTED}")
-    raise PictureError(f"is not an image: {_ACCEPTED}; it begins with {data[:8]!r}")
+    """What the file is, by its beginning, with its article."""
+    kinds = (kind for kind, beginning in _BEGINNINGS.items() if beginning.match(data[:1024]))
+    return next(kinds, "an image" if data else "empty")
+
+
+def _opened(data: bytes, kind: str, any_format: bool = False) -> ImageFile.ImageFile:
+    """The image with its header read.
+
+    Raises:
+        PictureError: of no format that is read.
+    """
+    if kind in _OPENERS:
+        return _OPENERS[kind](io.BytesIO(data))
+    if any_format:
+        with suppress(UnidentifiedImageError):
+            return Image.open(io.BytesIO(data))
+    expected = "expected an image that Pillow reads" if any_format else "expected PNG, JPEG, WebP, BMP or TIFF"
+    if kind == "an image":
+        raise PictureError(f"is not an image: {expected}; it begins with {data[:8]!r}")
+    raise PictureError(f"is {kind}; {expected}")
 
 
 @contextmanager
@@ -277,8 +266,10 @@ def _reasons(kind: str) -> Iterator[None]:
         text = str(error) or type(error).__name__
         if "Decompressed data too large" in text or "Too much memory used in text chunks" in text:
             raise ValueError(f"is refused: a text or colour profile in it is a decompression bomb ({text})") from error
+        if isinstance(error, Image.DecompressionBombError):
+            raise ValueError(f"has more than the {MAX_PIXELS} pixels allowed: {text}") from error
         cut = isinstance(error, struct.error | EOFError | IndexError) or re.search("(?i)truncated|missing dim", text)
-        raise ValueError(f"is a {kind} that is {'truncated or ' if cut else ''}damaged: {text}") from error
+        raise ValueError(f"is {kind} that is {'truncated or ' if cut else ''}damaged: {text}") from error
 
 
 _quiet_lock = threading.Lock()
@@ -395,7 +386,8 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
             layout = "in separate planes" if planar else "with white as zero"
             raise PictureError(f"its samples are 16 bits {layout}; convert the image to 8 bits")
     arguments: Any = image.tile[0][3] if image.tile else image.mode
-    return str(arguments if isinstance(arguments, str) else arguments[0])
+    raw_mode = arguments[0] if isinstance(arguments, tuple) else arguments
+    return raw_mode if isinstance(raw_mode, str) else image.mode
 
 
 _TURNS = {

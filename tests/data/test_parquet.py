@@ -198,7 +198,7 @@ def test_images_that_cannot_be_decoded_are_rejects(tmp_path: Path) -> None:
     assert [(reject["id"], reject["url"], reject["stage"]) for reject in rows.rejects] == [
         (f"train-a.parquet#{row}", str(path), "decode") for row in (1, 3, 4)
     ]
-    assert "UnidentifiedImageError" in rows.rejects[1]["reason"]
+    assert "is not an image" in rows.rejects[1]["reason"]
     assert rows.rejects[2]["reason"] == "the image is null"
 
 

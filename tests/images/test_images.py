@@ -83,12 +83,40 @@ def test_exif_orientation_is_applied() -> None:
 
 def test_what_cannot_be_decoded_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
     png = images.encode_png(RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    for data in (b"", b"no image", png[:20], png[:2000], png[:60] + bytes(40) + png[100:]):
-        with pytest.raises(ValueError, match="cannot be decoded"):
+    for data, reason in (
+        (b"", "^is empty; expected an image that Pillow reads$"),
+        (b"no image", "^is not an image: expected .*; it begins with b'no image'"),
+        (b"%PDF-1.7", "^is a PDF; expected an image that Pillow reads"),
+        (png[:20], "^is a PNG that is truncated"),
+        (png[:2000], "^is a PNG that is truncated"),
+        (png[:60] + bytes(40) + png[100:], "^is a PNG that is damaged"),
+        (encode(Image.fromarray(COLOURS), "GIF")[:-60], "^is a GIF that is truncated"),
+        (encode(Image.fromarray(COLOURS), "SGI")[:-60], "^is an image that is truncated"),
+        (encode(Image.new("F", (2, 2), 0.5), "TIFF"), "floating-point of 32 bits; convert the image to unsigned 8"),
+        (encode(Image.new("F", (2, 2), 0.5), "PPM"), "of the kind F; convert the image to grey, RGB or CMYK of 8 bits"),
+    ):
+        with pytest.raises(ValueError, match=reason):
             images.decode(data)
-    for mode, value in (("F", 0.5), ("I", 70000)):
-        with pytest.raises(ValueError, match="convert the image to 8 or 16 bits"):
-            images.decode(encode(Image.new(mode, (2, 2), value), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "ICO", "PPM", "JPEG2000", "TGA", "PCX", "SGI"])
+def test_other_formats_are_read_for_datasets_alone(kind: str) -> None:
+    data = encode(Image.new("RGB", (16, 16), (200, 40, 80)), kind)
+    np.testing.assert_allclose(images.decode(data).astype(int), np.full((16, 16, 3), (200, 40, 80)), atol=2)
+    with pytest.raises(ValueError, match=r"expected PNG, JPEG, WebP, BMP or TIFF"):
+        images.read_picture(data)
+
+
+def test_a_dataset_shows_on_white_what_cleaning_keeps_apart() -> None:
+    rows = struct.pack(">BHHHH", 0, 40000, 65535, 40000, 0)
+    data = png(2, 1, 16, 4, rows)  # 16-bit grey with alpha, which Pillow gives as RGBA
+    picture = images.read_picture(data)
+    assert (picture.pixels.shape, picture.alpha.tolist()) == ((1, 2, 1), [[255, 0]])
+    assert images.decode(data).tolist() == [[[40000 >> 8], [255]]]
+    for bits, values, row in ((16, (0x0102, 0x8000), b"\1\2\x80\0"), (2, (1, 3), b"\x70")):
+        shown = images.decode(png(2, 1, bits, 0, b"\0" + row, (b"tRNS", struct.pack(">H", values[0]))))
+        assert shown[0, 0, 0] == 255
+        assert shown[0, 1, 0] == (128 if bits == 16 else 255)
 
 
 @pytest.mark.parametrize("side", [9_500, 14_000])
