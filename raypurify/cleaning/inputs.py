@@ -218,7 +218,9 @@ def _single(file: File) -> Listed:
     kind = kind_of(name)
     if kind is None:
         raise DataError(f"{file.url}: expected a folder, or one of the {EXPECTED}, or a list (.txt, .csv, .parquet)")
-    return Listed(key=encodable(name), url=file.url, kind=kind, size=file.size, version=file.version)
+    query = file.url.partition("?")[2] if storage.is_web(file.url) else ""
+    key = lists.told_apart(encodable(name), query)
+    return Listed(key=key, url=file.url, kind=kind, size=file.size, version=file.version)
 
 
 def _of_list(file: File, output: str, skipped: Counter[str]) -> Iterator[Listed]:

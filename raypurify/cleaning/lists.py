@@ -4,9 +4,10 @@ A Parquet file with an image column holds images; one without, but with a column
 
 Lines are URLs, or paths relative to the list's folder; local absolute paths are allowed in local lists. Empty lines are
 left out. A file's key is its path relative to the list's folder where it is in there, and else its host or bucket and
-its path. User, password and query of a web address are left out; where its path has no extension, a hash of the query
-stands in its place, for that is what tells such files apart. A URL that comes twice counts once; two URLs of one key
-(``s3://b/x`` and ``gs://b/x``) are refused.
+its path. User, password and query of a web address are left out. A hash stands in the place of a query's parameters
+that are no signature and no credential, for they tell files apart; and of all of it where the path has no extension,
+and there are no such. A URL that comes twice counts once; two URLs of one key (``s3://b/x`` and ``gs://b/x``, or two
+signatures of one link) are refused.
 
 The size and version of each are asked for, many at a time. One that is not there has size -1, and becomes a reject
 when it is read. The list itself is sorted through a temporary file, so that any number of lines fits in memory.
@@ -27,14 +28,14 @@ import pyarrow.parquet as pq
 
 from raypurify import storage
 from raypurify.cleaning import footers
-from raypurify.cleaning.names import short_hash
+from raypurify.cleaning.names import stem
 from raypurify.cleaning.places import Place
 from raypurify.cleaning.streams import concurrently, ordered
 from raypurify.cleaning.walks import ASKED_AT_ONCE, Seen, ask
 from raypurify.data import files, parquet
 from raypurify.data.base import DataError
 from raypurify.data.files import File
-from raypurify.storage.published import encodable
+from raypurify.storage.published import encodable, short_hash, unsigned
 
 TEXT = (".txt",)
 TABLES = (".csv", ".tsv")
@@ -135,8 +136,20 @@ def _key(url: str, folder: str) -> str:
     path, mark, query = key.partition("?")
     host, slash, rest = path.partition("/")
     path = unquote(host.rpartition("@")[2] + slash + rest)
-    # Behind a file's name a query is a signature or a size, and changes; without one it is what tells files apart.
-    return path if not mark or "." in path.rpartition("/")[2] else f"{path}~{short_hash(query)}"
+    return told_apart(path, query) if mark else path
+
+
+def told_apart(path: str, query: str) -> str:
+    """The key of a link: its path, with a hash of what of the query tells files apart.
+
+    A signature changes with each signing, but behind a path without an extension there may be nothing else.
+    """
+    has_extension = "." in path.rpartition("/")[2]
+    rest = unsigned(query) or ("" if has_extension else query)
+    if not rest and has_extension:
+        return path
+    before = stem(path)
+    return f"{before}~{short_hash(rest)}{path[len(before) :]}"
 
 
 def _unique(records: Iterable[tuple[Any, ...]], list_url: str, skipped: Counter[str]) -> Iterator[tuple[str, str]]:

@@ -13,12 +13,12 @@ name has at most 255 bytes, and the key of an object 1,024.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import unicodedata
 
 from raypurify.cleaning.base import Kind
+from raypurify.storage.published import short_hash
 
 SEGMENT = 160
 """Bytes of a name, before what is put at its end; a draft of a local file adds 34 to it."""
@@ -44,13 +44,13 @@ def output_name(key: str, kind: Kind, *, extension: str, run: str = "", level: i
     Returns:
         The name, relative; a function of the arguments alone. Different keys may have the same.
     """
-    base = key if level == 1 else _stem(key)
+    base = key if level == 1 else stem(key)
     mark = "~" + short_hash(f"{level} {key}") if level >= LEVELS else ""
     end = f"{run}{mark}.{extension if kind == 'image' else kind}"
     *folders, name = base.split("/")
     parts = [_cut(_folder(part, extension), SEGMENT) for part in folders]
-    stem = "/".join([*parts, _cut(_quoted(name), SEGMENT)])
-    return _cut(stem, WHOLE - LONGEST_END) + end
+    begin = "/".join([*parts, _cut(_quoted(name), SEGMENT)])
+    return _cut(begin, WHOLE - LONGEST_END) + end
 
 
 def folded(name: str) -> str:
@@ -58,16 +58,17 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _stem(key: str) -> str:
-    stem = os.path.splitext(key)[0]
-    return os.path.splitext(stem)[0] if key.lower().endswith(".tar.gz") else stem
+def stem(key: str) -> str:
+    """A key without its extension."""
+    shorter = os.path.splitext(key)[0]
+    return os.path.splitext(shorter)[0] if key.lower().endswith(".tar.gz") else shorter
 
 
 def _folder(name: str, extension: str) -> str:
     quoted = _quoted(name)
     quoted = re.sub(r"[. ]$", lambda last: _percent(last[0]), quoted)
-    stem, end = os.path.splitext(quoted)
-    return f"{stem}%2E{end[1:]}" if end.lower() in (f".{extension}", ".parquet", ".tar") else quoted
+    begin, end = os.path.splitext(quoted)
+    return f"{begin}%2E{end[1:]}" if end.lower() in (f".{extension}", ".parquet", ".tar") else quoted
 
 
 def _quoted(name: str) -> str:
@@ -91,8 +92,3 @@ def _cut(text: str, limit: int) -> str:
     if len(data) <= limit:
         return text
     return data[: limit - 17].decode(errors="ignore").rstrip("/") + "~" + short_hash(text)
-
-
-def short_hash(text: str) -> str:
-    """16 hexadecimal digits."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

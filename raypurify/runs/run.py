@@ -14,7 +14,7 @@ from typing import Any
 
 from raypurify import __version__, storage
 from raypurify.runs import lease
-from raypurify.storage.published import redacted
+from raypurify.storage.published import identified, redacted
 
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "torchattacks", "scikit-image")
 
@@ -102,8 +102,8 @@ class Run:
 
     def _write(self) -> None:
         self.check()
-        run = {"identity": dict(self.identity), "attempts": self.attempts}
-        storage.write_json(storage.join(self.output, "run.json"), redacted(run))
+        run = {"identity": identified(self.identity), "attempts": redacted(self.attempts)}
+        storage.write_json(storage.join(self.output, "run.json"), run)
 
 
 def check_lasting(output: str) -> None:
@@ -177,7 +177,7 @@ def identity_of(output: str) -> dict[str, Any]:
 
 def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     # The signature in a URL changes, and is not written.
-    there, wanted = redacted(there), redacted(wanted)
+    there, wanted = identified(there), identified(wanted)
     for name in dict.fromkeys([*wanted, *there]):
         content = CONTENTS.get(name)
         if content is not None and content in there and content in wanted:

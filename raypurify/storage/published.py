@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 HIDDEN = "…"
@@ -12,6 +13,14 @@ _SECRET_KEY = re.compile(
     r"secret|passw|token|credential|signature|authorization|bearer|cookie|^key$|(api|access|account|private|session)_?-?key",
     re.I,
 )
+_SIGNS = re.compile(
+    r"sig|sign(ed)?|auth|hmac|jwt|md5|verify|expires?|expiry|expiration|policy|key-pair-id|hash-algorithm|googleaccessid"
+    r"|user(name)?|hdn\w+|__gda__|(x-(amz|goog|oss|cos|obs|tos|bce)|q-(sign|ak|key|header|url))-?.*",
+    re.I,
+)
+"""Names of parameters that sign a link, beside those that sound like a secret's: S3, Google, CloudFront, Akamai, ..."""
+_SHARED_ACCESS = re.compile(r"s[vsrpte]|srt|spr|sip|ses|sdd|scid|s[au]oid|sk[tesv]|skoid|sktid")
+"""The other parameters of a signature ``sig`` of Azure's."""
 _STORES = r"(?:s3a?|gc?s|file|local|memory|hdfs|sftp|smb)://"
 _USER = re.compile(r"(\w://)[^\s/]+@")
 # A path may hold spaces and quotes, and so may a query: up to an &, if one is near. That the query may be missing keeps
@@ -62,14 +71,53 @@ def redacted(value: Any) -> Any:
 
     In a URL of S3, Google Cloud Storage or a file system a question mark is a part of the name: what follows it stays.
     """
+    return _without_secrets(value, lambda query: HIDDEN)
+
+
+def identified(value: Any) -> Any:
+    """``value`` as :func:`redacted`, but that a query leaves a hash of those of its parameters that are no credentials.
+
+    So links that lead to different things stay different, and one that is signed anew stays the same.
+    """
+
+    def shown(query: str) -> str:
+        if query.startswith(HIDDEN):
+            return query
+        rest = unsigned(query)
+        return f"{HIDDEN}~{short_hash(rest)}" if rest else HIDDEN
+
+    return _without_secrets(value, shown)
+
+
+def _without_secrets(value: Any, query: Callable[[str], str]) -> Any:
+    """As :func:`redacted`; ``query`` gives what stands for the query of a URL."""
     if isinstance(value, Mapping):
-        return {key: HIDDEN if _SECRET_KEY.search(str(key)) else redacted(item) for key, item in value.items()}
+        return {
+            key: HIDDEN if _SECRET_KEY.search(str(key)) else _without_secrets(item, query)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [redacted(item) for item in value]
+        return [_without_secrets(item, query) for item in value]
     if isinstance(value, str):
         shown = _USER.sub(rf"\1{HIDDEN}@", value)
-        return _URL.sub(lambda found: f"{found[1]}?{HIDDEN}" if found[2] else found[0], shown)
+        return _URL.sub(lambda found: f"{found[1]}?{query(found[2][1:])}" if found[2] else found[0], shown)
     return value
+
+
+def unsigned(query: str) -> str:
+    """The parameters of a link's query that are no credential and no part of a signature, in their order."""
+    parameters = [(text.partition("=")[0].lower(), text) for text in query.split("&")]
+    is_shared = any(name == "sig" for name, _ in parameters)
+    return "&".join(
+        text
+        for name, text in parameters
+        if not (_SECRET_KEY.search(name) or _SIGNS.fullmatch(name) or (is_shared and _SHARED_ACCESS.fullmatch(name)))
+    )
+
+
+def short_hash(text: str) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def encodable(text: str) -> str:

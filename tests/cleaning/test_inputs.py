@@ -16,10 +16,10 @@ import pytest
 
 from raypurify import storage
 from raypurify.cleaning.inputs import Listed, Selection, check_apart, listed
-from raypurify.cleaning.names import short_hash
 from raypurify.cleaning.streams import concurrently, ordered
 from raypurify.data.base import DataError
 from raypurify.storage import retries
+from raypurify.storage.published import short_hash
 
 NASTY = [
     "a.png",

@@ -18,6 +18,7 @@ from raypurify import runs, storage
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.inputs import check_apart
 from raypurify.images import encode_png
+from raypurify.storage.published import short_hash
 
 
 @pytest.fixture
@@ -62,11 +63,30 @@ def test_secrets_of_urls_are_in_the_plan_only(folder: Path, tmp_path: Path, capf
 
 def test_another_signature_is_the_same_input(folder: Path, tmp_path: Path):
     with guarded_web(folder) as host:
-        for parameter in ("&day=1", "&day=2"):
+        for parameter in ("&se=1", "&se=2"):
             url = f"http://{host}/a.png?sig={SIGNATURE}{parameter}"
             assert clean(CleaningConfig(input=url, purifier="identity"), str(tmp_path / "out")) is not None
-        with pytest.raises(ValueError, match=r"holds a run with input = 'http://.*/a\.png\?…'"):
-            clean(CleaningConfig(input=f"http://{host}/b.png", purifier="identity"), str(tmp_path / "out"))
+        for other in (f"http://{host}/b.png", f"{url}&id=1"):
+            with pytest.raises(ValueError, match=r"holds a run with input = 'http://.*/a\.png\?…'"):
+                clean(CleaningConfig(input=other, purifier="identity"), str(tmp_path / "out"))
+
+
+def test_links_that_differ_in_more_than_a_signature_are_inputs_apart(folder: Path, tmp_path: Path):
+    output = str(tmp_path / "out")
+    with guarded_web(folder) as host:
+        names = ("a.png", "a.png?id=1", "a.png?id=2", "b.tar?id=1", "noextension?id=1")
+        urls = [f"http://{host}/{name}{'&' if '?' in name else '?'}sig={SIGNATURE}" for name in names]
+        (tmp_path / "list.txt").write_text("\n".join(urls))
+        clean(CleaningConfig(input=str(tmp_path / "list.txt"), purifier="identity"), output)
+        for url in urls[1:3]:
+            clean(CleaningConfig(input=url, purifier="identity"), f"{output}/{short_hash(url)}")
+            with pytest.raises(ValueError, match=r"holds a run with input = 'http://.*/a\.png\?…~\w{16}'"):
+                clean(CleaningConfig(input=urls[0], purifier="identity"), f"{output}/{short_hash(url)}")
+    one, two = (short_hash(f"id={number}") for number in (1, 2))
+    ids = {row["id"].removeprefix(f"{host}/") for row in rows_of(output, "manifest")}
+    assert ids == {"a.png", f"a~{one}.png", f"a~{two}.png", f"b~{one}.tar#b.png", f"noextension~{one}"}
+    alone = rows_of(f"{output}/{short_hash(urls[2])}", "manifest")
+    assert [row["id"] for row in alone] == [f"a~{two}.png"]
 
 
 def test_an_old_output_that_names_a_secret_goes_on(tmp_path: Path):

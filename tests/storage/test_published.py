@@ -3,7 +3,17 @@ import random
 import pyarrow as pa
 import pytest
 
-from raypurify.storage.published import encodable, escaped, link, published, redacted, unescaped
+from raypurify.storage.published import (
+    encodable,
+    escaped,
+    identified,
+    link,
+    published,
+    redacted,
+    short_hash,
+    unescaped,
+    unsigned,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +62,27 @@ def test_a_url_by_itself_is_hidden_to_its_end_and_a_name_stays(url: str, shown: 
         "output": shown,
         "url": shown,
     }
+
+
+@pytest.mark.parametrize(
+    ("query", "rest"),
+    [
+        ("id=1&size=2", "id=1&size=2"),
+        ("X-Amz-Date=1&id=1&X-Amz-Signature=2&X-Amz-Credential=3", "id=1"),
+        ("Expires=1&Signature=2&Key-Pair-Id=3", ""),
+        ("AWSAccessKeyId=1&Expires=2&GoogleAccessId=3&x-goog-signature=4", ""),
+        ("sv=1&se=2&sp=r&sig=3&st=4", ""),
+        ("se=2&st=4", "se=2&st=4"),
+        ("page=3&token=1&access_token=2&apikey=3", "page=3"),
+        ("q-sign-algorithm=1&q-ak=2&q=cats", "q=cats"),
+    ],
+)
+def test_a_query_leaves_a_hash_of_what_is_no_signature(query: str, rest: str) -> None:
+    assert unsigned(query) == rest
+    hidden = f"https://host/a?…~{short_hash(rest)}" if rest else "https://host/a?…"
+    identity = {"input": f"https://host/a?{query}", "output": "s3://bucket/a?id=1"}
+    assert identified(identity) == identified(identified(identity)) == {**identity, "input": hidden}
+    assert redacted(identified(identity))["input"] == "https://host/a?…"
 
 
 @pytest.mark.parametrize("key", ["key", "password", "session_token", "secretAccessKey", "api-key"])
