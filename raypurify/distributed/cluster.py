@@ -141,12 +141,12 @@ def _start(**options: Any) -> None:
     # processes inherit os.environ, which putenv leaves as it is.
     if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
         os.putenv("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with handlers_kept(), _stderr_held():
+    with _handlers_kept(), _stderr_held():
         ray.init(logging_level=logging.ERROR, **options)
 
 
 @contextmanager
-def handlers_kept() -> Iterator[None]:
+def _handlers_kept() -> Iterator[None]:
     """Leave this process' handlers of SIGINT and SIGTERM in place, in the block and after it: Ray would set its own."""
     if threading.current_thread() is not threading.main_thread():
         yield

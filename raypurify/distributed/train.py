@@ -25,6 +25,8 @@ import safetensors.torch
 import torch
 import torch.distributed
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray._private import state
+from ray.actor import ActorHandle
 from torch import Tensor, nn
 
 from raypurify import models, plugins, runs, storage
@@ -37,7 +39,7 @@ from raypurify.runs import schema
 from raypurify.runs.progress import print_table
 from raypurify.seeds import seed_of
 from raypurify.storage import checkpoints
-from raypurify.storage.published import published
+from raypurify.storage.published import published, redacted
 from raypurify.training import (
     Batch,
     ClassifierObjective,
@@ -153,7 +155,7 @@ class Job:
             "class_names": None if isinstance(self.source.classes, int) else list(self.source.classes),
             "trained_on": dataclasses.asdict(self.source.origin),
             "trained_for": None if victim is None else {"classifier": victim.name, "sha256": victim.sha256},
-            "training": dataclasses.asdict(self.config),
+            "training": redacted(dataclasses.asdict(self.config)),
         }
 
 
@@ -347,6 +349,10 @@ FINAL_ERRORS = (*PLAIN_ERRORS, ValueError)
 """What a worker would raise again if it was tried again."""
 
 
+DEATH = 10
+"""Seconds that workers are given to die; they take a fraction of one."""
+
+
 class StopAtFinalErrors(ray.train.UserCallback):
     """Ends a run whose failure would come again; Ray Train by itself would start its workers ``max_failures`` times."""
 
@@ -387,12 +393,11 @@ def _fit(trainer: _Trainer) -> ray.train.Result:
     # Ray's watcher of nodes that a cloud takes away tells workers, of which none of ours asks.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
-        with cluster.handlers_kept():
-            return trainer.fit()
+        return trainer.fit()
     except KeyboardInterrupt:
         if trainer.controller is not None:
             with suppress(ray.exceptions.RayError):
-                ray.get(trainer.controller.abort.remote())
+                _end(trainer.controller)
         raise
     except ray.train.ControllerError as error:
         failure = error.controller_failure
@@ -401,6 +406,21 @@ def _fit(trainer: _Trainer) -> ray.train.Result:
         if getattr(failure, "errno", None) in storage.UNWRITABLE:
             raise runs.StoppedError(f"the checkpoints cannot be written: {failure}") from None
         raise
+
+
+def _end(controller: ActorHandle) -> None:
+    """Kill Ray Train's controller, and wait until its workers, which Ray kills with it, are dead.
+
+    Asked to abort, it would first wait for workers that are starting, and print tracebacks.
+    """
+    ray.kill(controller)
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    until = time.monotonic() + DEATH
+    while time.monotonic() < until:
+        alive = state.actors(job_id=job, actor_state_name="ALIVE")
+        if all(actor["ActorClassName"] != "RayTrainWorker" for actor in alive.values()):
+            return
+        time.sleep(0.05)
 
 
 def _trainer(job: Job, output: str) -> _Trainer:

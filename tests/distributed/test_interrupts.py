@@ -25,13 +25,13 @@ JOBS = {
     "demo": ["--epochs", "3"],
 }
 MOMENTS = {
-    "train_mnist": ["_LEASE", "checkpoints/*/model/config.json", "checkpoints/*000005*"],
+    "train_mnist": ["_LEASE", "checkpoints/*/model/config.json", "epoch 8/12"],
     "evaluate": ["_LEASE", "scores/*/000000.parquet", "scores/*/000001.parquet"],
     "attack": ["_LEASE", "images/train-000000.parquet", "images/train-000001.parquet"],
     "clean": ["_LEASE", "manifest/*.parquet", "manifest/*000002*.parquet"],
     "demo": ["a_net/_LEASE", "cru_net/_LEASE", "evaluation/scores/*/*.parquet"],
 }
-"""Files whose appearance is a moment of a job: early, in the middle, late."""
+"""A file that appears, or a text that is printed, is a moment of a job: early, in the middle, late."""
 MADE = ("**/model.safetensors", "scores/**/*.parquet", "images/**/*", "manifest/**/*", "*/scores/**/*.parquet")
 """What has to be the same to the byte, however often a job was interrupted."""
 
@@ -53,16 +53,21 @@ def command(job: str, output: Path, pictures: str) -> list[str]:
 
 
 def interrupt(words: list[str], number: signal.Signals, output: Path, moment: str, log: Path) -> tuple[int, str]:
-    """Start a job, send it a signal once a file is there: its exit code, and what it printed."""
+    """Start a job, send it a signal at a moment: its exit code, and what it printed."""
     with log.open("wb") as file:
         job = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
         try:
-            wait_for(lambda: any(output.glob(moment)) or job.poll() is not None, 180, moment)
+            wait_for(lambda: job.poll() is not None or has_come(moment, output, log), 180, moment)
             job.send_signal(number)
             return job.wait(60), log.read_text()
         finally:
             if job.poll() is None:
                 os.killpg(job.pid, signal.SIGKILL)
+
+
+def has_come(moment: str, output: Path, log: Path) -> bool:
+    """Whether a job holds its output, and what is a moment of it is there."""
+    return any(output.glob("**/_LEASE")) and (any(output.glob(moment)) or moment in log.read_text())
 
 
 def made(output: Path) -> dict[str, bytes]:
