@@ -1,16 +1,23 @@
-"""Similarity of two batches of images, image by image, and the confidence interval of an accuracy.
+"""How far images are from the clean ones: the table of metrics; and the confidence interval of an accuracy.
 
-Every similarity takes images of the same shape (N, C, H, W), floating point, pixels in [0, 1], and returns (N,) float32
-on the images' device. A value depends on its own two images only, never on the rest of the batch (beyond rounding).
+A metric takes two batches of one shape (N, C, H, W), floating point, pixels in [0, 1], the clean one second, and
+returns (N,) float32 on the images' device. A value depends on its own two images only, never on the rest of the batch
+(beyond rounding). Columns, units, totals and the report follow from a metric's entry in ``METRICS``.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+COMPARISONS = ("adversarial", "purified", "clean_purified")
+"""The images that are compared with the clean one: attacked; attacked then purified; clean then purified."""
 
 PSNR_CAP = 100.0
 """dB. The PSNR of identical images, and the highest that :func:`psnr` returns, so that no mean is infinite."""
@@ -159,3 +166,62 @@ def _check(a: Tensor, b: Tensor) -> None:
     for image in (a, b):
         if not image.is_floating_point():
             raise ValueError(f"expected floating point pixels in [0, 1], got {image.dtype}: divide uint8 by 255 first")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One entry of the table: a distance to the clean image, and how tables and the report show it.
+
+    A similarity is measured on all :data:`COMPARISONS`: columns ``NAME_adversarial``, ... of the scores, and their
+    means in the summary. A perturbation is measured on the attacked image alone: column ``NAME`` of the scores, and
+    ``NAME_max`` or ``NAME_median`` of the summary.
+    """
+
+    name: str
+    """The start of the columns' names."""
+    measure: Callable[[Tensor, Tensor], Tensor]
+    """Images and clean images to (N,); see this module's text."""
+    total: Literal["mean", "max", "median"] = "mean"
+    """What the summary holds: of a similarity the mean; of a perturbation the largest, or the median over the images
+    that the victim had right at first, where one that was not fooled is infinitely far."""
+    nullable: bool = True
+    """Whether there are images that have no value: NaN, which is null in tables and is left out of means."""
+    unit: str = ""
+    """Of a value; empty for a length or a number on pixels in [0, 1]."""
+    heading: str = ""
+    """Of its column in the report; the name if empty."""
+    digits: int = 2
+    """Decimals in the report."""
+    eq16_offset: float | None = None
+    """What the paper's Eq. 16 is above the mean over purified images, which gets a column ``NAME_purified_eq16``."""
+
+    @property
+    def title(self) -> str:
+        """Of its column in the report."""
+        return self.heading or self.name
+
+    @property
+    def comparisons(self) -> dict[str, str]:
+        """Columns of the scores, and which of :data:`COMPARISONS` each is of."""
+        if self.total == "mean":
+            return {f"{self.name}_{kind}": kind for kind in COMPARISONS}
+        return {self.name: "adversarial"}
+
+
+METRICS = (
+    Metric(name="linf", measure=linf, total="max", nullable=False, heading="L∞", digits=4),
+    Metric(name="l2", measure=l2, total="median", nullable=False, heading="L2", digits=3),
+    Metric(name="psnr", measure=psnr, nullable=False, unit="dB", heading="PSNR", eq16_offset=PSNR_EQ16_OFFSET),
+    Metric(name="ssim", measure=ssim, heading="SSIM", digits=4),  # null where a side is under 11 pixels
+)
+"""What every evaluation measures."""
+
+
+def measured(metrics: Sequence[Metric], kind: str, images: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    """Columns of the scores of one of the :data:`COMPARISONS`: (N,) each."""
+    return {
+        column: metric.measure(images, clean)
+        for metric in metrics
+        for column, compared in metric.comparisons.items()
+        if compared == kind
+    }

@@ -30,16 +30,15 @@ class Attacked:
 
 
 class Attack(Protocol):
-    """norm is "linf", "l2", or None for an attack that minimises the distance; epsilon is its ball's radius or None.
+    """norm is "linf", "l2", or None for an attack that minimises the distance.
 
-    One whose result depends on the batch that an image came in says so with ``couples_batch = True``.
+    ``radius`` names the parameter that holds the radius of its ball, on pixels in [0, 1]; None for an attack without a
+    ball. An attack that says nothing calls it ``epsilon``. One whose result depends on the batch that an image came in
+    says so with ``couples_batch = True``.
     """
 
     @property
     def norm(self) -> str | None: ...
-
-    @property
-    def epsilon(self) -> float | None: ...
 
     def __call__(
         self, victim: nn.Module, x: Tensor, y: Tensor, *, seeds: Sequence[int], target: Tensor | None = None
@@ -55,6 +54,18 @@ class Attack(Protocol):
             target: (N,) int64: go towards these classes instead of away from y.
         """
         ...
+
+
+def radius_name(attack: Attack) -> str | None:
+    """The name of the parameter that holds the radius of an attack's ball; None for an attack without one."""
+    name: str | None = getattr(attack, "radius", "epsilon")
+    return None if name is None or getattr(attack, name, None) is None else name
+
+
+def radius_of(attack: Attack) -> float | None:
+    """Radius of an attack's ball, on pixels in [0, 1]; None for an attack without one."""
+    name = radius_name(attack)
+    return None if name is None else getattr(attack, name)
 
 
 def run_attack(

@@ -46,7 +46,7 @@ class CarliniWagner:
     smaller step, and leaves when its step is the least."""
 
     norm = None
-    epsilon = None
+    radius = None
 
     def __post_init__(self) -> None:
         for name in ("search_steps", "steps"):

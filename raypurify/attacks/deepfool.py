@@ -37,7 +37,7 @@ class DeepFool:
     pass back for each. On MNIST's A-net 2 and 9 (all: the paper's algorithm) give the same median distance."""
 
     norm = None
-    epsilon = None
+    radius = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -15,7 +15,7 @@ class NoAttack:
     """Leaves every image as it is."""
 
     norm = None
-    epsilon = None
+    radius = None
 
     def __call__(
         self, victim: nn.Module, x: Tensor, y: Tensor, *, seeds: Sequence[int], target: Tensor | None = None

@@ -39,7 +39,7 @@ class RotationTranslation:
     """Random transforms, if not ``grid_search``."""
 
     norm = None
-    epsilon = None
+    radius = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_rotation <= 180:

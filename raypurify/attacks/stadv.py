@@ -48,7 +48,7 @@ class StAdv:
     """Steps without a flow that fools and is smoother by 1%, after which an image leaves, or halves its tau."""
 
     norm = None
-    epsilon = None
+    radius = None
 
     def __post_init__(self) -> None:
         for name in ("tau", "kappa"):

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypurify.attacks import Attacked, counted, numbers
+from raypurify.attacks import Attacked, counted, numbers, radius_of
 from raypurify.attacks._gradients import predicted, project, vanishes
 from raypurify.seeds import seed_of
 
@@ -50,6 +50,7 @@ REFUSED = {
 
 _OURS = ("self", "model", "seed")  # parameters that are not the user's
 _CHOICES = {"norm": ("linf", "l2"), "noise_type": ("guassian", "uniform")}  # spelt as the library spells it
+_RADII = ("eps", "max_epsilon")
 _L2 = ("PGDL2", "PGDRSL2")
 _THREE_CHANNELS = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 _SQUARE_IMAGES = ("DIFGSM", "TIFGSM", "Pixle")
@@ -107,25 +108,25 @@ class TorchAttack:
         return type(self).__name__
 
     @property
-    def epsilon(self) -> float | None:
-        """Radius of the ball, whatever the library calls it; None for an attack without one."""
-        radius: float | None = getattr(self, "eps", getattr(self, "max_epsilon", None))
-        return radius
+    def radius(self) -> str | None:
+        """What the library calls the radius of the ball; None for an attack without one."""
+        return next((name for name in _RADII if hasattr(self, name)), None)
 
     @property
     def norm(self) -> str | None:
         """ "linf", "l2", or None without a ball; a parameter where the attack has a choice."""
-        return None if self.epsilon is None else "l2" if self.name in _L2 else "linf"
+        return None if radius_of(self) is None else "l2" if self.name in _L2 else "linf"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             object.__setattr__(self, field.name, _checked(f"torchattacks.{self.name}", field, value))
         largest = 1 if self.norm == "linf" else math.inf
-        if self.epsilon is not None and not 0 <= self.epsilon <= largest:
+        radius = radius_of(self)
+        if radius is not None and not 0 <= radius <= largest:
             raise ValueError(
                 f"torchattacks.{self.name}: the {self.norm} radius must be in [0, {largest}], on pixels in [0, 1]; "
-                f"got {self.epsilon!r}"
+                f"got {radius!r}"
             )
         try:
             self._library_attack(_Counter(nn.Identity(), torch.device("cpu"), 1), seed=0, classes=4)
@@ -187,12 +188,13 @@ class TorchAttack:
     def _settled(self, counter: _Counter, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         """The library's images in the box and in the ball, without those that are not numbers or that failed."""
         x_adv = numbers(x_adv, x).clamp(0, 1)
-        if self.norm == "linf" and self.epsilon is not None:
-            return project(x_adv, x, self.epsilon)
-        if self.norm == "l2" and self.epsilon is not None:
+        radius = radius_of(self)
+        if self.norm == "linf" and radius is not None:
+            return project(x_adv, x, radius)
+        if self.norm == "l2" and radius is not None:
             change = x_adv - x
             lengths = change.flatten(1).norm(dim=1).clamp(min=1e-12)
-            return (x + change * (self.epsilon / lengths).clamp(max=1)[:, None, None, None]).clamp(0, 1)
+            return (x + change * (radius / lengths).clamp(max=1)[:, None, None, None]).clamp(0, 1)
         if self.name == "GN":
             return x_adv  # noise has no aim to miss
         labels = predicted(counter, x_adv)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from raypurify import models, runs, storage
+from raypurify import models, plugins, runs, storage
 from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
 from raypurify.distributed import cluster, units
 from raypurify.distributed.units import (
@@ -32,7 +32,7 @@ from raypurify.distributed.units import (
 )
 from raypurify.evaluation import preflight, results
 from raypurify.evaluation.batch import Evaluator, Scored
-from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid
+from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.report import write_report
 from raypurify.runs import schema
@@ -68,7 +68,10 @@ def main(arguments: EvaluationArguments) -> None:
         **dataclasses.asdict(arguments.destination),
     )
     columns = ["setting", "attack", "eps", "victim", "classifier", "purifier", "accuracy_clean", "accuracy_adversarial"]
-    columns += ["accuracy_purified", "accuracy_clean_purified", "psnr_purified", "ssim_purified"]
+    columns += ["accuracy_purified", "accuracy_clean_purified"]
+    shown = schema.shown(summary.schema).items()
+    columns += [name for name, how in shown if how.group == "similarity" and not how.minor]
+    columns += ["accuracy_with_detection"] if summary["detection_rate"].null_count < len(summary) else []
     print_table(summary.select(columns))
     for row in summary.filter(pc.is_valid(summary["masking"])).to_pylist():
         for name in row["masking"]:
@@ -128,7 +131,8 @@ def evaluate(
                 run.counts["rejected"] = len(storage.read_tables(rejects, schema.REJECTS))
                 check_rejects(output, run.counts["rejected"], source.rows, max_rejects)
                 own = {cell.hash for cell in grid.cells}
-                results.write_summary(output, cells, own, source.rows - run.counts["rejected"])
+                scored = source.rows - run.counts["rejected"]
+                results.write_summary(output, cells, own, scored, built_metrics(config))
                 _write_samples(work, resources, planned)
             write_report(output, curves=_curves(config))
             run.finish()
@@ -179,12 +183,15 @@ def checked(grid: Grid, source: Source) -> tuple[Source, str, list[str]]:
     networks = (*grid.classifiers, *grid.purifiers)
     for model in (*networks, *stand_ins):
         preflight.check_network(model, source, labels, shape)
+    preflight.check_metrics(built_metrics(grid.config), shape)
     warnings = [*preflight.missing_classes(source, labels, "evaluated"), *preflight.trained_on(source, networks)]
     return source, preflight.described(source, labels), warnings
 
 
 def _identity(config: EvaluationConfig, source: Source, unit: int) -> dict[str, Any]:
     """What may not differ between calls on one output; the cells may: each has a hash of its own."""
+    specs = {text: plugins.Spec.parse(text) for text in config.metrics}
+    metrics = {text: plugins.source_hash(spec, ()) for text, spec in specs.items()}
     return {
         "data": config.data,
         "split": config.split,
@@ -193,6 +200,7 @@ def _identity(config: EvaluationConfig, source: Source, unit: int) -> dict[str, 
         "precision": config.precision,
         "dataset": source.fingerprint,
         "unit": unit,
+        **({"metrics": metrics} if metrics else {}),
     }
 
 
@@ -207,15 +215,16 @@ def _merged(earlier: Sequence[dict[str, Any]], grid: Grid) -> list[dict[str, Any
 
     An earlier cell leaves that reads like one of this grid and is another: its model, or its check, was changed.
     """
-    own = {cell.hash: _description(cell.row) for cell in grid.cells}
-    kept = [row for row in earlier if row["cell"] in own or _description(row) not in own.values()]
+    own = {cell.hash: dict(cell.row) for cell in grid.cells}
+    described = {_description(row) for row in own.values()}
+    kept = [row for row in earlier if row["cell"] in own or _description(row) not in described]
     known = {row["cell"] for row in kept}
-    return kept + [dict(cell.row) for cell in grid.cells if cell.hash not in known]
+    return [own.get(row["cell"], row) for row in kept] + [row for name, row in own.items() if name not in known]
 
 
 def _description(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """A cell as tables show it."""
-    return tuple(row[name] for name in schema.CELL.names if name != "cell")
+    return tuple(row[name] for name in schema.CELL_DESCRIPTION)
 
 
 def _missing(output: str, grid: Grid, units: Sequence[Unit]) -> list[Unit]:
@@ -267,7 +276,7 @@ class Scorer:
                 scores[scored.cell.hash].append(scored.scores)
         for cell, tables in scores.items():
             storage.write_table(
-                _scores_of(self.output, cell, unit), pa.concat_tables([schema.SCORES.empty_table(), *tables])
+                _scores_of(self.output, cell, unit), pa.concat_tables([self.evaluator.schema.empty_table(), *tables])
             )
 
 

@@ -11,12 +11,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from raypurify import metrics, models
-from raypurify.attacks import Attack, run_attack
+from raypurify import models
+from raypurify.attacks import Attack, radius_of, run_attack
 from raypurify.evaluation.adaptive import Composite, is_differentiable
-from raypurify.evaluation.grid import Cell, Grid, Group, built_attack
+from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_metrics
 from raypurify.evaluation.masking import MaskingCheck
-from raypurify.purifiers import purify
+from raypurify.metrics import METRICS, measured
+from raypurify.purifiers import detect, purify
 from raypurify.runs import schema
 from raypurify.seeds import seed_of
 from raypurify.training import autocast
@@ -24,7 +25,7 @@ from raypurify.training import autocast
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One batch in one cell: its rows of ``schema.SCORES``, and its pixels, (N, C, H, W) float32."""
+    """One batch in one cell: its rows of the scores, and its pixels, (N, C, H, W) float32."""
 
     cell: Cell
     scores: pa.Table
@@ -41,6 +42,8 @@ class Evaluator:
         self.purifiers = [models.placed(model.build(), device) for model in grid.purifiers]
         self.stand_in = models.placed(grid.stand_in.build(), device) if grid.stand_in else None
         self.attacks = [built_attack(group.attack) for group in grid.groups]
+        self.metrics = (*METRICS, *built_metrics(grid.config))
+        self.schema = schema.scores(self.metrics[len(METRICS) :])
 
     def evaluate(
         self, x: Tensor, y: Tensor, ids: Sequence[str], cells: AbstractSet[str] | None = None
@@ -68,11 +71,9 @@ class Evaluator:
         shared = {
             "id": list(clean.ids),
             "label": clean.y,
-            "linf": metrics.linf(x_adv, clean.x),
-            "l2": metrics.l2(x_adv, clean.x),
             "steps": attacked.steps,
             "queries": attacked.queries,
-            **_similarity("adversarial", x_adv, clean.x),
+            **measured(self.metrics, "adversarial", x_adv, clean.x),
             "zero_gradient": attacked.zero_gradient,
             **(self._masking(group, attack, clean) if group.through is not None else {}),
         }
@@ -85,15 +86,23 @@ class Evaluator:
                 "pred_adversarial": classifier(x_adv).argmax(dim=1),
                 "pred_purified": classifier(x_pure).argmax(dim=1),
                 "pred_clean_purified": clean.purified_predictions(cell.classifier, cell.purifier),
-                **_similarity("purified", x_pure, clean.x),
+                "detected": self.detect(cell.purifier, x_adv, clean.ids),
+                "detected_clean": clean.detected(cell.purifier),
+                **measured(self.metrics, "purified", x_pure, clean.x),
                 **clean.purified_similarity(cell.purifier),
             }
-            yield Scored(cell=cell, scores=_table(columns, len(clean.ids)), x_adv=x_adv, x_pure=x_pure)
+            yield Scored(cell=cell, scores=self._table(columns, len(clean.ids)), x_adv=x_adv, x_pure=x_pure)
 
     def purify(self, purifier: int, x: Tensor, ids: Sequence[str]) -> Tensor:
         """The images restored by a purifier (by its number); one that is random draws by the images' ids."""
-        seeds = [seed_of(self.grid.config.seed, "purify", name) for name in ids]
-        return purify(self.purifiers[purifier], x, seeds)
+        return purify(self.purifiers[purifier], x, self._seeds(ids))
+
+    def detect(self, purifier: int, x: Tensor, ids: Sequence[str]) -> Tensor | None:
+        """Which images a purifier (by its number) takes for attacked: (N,) bool; None if it detects nothing."""
+        return detect(self.purifiers[purifier], x, self._seeds(ids))
+
+    def _seeds(self, ids: Sequence[str]) -> list[int]:
+        return [seed_of(self.grid.config.seed, "purify", name) for name in ids]
 
     def _victim(self, group: Group, draws: str, *, straight_through: bool = False) -> nn.Module:
         """What a group's attacker attacks; what a random purifier draws for him follows from ``draws``."""
@@ -115,7 +124,7 @@ class Evaluator:
         chosen = clean.chosen_for_masking()
         if not chosen:
             return {"zero_gradient": None} if self.grid.masking_share else {}
-        epsilon = attack.epsilon if attack.norm == "linf" and attack.epsilon else MaskingCheck.epsilon
+        epsilon = (radius_of(attack) if attack.norm == "linf" else None) or MaskingCheck.epsilon
         key = (group.victim, group.through, epsilon)
         if key not in clean.masking:
             purifier = self.purifiers[cast(int, group.through)]
@@ -129,6 +138,17 @@ class Evaluator:
             )
         return {name: _scattered(value, chosen, len(clean.ids)) for name, value in clean.masking[key].items()}
 
+    def _table(self, columns: Mapping[str, Any], n: int) -> pa.Table:
+        """Columns as the schema of the scores: those that are not given are null, as is a NaN."""
+        arrays = []
+        for field in self.schema:
+            value = columns.get(field.name)
+            value = pa.nulls(n, field.type) if value is None else value
+            if isinstance(value, Tensor):
+                value = pa.array(value.cpu().numpy(), from_pandas=True)
+            arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
+        return pa.table(arrays, names=self.schema.names).cast(self.schema)
+
 
 class _Clean:
     """A batch, and what all cells share of it: computed once, when first asked for."""
@@ -139,6 +159,7 @@ class _Clean:
         self._purified: dict[int, Tensor] = {}
         self._purified_predictions: dict[tuple[int, int], Tensor] = {}
         self._purified_similarity: dict[int, dict[str, Tensor]] = {}
+        self._detected: dict[int, Tensor | None] = {}
         self.masking: dict[tuple[int, int | None, float], dict[str, Tensor]] = {}
 
     def chosen_for_masking(self) -> list[int]:
@@ -166,27 +187,17 @@ class _Clean:
 
     def purified_similarity(self, purifier: int) -> dict[str, Tensor]:
         if purifier not in self._purified_similarity:
-            self._purified_similarity[purifier] = _similarity("clean_purified", self.purified(purifier), self.x)
+            compared = self.purified(purifier), self.x
+            self._purified_similarity[purifier] = measured(self.evaluator.metrics, "clean_purified", *compared)
         return self._purified_similarity[purifier]
 
-
-def _similarity(kind: str, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return {f"psnr_{kind}": metrics.psnr(a, b), f"ssim_{kind}": metrics.ssim(a, b)}
+    def detected(self, purifier: int) -> Tensor | None:
+        if purifier not in self._detected:
+            self._detected[purifier] = self.evaluator.detect(purifier, self.x, self.ids)
+        return self._detected[purifier]
 
 
 def _scattered(value: Tensor, rows: Sequence[int], n: int) -> pa.Array:
     """The values of some rows, null in the others: (n,)."""
     found = dict(zip(rows, value.tolist(), strict=True))
     return pa.array([found.get(row) for row in range(n)])
-
-
-def _table(columns: Mapping[str, Any], n: int) -> pa.Table:
-    """Columns as ``schema.SCORES``: those that are not given are null, as is a NaN similarity."""
-    arrays = []
-    for field in schema.SCORES:
-        value = columns.get(field.name)
-        value = pa.nulls(n, field.type) if value is None else value
-        if isinstance(value, Tensor):
-            value = pa.array(value.cpu().numpy(), from_pandas=True)
-        arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
-    return pa.table(arrays, names=schema.SCORES.names).cast(schema.SCORES)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from raypurify import models, plugins
-from raypurify.attacks import Attack
+from raypurify.attacks import Attack, radius_name, radius_of
 from raypurify.evaluation.adaptive import is_differentiable, is_random
+from raypurify.metrics import Metric
 from raypurify.runs import fields, schema
 from raypurify.training import Precision
 
@@ -53,6 +54,9 @@ class EvaluationConfig:
     """Draws of a random purifier that the adaptive attacker averages over."""
     masking_images: int = 200
     """About so many images of each adaptive cell are checked for masked gradients, which takes five more attacks."""
+    metrics: tuple[str, ...] = ()
+    """Metrics beside L∞, L2, PSNR and SSIM: my_package.module:callable[,KEY=VALUE...], which returns a
+    raypurify.metrics.Metric."""
     precision: Precision = "float32"
     """Of the networks' arithmetic; float32 without TF32. Final figures are float32."""
     seed: int = 0
@@ -149,6 +153,7 @@ def build_grid(config: EvaluationConfig, dataset: str, rows: int, batch: int | N
         attackable=frozenset(model.identity for model in surrogates or classifiers),
         purifiers=purifiers,
         stand_in=_stand_in(config),
+        trivial=tuple(bool(getattr(model.build(), "trivial", False)) for model in purifiers),
         masking_share=min(1.0, config.masking_images / max(rows, 1)),
         batch=batch,
     )
@@ -211,6 +216,8 @@ class _Layout:
     """Identities of the classifiers that the transfer setting attacks."""
     purifiers: tuple[models.Model, ...]
     stand_in: models.Model | None
+    trivial: tuple[bool, ...]
+    """Which of the purifiers learned nothing."""
     masking_share: float
     batch: int | None
 
@@ -233,10 +240,10 @@ class _Layout:
         specs = []
         for text in texts:
             spec = plugins.Spec.parse(text)
-            if not self.config.epsilons or built_attack(spec).epsilon is None:
+            name = radius_name(built_attack(spec))
+            if not self.config.epsilons or name is None:
                 specs.append(spec)
                 continue
-            name = "eps" if spec.name.startswith("torchattacks.") else "epsilon"
             specs += [
                 plugins.Spec(name=spec.name, params={**spec.params, name: epsilon}) for epsilon in self.config.epsilons
             ]
@@ -301,7 +308,7 @@ class _Layout:
                 "setting": setting,
                 "attack": spec.name,
                 "norm": attack.norm,
-                "eps": attack.epsilon,
+                "eps": radius_of(attack),
                 "params": json.dumps(params, sort_keys=True),
                 "victim": name,
                 "classifier": self.classifiers[classifier].name,
@@ -311,7 +318,8 @@ class _Layout:
             identity = [row, str(resolved), seen, evaluated, self.config.precision, self.config.seed]
             text = json.dumps(plugins.normalised(identity))
             digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-            cells.append(Cell(row={"cell": digest, **row}, classifier=classifier, purifier=purifier))
+            told = {"radius": radius_name(attack), "trivial": self.trivial[purifier]}
+            cells.append(Cell(row={"cell": digest, **row, **told}, classifier=classifier, purifier=purifier))
         return Group(
             attack=spec,
             resolved=resolved,
@@ -335,3 +343,25 @@ class _Layout:
 def built_attack(spec: plugins.Spec) -> Attack:
     attack: Attack = plugins.build("raypurify.attacks", spec)
     return attack
+
+
+def built_metrics(config: EvaluationConfig) -> tuple[Metric, ...]:
+    """The user's metrics.
+
+    Raises:
+        ValueError: a name that is no dotted path, one that returns something else, or columns that are there already.
+    """
+    built = []
+    for text in config.metrics:
+        spec = plugins.Spec.parse(text)
+        if ":" not in spec.name:
+            raise ValueError(f"metrics: expected my_package.module:callable, got {text!r}")
+        metric = plugins.build("raypurify.metrics", spec)
+        if not isinstance(metric, Metric):
+            raise ValueError(f"metrics: {text} returned {metric!r}; expected a raypurify.metrics.Metric")
+        built.append(metric)
+    for table in (schema.scores(built), schema.summary(built)):
+        twice = sorted({name for name in table.names if table.names.count(name) > 1})
+        if twice:
+            raise ValueError(f"metrics: the columns {twice} would stand twice in a table; give a metric another name")
+    return tuple(built)

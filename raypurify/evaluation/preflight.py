@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypurify.data import DataError, Origin, Source
+from raypurify.metrics import Metric
 from raypurify.models import Kind, Model
-from raypurify.purifiers import purify
+from raypurify.purifiers import detect, purify
 
 SHOWN = 12
 """Classes, or labels, that a line shows at most."""
@@ -120,7 +121,24 @@ def tried(network: nn.Module, kind: Kind, name: str, shape: tuple[int, int, int]
         raise ValueError(f"{name}: expected logits (N, classes), got the shape {tuple(out.shape)}")
     if kind == "purifier" and out.shape != x.shape:
         raise ValueError(f"{name}: expected images (N, C, H, W) = {tuple(x.shape)}, got the shape {tuple(out.shape)}")
+    detected = detect(network, x, [0]) if kind == "purifier" else None
+    if detected is not None and (detected.shape != (1,) or detected.dtype != torch.bool):
+        raise ValueError(f"{name}: detect must return (N,) bool; got {tuple(detected.shape)} {detected.dtype}")
     return out
+
+
+def check_metrics(metrics: Iterable[Metric], shape: tuple[int, int, int]) -> None:
+    """Measure a black image of the shape (H, W, C) against itself.
+
+    Raises:
+        ValueError: a metric that returns something else than one number for each image.
+    """
+    height, width, channels = shape
+    x = torch.zeros(2, channels, height, width)
+    for metric in metrics:
+        values = metric.measure(x, x.clone())
+        if values.shape != (2,):
+            raise ValueError(f"metrics: {metric.name} must return (N,); got {tuple(values.shape)} for 2 images")
 
 
 def described(source: Source, labels: NDArray[np.int64]) -> str:

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypurify import metrics, storage
+from raypurify import storage
 from raypurify.evaluation.masking import findings
+from raypurify.metrics import COMPARISONS, METRICS, Metric, wilson_interval
 from raypurify.runs import schema
 from raypurify.seeds import seed_of
 
@@ -35,17 +36,18 @@ def read_scores(output: str, cell: str, columns: Sequence[str]) -> pa.Table:
     return storage.read_tables(urls, pa.schema([schema.SCORES.field(name) for name in columns]))
 
 
-def distances_to_success(scores: pa.Table, clean: str, attacked: str) -> np.ndarray:
+def distances_to_success(scores: pa.Table, clean: str, attacked: str, distance: str = "l2") -> np.ndarray:
     """How far an attack had to go, for each image that was right at first: infinitely, where it did not succeed.
 
     Args:
-        scores: rows with ``label``, ``l2``, and the victim's own predictions.
+        scores: rows with ``label``, the distance, and the victim's own predictions.
         clean: column of those on the clean images.
         attacked: column of those on the attacked images.
+        distance: column of the distance between the two images.
     """
     label = scores["label"].to_numpy()
     fooled = scores[attacked].to_numpy() != label
-    distances: np.ndarray = np.where(fooled, scores["l2"].to_numpy(), np.inf)[scores[clean].to_numpy() == label]
+    distances: np.ndarray = np.where(fooled, scores[distance].to_numpy(), np.inf)[scores[clean].to_numpy() == label]
     return distances
 
 
@@ -54,104 +56,130 @@ def median_distance(distances: np.ndarray) -> float:
     return float(np.median(distances)) if distances.size else float("inf")
 
 
-def summarise(output: str, cell: Mapping[str, Any]) -> dict[str, Any]:
-    """One row of ``schema.SUMMARY``, from a few files at a time.
+def summarise(output: str, cell: Mapping[str, Any], more: Sequence[Metric] = ()) -> dict[str, Any]:
+    """One row of ``schema.summary(more)``, from a few files at a time.
 
     Args:
         output: the run's folder.
         cell: the cell's row of ``schema.CELL``.
+        more: the user's metrics.
 
     Raises:
         ValueError: the cell has no rows, or an id twice.
     """
-    totals = _Totals(adaptive=cell["setting"] == "adaptive")
-    for scores in _score_tables(output, cell["cell"], [name for name in schema.SCORES.names if name != "detected"]):
+    totals = _Totals(cell, (*METRICS, *more))
+    for scores in _score_tables(output, cell["cell"], schema.scores(more)):
         totals.add(scores)
     _check_rows(totals.ids, cell)
     return {**cell, **totals.figures()}
 
 
-def _score_tables(output: str, cell: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Some columns of a cell, a few units at a time."""
+def _score_tables(output: str, cell: str, columns: pa.Schema) -> Iterator[pa.Table]:
+    """A cell's rows, a few units at a time."""
     urls = storage.list_files(scores_folder(output, cell), ".parquet")
-    wanted = pa.schema([schema.SCORES.field(name) for name in columns])
     for start in range(0, len(urls), storage.REQUESTS_AT_ONCE):
-        yield storage.read_tables(urls[start : start + storage.REQUESTS_AT_ONCE], wanted)
+        yield storage.read_tables(urls[start : start + storage.REQUESTS_AT_ONCE], columns)
 
 
 class _Totals:
     """What is kept of a cell's scores: sums, the ids (they have to be unique) and the distances (for their median)."""
 
-    def __init__(self, *, adaptive: bool) -> None:
+    def __init__(self, cell: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
         # An adaptive attacker's victim is the classifier behind the purifier.
+        adaptive = cell["setting"] == "adaptive"
         self.victim = ("pred_clean_purified", "pred_purified") if adaptive else ("pred_clean", "pred_adversarial")
+        self.attacked = cell["attack"] != schema.NO_ATTACK
+        self.metrics = metrics
         self.n = 0
         self.sums: Counter[str] = Counter()
-        self.most: dict[str, float] = {"linf": 0.0, "steps": 0, "queries": 0}
+        self.known: Counter[str] = Counter()
+        self.most: dict[str, float] = {}
         self.ids: list[pa.ChunkedArray] = []
-        self.distances: list[np.ndarray] = []
+        self.distances: dict[str, list[np.ndarray]] = {}
 
     def add(self, scores: pa.Table) -> None:
-        """Count some rows of ``schema.SCORES``."""
-        label = scores["label"].to_numpy()
-        right = {kind: scores[f"pred_{kind}"].to_numpy() == label for kind in ("clean", *schema.COMPARISONS)}
-        for kind, hits in right.items():
-            self.sums[f"right_{kind}"] += int(hits.sum())
-        for name in ("steps", "queries", *(f"psnr_{kind}" for kind in schema.COMPARISONS)):
-            self.sums[name] += scores[name].to_numpy().sum(dtype=np.float64)
-        for name in (f"ssim_{kind}" for kind in schema.COMPARISONS):
-            known = scores[name].drop_null().to_numpy()
-            self.sums[name] += known.sum(dtype=np.float64)
-            self.sums[f"{name}_known"] += len(known)
-        for name, value in self.most.items():
-            self.most[name] = max(value, scores[name].to_numpy().max(initial=0))
-        self.distances.append(distances_to_success(scores, *self.victim))
-        self.sums["zero_gradient"] += pc.sum(scores["zero_gradient"]).as_py() or 0
-        self.sums["zero_gradient_known"] += len(scores) - scores["zero_gradient"].null_count
-        self._add_masking(scores.filter(scores["pred_multi_step"].is_valid()))
+        """Count some rows of the scores."""
+        for kind in ("clean", *COMPARISONS):
+            self._sum(f"right_{kind}", pc.equal(scores[f"pred_{kind}"], scores["label"]))
+        for name in ("steps", "queries"):
+            self._sum(name, scores[name])
+            self._most(name, scores[name])
+        for metric in self.metrics:
+            self._add_metric(metric, scores)
+        self._sum("zero_gradient", scores["zero_gradient"])
+        self._add_detection(scores)
+        for attack in schema.MASKING_ATTACKS:
+            self._sum(f"right_{attack}", pc.equal(scores[f"pred_{attack}"], scores["label"]))
         self.ids.append(scores["id"])
         self.n += len(scores)
 
-    def _add_masking(self, checked: pa.Table) -> None:
-        self.sums["masking_n"] += len(checked)
-        for attack in schema.MASKING_ATTACKS:
-            hits = pc.equal(checked[f"pred_{attack}"], checked["label"])
-            self.sums[f"masking_{attack}"] += pc.sum(hits).as_py() or 0
-            self.sums[f"masking_{attack}_known"] += len(hits) - hits.null_count
+    def _add_metric(self, metric: Metric, scores: pa.Table) -> None:
+        for column in metric.comparisons:
+            if metric.total == "mean":
+                self._sum(column, scores[column])
+            elif metric.total == "max":
+                self._most(column, scores[column])
+            else:
+                distances = distances_to_success(scores, *self.victim, column)
+                self.distances.setdefault(column, []).append(distances)
+
+    def _add_detection(self, scores: pa.Table) -> None:
+        """A detected image is defended where it was attacked, and lost where it was not."""
+        right = pc.equal(scores["pred_purified"], scores["label"])
+        kept = pc.or_(right, scores["detected"]) if self.attacked else pc.and_not(right, scores["detected"])
+        self._sum("with_detection", kept)
+        self._sum("detected", scores["detected"])
+        self._sum("detected_clean", scores["detected_clean"])
+
+    def _sum(self, name: str, values: pa.ChunkedArray) -> None:
+        known = values.drop_null()
+        self.sums[name] += known.to_numpy().sum(dtype=np.float64)
+        self.known[name] += len(known)
+
+    def _most(self, name: str, values: pa.ChunkedArray) -> None:
+        self.most[name] = max(self.most.get(name, 0), values.drop_null().to_numpy().max(initial=0))
+
+    def _mean(self, name: str) -> float | None:
+        return float(self.sums[name] / self.known[name]) if self.known[name] else None
 
     def figures(self) -> dict[str, Any]:
-        """The columns of ``schema.SUMMARY`` beyond those of ``schema.CELL``."""
-        accuracy = {kind: self.sums[f"right_{kind}"] / self.n for kind in ("clean", *schema.COMPARISONS)}
-        low, high = metrics.wilson_interval(int(self.sums["right_purified"]), self.n)
-        psnr = {f"psnr_{kind}": self.sums[f"psnr_{kind}"] / self.n for kind in schema.COMPARISONS}
+        """The columns of the summary beyond those of ``schema.CELL``."""
+        accuracy = {kind: self.sums[f"right_{kind}"] / self.n for kind in ("clean", *COMPARISONS)}
+        low, high = wilson_interval(int(self.sums["right_purified"]), self.n)
         return {
             "n": self.n,
             **{f"accuracy_{kind}": value for kind, value in accuracy.items()},
             "accuracy_purified_low": low,
             "accuracy_purified_high": high,
             "success_rate_eq14": accuracy["purified"] / accuracy["clean"] if accuracy["clean"] else None,
-            **psnr,
-            **{f"ssim_{kind}": self._share(f"ssim_{kind}", f"ssim_{kind}_known") for kind in schema.COMPARISONS},
-            "psnr_purified_eq16": psnr["psnr_purified"] + metrics.PSNR_EQ16_OFFSET,
-            "linf_max": float(self.most["linf"]),
-            "l2_median": median_distance(np.concatenate(self.distances)),
-            "steps_mean": self.sums["steps"] / self.n,
+            **{column: value for metric in self.metrics for column, value in self._totals_of(metric).items()},
+            "steps_mean": self._mean("steps"),
             "steps_max": int(self.most["steps"]),
-            "queries_mean": self.sums["queries"] / self.n,
+            "queries_mean": self._mean("queries"),
             "queries_max": int(self.most["queries"]),
             **self._masking(),
+            "detection_rate": self._mean("detected"),
+            "false_alarm_rate": self._mean("detected_clean"),
+            "accuracy_with_detection": self._mean("with_detection"),
         }
+
+    def _totals_of(self, metric: Metric) -> dict[str, float | None]:
+        if metric.total == "max":
+            return {f"{metric.name}_max": float(self.most[metric.name])}
+        if metric.total == "median":
+            return {f"{metric.name}_median": median_distance(np.concatenate(self.distances[metric.name]))}
+        means = {column: self._mean(column) for column in metric.comparisons}
+        purified = means[f"{metric.name}_purified"]
+        if metric.eq16_offset is not None:
+            means[f"{metric.name}_purified_eq16"] = None if purified is None else purified + metric.eq16_offset
+        return means
 
     def _masking(self) -> dict[str, Any]:
         """The share of zero gradients, and the figures of the check for masked ones, over the images checked."""
-        figures = {"zero_gradient_share": self._share("zero_gradient", "zero_gradient_known")}
-        for attack in schema.MASKING_ATTACKS:
-            figures[f"accuracy_{attack}"] = self._share(f"masking_{attack}", f"masking_{attack}_known")
-        checked = int(self.sums["masking_n"])
+        figures = {"zero_gradient_share": self._mean("zero_gradient")}
+        figures |= {f"accuracy_{attack}": self._mean(f"right_{attack}") for attack in schema.MASKING_ATTACKS}
+        checked = self.known["right_multi_step"]
         return {"masking_n": checked, **figures, "masking": findings(figures) if checked else None}
-
-    def _share(self, name: str, count: str) -> float | None:
-        return float(self.sums[name] / self.sums[count]) if self.sums[count] else None
 
 
 def _check_rows(parts: Sequence[pa.ChunkedArray], cell: Mapping[str, Any]) -> None:
@@ -164,7 +192,13 @@ def _check_rows(parts: Sequence[pa.ChunkedArray], cell: Mapping[str, Any]) -> No
         raise ValueError(f"the id {twice!r} stands for more than one image; ids must be unique in a dataset")
 
 
-def write_summary(output: str, cells: Sequence[Mapping[str, Any]], required: AbstractSet[str], rows: int) -> pa.Table:
+def write_summary(
+    output: str,
+    cells: Sequence[Mapping[str, Any]],
+    required: AbstractSet[str],
+    rows: int,
+    more: Sequence[Metric] = (),
+) -> pa.Table:
     """Write ``summary.parquet``: a row for each cell whose images are all there.
 
     Args:
@@ -172,6 +206,7 @@ def write_summary(output: str, cells: Sequence[Mapping[str, Any]], required: Abs
         cells: rows of ``schema.CELL``.
         required: hashes of the cells that have to be whole; another may have been cut off in an earlier run.
         rows: images of the dataset that were not rejected.
+        more: the user's metrics.
 
     Raises:
         RuntimeError: a required cell lacks rows; the message says how many.
@@ -180,12 +215,12 @@ def write_summary(output: str, cells: Sequence[Mapping[str, Any]], required: Abs
     for cell in cells:
         if not storage.list_files(scores_folder(output, cell["cell"]), ".parquet") and cell["cell"] not in required:
             continue
-        summary = summarise(output, cell)
+        summary = summarise(output, cell, more)
         if summary["n"] == rows:
             summaries.append(summary)
         elif cell["cell"] in required:
             raise RuntimeError(f"{output}: cell {cell['cell']} has {summary['n']} scores of {rows} images")
-    table = pa.Table.from_pylist(summaries, schema=schema.SUMMARY)
+    table = pa.Table.from_pylist(summaries, schema=schema.summary(more))
     storage.write_table(storage.join(output, "summary.parquet"), table)
     return table
 

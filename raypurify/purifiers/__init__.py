@@ -6,6 +6,8 @@ training shapes the network to its data. What an adaptive attacker has to know, 
 
 - ``differentiable = False``: its gradient is zero or absent; the attack goes around it.
 - ``random = True``: it draws at random; ``forward(x, seeds)`` takes one seed for each image.
+- ``trivial = True``: it learned nothing; what a learned one must beat.
+- ``detect(x) -> (N,) bool``: which images it takes for attacked; ``detect(x, seeds)`` where it draws at random.
 - ``unclipped(x)``: its output before a last clip to [0, 1], which lets no gradient pass outside.
 
 And, for images that are purified in tiles:
@@ -26,3 +28,12 @@ def purify(purifier: nn.Module, x: Tensor, seeds: Sequence[int]) -> Tensor:
     """The purified images; ``seeds``, one for each, are for a purifier that draws at random."""
     purified: Tensor = purifier(x, seeds) if getattr(purifier, "random", False) else purifier(x)
     return purified
+
+
+def detect(purifier: nn.Module, x: Tensor, seeds: Sequence[int]) -> Tensor | None:
+    """Which of the images the purifier takes for attacked: (N,) bool; None for a purifier that detects nothing."""
+    detector = getattr(purifier, "detect", None)
+    if detector is None:
+        return None
+    detected: Tensor = detector(x, seeds) if getattr(purifier, "random", False) else detector(x)
+    return detected

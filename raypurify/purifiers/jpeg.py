@@ -24,6 +24,7 @@ class Jpeg(nn.Module):
         ValueError: quality is out of range; in ``forward``, C is neither 1 nor 3.
     """
 
+    trivial: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
     # Chroma is kept for each second pixel in blocks of 8, and smoothed into the next block as it is spread again.
     grid: ClassVar[int] = 16

@@ -21,6 +21,7 @@ class Threshold(nn.Module):
         ValueError: level is out of range.
     """
 
+    trivial: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
     reach: ClassVar[int] = 0
 

@@ -39,7 +39,7 @@ def _budget(rows: Sequence[Row]) -> Budget:
     first = rows[0]
     return Budget(
         attack=first["attack"],
-        params=formats.parameters(first["params"]),
+        params=formats.parameters(first["params"], first["radius"]),
         victims=tuple(dict.fromkeys(row["victim"] for row in rows)),
         balls=tuple(dict.fromkeys(formats.ball(row["norm"], row["eps"]) for row in rows)),
         steps_mean=first["steps_mean"],

@@ -11,21 +11,12 @@ from raypurify.runs.schema import NO_ATTACK
 Row = dict[str, Any]
 """One row of ``summary.parquet``."""
 
-TRIVIAL = frozenset(
-    {"none", "identity", "rounding", "threshold", "mean_filter", "median_filter", "jpeg", "gaussian_noise"}
-)
-"""Purifiers that learned nothing: what a learned one must beat."""
 
-
-def is_trivial(purifier: str) -> bool:
-    return purifier.partition(",")[0].strip() in TRIVIAL
-
-
-def featured(purifiers: Iterable[str]) -> list[str]:
+def featured(rows: Iterable[Row]) -> list[str]:
     """The purifiers worth a figure: the learned ones, or all but the identity where none is learned."""
-    names = list(dict.fromkeys(purifiers))
-    learned = [name for name in names if not is_trivial(name)]
-    return learned or [name for name in names if name.partition(",")[0] not in ("none", "identity")]
+    members = list(rows)
+    learned = [row["purifier"] for row in members if not row["trivial"]]
+    return list(dict.fromkeys(learned or [name for row in members if (name := row["purifier"]) != "identity"]))
 
 
 def threat(row: Row) -> tuple[Any, ...]:
@@ -47,18 +38,19 @@ def series(row: Row) -> tuple[Any, ...]:
         surrogate(row),
         row["attack"],
         row["norm"],
-        _without_radius(row["params"]),
+        _without_radius(row),
     )
 
 
-def _without_radius(params: str) -> str:
+def _without_radius(row: Row) -> str:
+    params = row["params"]
     try:
         values = json.loads(params)
     except json.JSONDecodeError:
-        return params
+        return str(params)
     if not isinstance(values, dict):
-        return params
-    return json.dumps({key: value for key, value in values.items() if key not in ("eps", "epsilon")}, sort_keys=True)
+        return str(params)
+    return json.dumps({key: value for key, value in values.items() if key != row["radius"]}, sort_keys=True)
 
 
 def reference_radius(rows: Sequence[Row]) -> float | None:
@@ -68,7 +60,7 @@ def reference_radius(rows: Sequence[Row]) -> float | None:
     Args:
         rows: of one dataset, classifier and norm.
     """
-    shown = featured(row["purifier"] for row in rows)
+    shown = featured(rows)
     bounded = [row for row in rows if row["eps"] is not None and row["attack"] != NO_ATTACK]
     static, adaptive = (
         {(row["purifier"], row["eps"]) for row in bounded if (row["setting"] == "adaptive") == known}

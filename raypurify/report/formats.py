@@ -78,7 +78,7 @@ def norm_name(norm: str | None) -> str:
     return "" if norm is None else {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}.get(norm, norm)
 
 
-def parameters(text: str) -> dict[str, str]:
+def parameters(text: str, radius: str | None) -> dict[str, str]:
     """An attack's parameters (JSON) as they are shown: without the radius, which stands apart, and without nulls."""
     try:
         params = json.loads(text)
@@ -86,7 +86,7 @@ def parameters(text: str) -> dict[str, str]:
         return {"params": text}
     if not isinstance(params, dict):
         return {"params": text}
-    shown = {key: item for key, item in params.items() if key not in ("eps", "epsilon") and item is not None}
+    shown = {key: item for key, item in params.items() if key != radius and item is not None}
     return {key: f"{item:.4g}" if isinstance(item, float) else str(item) for key, item in redacted(shown).items()}
 
 

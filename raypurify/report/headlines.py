@@ -44,7 +44,7 @@ def _headline(rows: Sequence[Row]) -> Headline:
     if attacked:
         strongest = min(members, key=lambda row: row["accuracy_adversarial"])
         against = [row for row in members if _attack(row) == _attack(strongest)]
-        shown = featured(row["purifier"] for row in against) or [strongest["purifier"]]
+        shown = featured(against) or [strongest["purifier"]]
         choices = [(row, _lowest_adaptive(row, adaptive)) for row in against if row["purifier"] in shown]
         static, partner = max(choices, key=lambda choice: _worst_case(*choice))
     else:

@@ -85,7 +85,7 @@ def galleries(rows: Sequence[Row], samples: pa.Table) -> list[Gallery]:
     by_cell: dict[str, list[Sample]] = {}
     for sample in _samples(samples):
         by_cell.setdefault(sample["cell"], []).append(sample)
-    shown = featured(row["purifier"] for row in rows if row["cell"] in by_cell)
+    shown = featured(row for row in rows if row["cell"] in by_cell)
     grouped: dict[tuple[Any, ...], list[Row]] = {}
     for setting in dict.fromkeys(["white-box", "adaptive", *(row["setting"] for row in rows)]):
         for row in rows:

@@ -8,7 +8,7 @@ from typing import Any
 
 from raypurify.evaluation.masking import FINDINGS, MaskingCheck
 from raypurify.report import formats
-from raypurify.report.cells import Row, is_trivial
+from raypurify.report.cells import Row
 from raypurify.runs.schema import MASKING_ATTACKS
 
 FIGURES = ("zero_gradient_share", *(f"accuracy_{attack}" for attack in MASKING_ATTACKS))
@@ -32,6 +32,7 @@ class Check:
     purifier: str
     ball: str
     n: int
+    trivial: bool
     figures: dict[str, float | None]
     """Shares in [0, 1] by the names in :data:`FIGURES`."""
     findings: tuple[str, ...]
@@ -78,7 +79,7 @@ def read_masking(rows: Sequence[Row]) -> Masking | None:
             check = _check(row)
             key = (*_defense(check), check.ball, check.n, *check.figures.values())
             checks.setdefault(key, check)
-    shown = sorted(checks.values(), key=lambda check: is_trivial(check.purifier))
+    shown = sorted(checks.values(), key=lambda check: check.trivial)
     return Masking(suspicions=tuple(_suspicions(shown)), checks=tuple(shown), unchecked=unchecked)
 
 
@@ -91,6 +92,7 @@ def _check(row: Row) -> Check:
         purifier=row["purifier"],
         ball=formats.ball("linf", eps),
         n=row["masking_n"],
+        trivial=bool(row["trivial"]),
         figures={name: row[name] for name in FIGURES},
         findings=tuple(row["masking"]),
     )

@@ -12,7 +12,7 @@ from raypurify import storage
 from raypurify.evaluation.masking import DIFFERENCE, ZERO, weaknesses
 from raypurify.report import attempts, figures, formats, templates
 from raypurify.report.budgets import budgets
-from raypurify.report.cells import Row, featured, is_trivial
+from raypurify.report.cells import Row, featured
 from raypurify.report.headlines import headlines
 from raypurify.report.images import galleries
 from raypurify.report.masking import FIGURES, read_masking
@@ -83,7 +83,8 @@ def render(
     Raises:
         ValueError: a table without the columns that its schema names.
     """
-    rows: list[Row] = redacted(_checked(summary, schema.SUMMARY, "summary").to_pylist())
+    summary = _checked(summary, schema.SUMMARY, "summary")
+    rows: list[Row] = redacted(summary.to_pylist())
     tables = read_tables(rows)
     samples = schema.SAMPLES.empty_table() if samples is None else _checked(samples, schema.SAMPLES, "samples")
     rejects = schema.REJECTS.empty_table() if rejects is None else _checked(rejects, schema.REJECTS, "rejects")
@@ -106,7 +107,9 @@ def render(
         rejected=rejects.num_rows,
         rejects=redacted(rejects.slice(0, REJECTS_SHOWN).to_pylist()),
         ball=formats.ball,
-        columns=schema.SUMMARY.names,
+        columns=summary.column_names,
+        metrics=_metrics(summary.schema),
+        detects=any(row["detection_rate"] is not None for row in rows),
         masking_figures=FIGURES,
         masking_zero=ZERO,
         masking_difference=DIFFERENCE,
@@ -114,12 +117,20 @@ def render(
 
 
 def _checked(table: pa.Table, expected: pa.Schema, name: str) -> pa.Table:
-    missing = [column for column in expected.names if column not in table.column_names]
-    if missing:
-        raise ValueError(
-            f"the {name} table lacks the columns {', '.join(missing)}; was it written by another version of raypurify?"
-        )
-    return table.select(expected.names)
+    """``table`` with the columns that its schema names first; those of a user's metrics stay, behind them."""
+    missing = [field for field in expected if field.name not in table.column_names]
+    if not all(field.nullable for field in missing):
+        names = ", ".join(field.name for field in missing)
+        raise ValueError(f"the {name} table lacks the columns {names}; was it written by another version of raypurify?")
+    own = [field for field in table.schema if field.name not in expected.names]
+    return storage.with_columns(table, pa.schema([*expected, *own]))
+
+
+def _metrics(summary: pa.Schema) -> dict[str, dict[str, schema.Shown]]:
+    """The metrics' columns and how they are shown, by the heading that they stand under."""
+    shown = schema.shown(summary)
+    groups = {"Similarity of purified to clean": "similarity", "Perturbation": "perturbation"}
+    return {title: {name: how for name, how in shown.items() if how.group == group} for title, group in groups.items()}
 
 
 def _title(rows: Sequence[Row]) -> str:
@@ -129,13 +140,12 @@ def _title(rows: Sequence[Row]) -> str:
 
 def _overview(rows: Sequence[Row]) -> dict[str, Any]:
     """What the first sentence says."""
-    purifiers = list(dict.fromkeys(row["purifier"] for row in rows))
     return {
         "datasets": list(dict.fromkeys(row["dataset"] for row in rows)),
         "classifiers": list(dict.fromkeys(row["classifier"] for row in rows)),
         "attacks": list(dict.fromkeys(row["attack"] for row in rows if row["attack"] != schema.NO_ATTACK)),
-        "learned": list(dict.fromkeys(name.partition(",")[0] for name in purifiers if not is_trivial(name))),
-        "trivial": [name for name in purifiers if is_trivial(name)],
+        "learned": list(dict.fromkeys(row["purifier"].partition(",")[0] for row in rows if not row["trivial"])),
+        "trivial": list(dict.fromkeys(row["purifier"] for row in rows if row["trivial"])),
         "n": max((row["n"] for row in rows), default=0),
     }
 
@@ -155,7 +165,7 @@ def _charts(tables: Sequence[Table]) -> list[dict[str, Any]]:
         for group in table.shown:
             targets.setdefault((group.dataset, group.classifier, group.surrogate), []).append(group)
         for (dataset, classifier, surrogate), groups in targets.items():
-            for purifier in featured(line.purifier for group in groups for line in group.lines):
+            for purifier in featured(line.any for group in groups for line in group.lines):
                 lines = [(group, line) for group in groups for line in group.lines if line.purifier == purifier]
                 bars = [
                     _bar(group.attack, _detail(group.attack, group.ball), line.static, line.adaptive)

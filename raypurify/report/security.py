@@ -39,7 +39,7 @@ def security_curves(tables: Sequence[Table]) -> list[SecurityCurve]:
             if group.eps is not None:
                 families.setdefault(group.series, []).append(group)
         for groups in families.values():
-            for purifier in featured(line.purifier for group in groups for line in group.lines):
+            for purifier in featured(line.any for group in groups for line in group.lines):
                 at = {group.eps: line for group in groups for line in group.lines if line.purifier == purifier}
                 if len(at) > 1:
                     curves.append(_curve(table.setting, groups[0], purifier, at))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raypurify.report import formats
-from raypurify.report.cells import Row, at_one_radius, is_trivial, series, surrogate, threat
+from raypurify.report.cells import Row, at_one_radius, series, surrogate, threat
 from raypurify.runs.schema import NO_ATTACK
 
 
@@ -27,7 +27,7 @@ class Line:
 
     @property
     def trivial(self) -> bool:
-        return is_trivial(self.purifier)
+        return bool(self.any["trivial"])
 
     @property
     def suspicious(self) -> bool:
@@ -132,7 +132,7 @@ def _group(members: Sequence[Row], adaptive: Sequence[Row], shown: AbstractSet[s
         eps=first["eps"],
         series=series(first)[1:],
         shown=any(row["cell"] in shown for row in members),
-        params=formats.parameters(first["params"]),
+        params=formats.parameters(first["params"], first["radius"]),
         n=max(row["n"] for row in members),
         lines=tuple(_with_best(lines)),
     )
@@ -140,7 +140,7 @@ def _group(members: Sequence[Row], adaptive: Sequence[Row], shown: AbstractSet[s
 
 def _difference(row: Row, adaptive: Row, *, count: int) -> str:
     """Which parameters the adaptive attack has otherwise than ``row``'s."""
-    base, other = formats.parameters(row["params"]), formats.parameters(adaptive["params"])
+    base, other = (formats.parameters(one["params"], one["radius"]) for one in (row, adaptive))
     text = formats.pairs({key: value for key, value in other.items() if base.get(key) != value})
     return "; ".join(part for part in (text, f"lowest of {count}" if count > 1 else "") if part)
 

@@ -1,25 +1,80 @@
 """The tables that a run writes: column names, units and pyarrow schemas.
 
 Every writer casts to these schemas and every reader relies on them, so that a column is named and typed in one place.
-Similarities are always measured against the clean image. Lengths are in pixels' units, on pixels in [0, 1].
+Similarities are always measured against the clean image. Lengths are in pixels' units, on pixels in [0, 1]. The columns
+of metrics follow from :data:`raypurify.metrics.METRICS`; those of a user's metrics stand behind the others.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
 import pyarrow as pa
+
+from raypurify.metrics import METRICS, Metric
 
 SETTINGS = ("white-box", "black-box", "transfer", "adaptive")
 """Who attacks. ``white-box``: the attacker knows the classifier, not the purifier. ``black-box``: the same, but the
 purifier was trained for another classifier (the paper's "X/Y"). ``transfer``: the attacker knows a surrogate classifier
 only. ``adaptive``: the attacker knows classifier and purifier."""
 
-COMPARISONS = ("adversarial", "purified", "clean_purified")
-"""The images that are compared with the clean one: attacked; attacked then purified; clean then purified."""
-
 MASKING_ATTACKS = ("multi_step", "single_step", "random_search", "unbounded", "straight_through")
 """The attacks of the check for masked gradients, see masking.py."""
 
 NO_ATTACK = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How the report shows a column of the summary: kept with the column, in the file."""
+
+    group: Literal["similarity", "perturbation"]
+    heading: str
+    note: str
+    """Under the heading."""
+    digits: int
+    """Decimals."""
+    minor: bool = False
+    """Set small: to be compared with the paper's column, and no other."""
+
+
+def shown(schema: pa.Schema) -> dict[str, Shown]:
+    """The columns of a summary that hold a metric, as the report shows them."""
+    told = {field.name: (field.metadata or {}).get(b"shown") for field in schema}
+    return {name: Shown(**json.loads(text)) for name, text in told.items() if text}
+
+
+def _field(name: str, kind: pa.DataType, metric: Metric, shown: Shown | None = None) -> pa.Field:
+    told = {"unit": metric.unit, **({"shown": json.dumps(asdict(shown))} if shown else {})}
+    return pa.field(name, kind, nullable=metric.nullable, metadata=told)
+
+
+def _scores_of(metrics: Iterable[Metric]) -> Iterator[pa.Field]:
+    for metric in metrics:
+        for column in metric.comparisons:
+            yield _field(column, pa.float32(), metric)
+
+
+def _totals_of(metrics: Sequence[Metric]) -> Iterator[pa.Field]:
+    """Means of similarities, then Eq. 16's, then totals of perturbations."""
+    similarities = [metric for metric in metrics if metric.total == "mean"]
+    for metric in similarities:
+        purified = Shown(group="similarity", heading=metric.title, note=metric.unit, digits=metric.digits)
+        for column, kind in metric.comparisons.items():
+            yield _field(column, pa.float64(), metric, purified if kind == "purified" else None)
+    for metric in similarities:
+        if metric.eq16_offset is not None:
+            eq16 = Shown(group="similarity", heading=metric.title, note="Eq. 16", digits=metric.digits, minor=True)
+            yield _field(f"{metric.name}_purified_eq16", pa.float64(), metric, eq16)
+    for metric in metrics:
+        if metric.total != "mean":
+            note = {"max": "largest", "median": "median"}[metric.total]
+            total = Shown(group="perturbation", heading=metric.title, note=note, digits=metric.digits)
+            yield _field(f"{metric.name}_{metric.total}", pa.float64(), metric, total)
+
 
 CELL = pa.schema(
     [
@@ -33,9 +88,14 @@ CELL = pa.schema(
         pa.field("victim", pa.string(), nullable=False),  # what the attack saw: the classifier, or purifier+classifier
         pa.field("classifier", pa.string(), nullable=False),
         pa.field("purifier", pa.string(), nullable=False),
+        pa.field("radius", pa.string()),  # what ``params`` calls the radius; null without a ball
+        pa.field("trivial", pa.bool_()),  # the purifier learned nothing
     ]
 )
 """``cells.parquet``: one row for each cell of the grid."""
+
+CELL_DESCRIPTION = ("dataset", "setting", "attack", "norm", "eps", "params", "victim", "classifier", "purifier")
+"""The columns of a cell that tell it from the others of a run, for people; its hash follows from them too."""
 
 SCORES = pa.schema(
     [
@@ -45,17 +105,16 @@ SCORES = pa.schema(
         pa.field("pred_adversarial", pa.int64(), nullable=False),  # without the purifier
         pa.field("pred_purified", pa.int64(), nullable=False),
         pa.field("pred_clean_purified", pa.int64(), nullable=False),
-        pa.field("detected", pa.bool_()),  # null without a detector
-        pa.field("linf", pa.float32(), nullable=False),  # of adversarial - clean
-        pa.field("l2", pa.float32(), nullable=False),
+        pa.field("detected", pa.bool_()),  # the attacked image, by the purifier's detector; null without one
+        *_scores_of(metric for metric in METRICS if metric.total != "mean"),
         pa.field("steps", pa.int64(), nullable=False),
         pa.field("queries", pa.int64(), nullable=False),
-        *(pa.field(f"psnr_{kind}", pa.float32(), nullable=False) for kind in COMPARISONS),  # dB, capped at 100
-        *(pa.field(f"ssim_{kind}", pa.float32()) for kind in COMPARISONS),  # null where a side is under 11 pixels
+        *_scores_of(metric for metric in METRICS if metric.total == "mean"),
         # The attack's first gradient was zero, in adaptive cells that of the check (masking.py); null: not known.
         pa.field("zero_gradient", pa.bool_()),
         # The check's predictions: null but for some images of adaptive cells.
         *(pa.field(f"pred_{attack}", pa.int64()) for attack in MASKING_ATTACKS),
+        pa.field("detected_clean", pa.bool_()),  # the clean image: a false alarm
     ]
 )
 """``scores/cell=<hash>/``: one row for each image."""
@@ -71,13 +130,7 @@ SUMMARY = pa.schema(
         pa.field("accuracy_purified_high", pa.float64(), nullable=False),
         pa.field("accuracy_clean_purified", pa.float64(), nullable=False),
         pa.field("success_rate_eq14", pa.float64()),  # accuracy_purified / accuracy_clean; null where the latter is 0
-        *(pa.field(f"psnr_{kind}", pa.float64(), nullable=False) for kind in COMPARISONS),  # means, dB
-        *(pa.field(f"ssim_{kind}", pa.float64()) for kind in COMPARISONS),  # means
-        pa.field("psnr_purified_eq16", pa.float64(), nullable=False),  # psnr_purified + 20 log10(255), see metrics.py
-        pa.field("linf_max", pa.float64(), nullable=False),
-        pa.field(
-            "l2_median", pa.float64(), nullable=False
-        ),  # over images the victim had right; a failure counts as inf
+        *_totals_of(METRICS),
         pa.field("steps_mean", pa.float64(), nullable=False),
         pa.field("steps_max", pa.int64(), nullable=False),
         pa.field("queries_mean", pa.float64(), nullable=False),
@@ -86,9 +139,23 @@ SUMMARY = pa.schema(
         pa.field("zero_gradient_share", pa.float64()),  # of the images where it is known
         *(pa.field(f"accuracy_{attack}", pa.float64()) for attack in MASKING_ATTACKS),  # of those checked; null: none
         pa.field("masking", pa.list_(pa.string())),  # what the check found (masking.FINDINGS); null: not checked
+        pa.field("detection_rate", pa.float64()),  # of attacked images; null, like the next two, without a detector
+        pa.field("false_alarm_rate", pa.float64()),  # of clean images
+        pa.field("accuracy_with_detection", pa.float64()),  # purified: right or detected; without an attack: and not
     ]
 )
 """``summary.parquet``: ``cells.parquet``'s columns and the results."""
+
+
+def scores(more: Sequence[Metric] = ()) -> pa.Schema:
+    """``SCORES`` with the columns of a user's metrics."""
+    return pa.schema([*SCORES, *_scores_of(more)])
+
+
+def summary(more: Sequence[Metric] = ()) -> pa.Schema:
+    """``SUMMARY`` with the columns of a user's metrics."""
+    return pa.schema([*SUMMARY, *_totals_of(more)])
+
 
 SAMPLES = pa.schema(
     [

@@ -30,6 +30,7 @@ from raypurify.storage.files import (
     remove,
     remove_drafts,
     stem,
+    with_columns,
     without_query,
     write_bytes,
     write_file,

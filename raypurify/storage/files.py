@@ -402,10 +402,30 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
 
 
 def read_tables(urls: Iterable[str], schema: pa.Schema) -> pa.Table:
-    """The columns of ``schema`` in several Parquet files, in the order of ``urls``; no row for no file."""
+    """The columns of ``schema`` in several Parquet files, in the order of ``urls``; no row for no file.
+
+    A nullable column that a file lacks, as one of an earlier version may, is null.
+    """
+
+    def read(url: str) -> pa.Table:
+        file = pq.ParquetFile(io.BytesIO(read_bytes(url)))
+        return with_columns(file.read([name for name in schema.names if name in file.schema_arrow.names]), schema)
+
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        tables = list(pool.map(lambda url: read_table(url, schema.names).cast(schema), urls))
+        tables = list(pool.map(read, urls))
     return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` as ``schema``; a nullable column that it lacks is null.
+
+    Raises:
+        KeyError: it lacks another column.
+    """
+    for field in schema:
+        if field.nullable and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names).cast(schema)
 
 
 def mark_success(url: str) -> None:

@@ -1,14 +1,17 @@
+import dataclasses
 import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 
 from raypurify.classifiers import a_net
+from raypurify.evaluation import preflight
 from raypurify.evaluation.batch import Evaluator
-from raypurify.evaluation.grid import EvaluationConfig, build_grid
+from raypurify.evaluation.grid import EvaluationConfig, build_grid, built_metrics
 from raypurify.models import load
 from raypurify.purifiers import cru_net
 from raypurify.runs import schema
@@ -254,6 +257,89 @@ def test_a_curve_has_every_radius_of_every_attack_that_has_one(networks: dict[st
         ("torchattacks.PGD", 0.2),
         ("deepfool", None),
     ]
+
+
+MINE = """
+import dataclasses
+import torch
+from raypurify.attacks import counted
+from raypurify.metrics import Metric
+from raypurify.purifiers.identity import Identity
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Brighten:
+    by: float = 0.1
+    norm = "linf"
+    radius = "by"
+    def __call__(self, victim, x, y, *, seeds, target=None):
+        return counted((x + self.by).clamp(0, 1), steps=0, queries=0)
+
+class Watchful(Identity):
+    trivial = False
+    def detect(self, x):
+        return x.flatten(1).mean(dim=1) > 0.55
+
+def brighter(scale=1):
+    return Metric(name="brighter", measure=lambda a, b: scale * (a - b).flatten(1).mean(dim=1))
+
+def unshaped():
+    return Metric(name="unshaped", measure=lambda a, b: (a - b).mean())
+
+def double():
+    return Metric(name="psnr", measure=lambda a, b: a)
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_a_curve_calls_a_radius_as_its_attack_does(networks: dict[str, str], mine: str) -> None:
+    attacks = ("torchattacks.PIFGSM", f"{mine}:Brighten")
+    changes = {"attacks": attacks, "epsilons": (0.1, 0.2), "settings": ("white-box",), "purifiers": ("identity",)}
+    grid = build_grid(grid_of(networks, classifiers=(networks["one"],), **changes), "digits", ROWS)
+    told = [(cell.row["eps"], cell.row["radius"], json.loads(cell.row["params"])) for cell in grid.cells]
+    assert [(eps, name, params[name]) for eps, name, params in told] == [
+        (0.1, "max_epsilon", 0.1),
+        (0.2, "max_epsilon", 0.2),
+        (0.1, "by", 0.1),
+        (0.2, "by", 0.2),
+    ]
+
+
+def test_a_metric_and_a_detector_of_the_users_fill_their_columns(networks: dict[str, str], mine: str) -> None:
+    changes = {"attacks": (f"{mine}:Brighten,by=0.1",), "settings": ("white-box",), "classifiers": (networks["one"],)}
+    config = grid_of(
+        networks, purifiers=(f"{mine}:Watchful", "identity"), metrics=(f"{mine}:brighter,scale=2",), **changes
+    )
+    grid = build_grid(config, "digits", ROWS)
+    assert [cell.row["trivial"] for cell in grid.cells] == [False, True]
+    assert {cell.hash for cell in grid.cells} == {
+        cell.hash for cell in build_grid(dataclasses.replace(config, metrics=()), "digits", ROWS).cells
+    }, "a metric changes no image"
+    watchful, identity = (scored.scores for scored in Evaluator(grid, "cpu").evaluate(*batch()))
+    assert watchful["detected"].to_pylist() == [True] * ROWS
+    assert watchful["detected_clean"].to_pylist() == [False] * ROWS
+    assert identity["detected"].null_count == identity["detected_clean"].null_count == ROWS
+    assert 0.15 < pc.mean(watchful["brighter_purified"]).as_py() <= 0.2
+    assert pc.max(watchful["brighter_clean_purified"]).as_py() == 0
+
+
+def test_bad_metrics_are_refused(networks: dict[str, str], mine: str) -> None:
+    for name, message in (("psnr", "expected my_package"), (f"{mine}:nothing", "expected a raypurify.metrics.Metric")):
+        with pytest.raises(ValueError, match=message):
+            built_metrics(grid_of(networks, metrics=(name,)))
+    with pytest.raises(ValueError, match=r"columns \['psnr_adversarial', 'psnr_clean_purified', 'psnr_purified'\]"):
+        built_metrics(grid_of(networks, metrics=(f"{mine}:double",)))
+    with pytest.raises(ValueError, match=r"unshaped must return \(N,\); got \(\) for 2 images"):
+        preflight.check_metrics(built_metrics(grid_of(networks, metrics=(f"{mine}:unshaped",))), (8, 8, 1))
 
 
 def test_adaptive_cells_say_how_they_go_around_a_purifier(networks: dict[str, str]) -> None:

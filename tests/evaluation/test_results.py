@@ -5,6 +5,7 @@ import pytest
 
 from raypurify import storage
 from raypurify.evaluation import results
+from raypurify.metrics import Metric
 from raypurify.runs import schema
 
 CELL = {
@@ -128,3 +129,51 @@ def test_samples_are_the_worst_and_some_at_random_whatever_the_units(tmp_path: P
     assert all(s.unit == ("000000" if s.id < "i10" else "000001") for s in chosen)
     assert {"i00", "i01"} <= {s.id for s in chosen}
     assert [s.kind for s in chosen].count("random") == 2
+
+
+def test_scores_of_a_version_without_a_column_are_still_read(tmp_path: Path) -> None:
+    url = storage.join(results.scores_folder(str(tmp_path), "c0ffee"), "000000.parquet")
+    earlier = pa.Table.from_pylist([row("a")], schema.SCORES).drop_columns(["detected_clean"])
+    storage.write_table(url, earlier)
+    assert results.summarise(str(tmp_path), CELL)["false_alarm_rate"] is None
+    storage.write_table(url, earlier.drop_columns(["label"]))
+    with pytest.raises(KeyError, match="label"):
+        results.summarise(str(tmp_path), CELL)
+
+
+def test_detection_defends_attacked_images_and_loses_clean_ones(tmp_path: Path) -> None:
+    wrong = {"pred_purified": 0}
+    rows = [
+        row("a", detected=True, detected_clean=False, **wrong),
+        row("b", detected=False, detected_clean=True),
+        row("c", detected=True, detected_clean=True),
+        row("d", detected=False, detected_clean=False, **wrong),
+    ]
+    write(tmp_path, rows)
+    names = ("detection_rate", "false_alarm_rate", "accuracy_purified", "accuracy_with_detection")
+    figures = results.summarise(str(tmp_path), CELL)
+    assert [figures[name] for name in names] == [0.5, 0.5, 0.5, 0.75]
+    clean = results.summarise(str(tmp_path), {**CELL, "attack": "none"})
+    assert clean["accuracy_with_detection"] == 0.25, "without an attack a detected image is lost"
+    write(tmp_path, [row("a")])
+    assert [results.summarise(str(tmp_path), CELL)[name] for name in names] == [None, None, 1.0, None]
+
+
+@pytest.mark.parametrize("total", ["mean", "max", "median"])
+def test_a_metric_of_the_users_is_one_entry(tmp_path: Path, total: str) -> None:
+    mine = Metric(name="mine", measure=lambda a, b: a, total=total, heading="Mine", unit="nats")  # type: ignore[arg-type]
+    columns = [name for name in schema.scores((mine,)).names if name not in schema.SCORES.names]
+    rows = [row("a", **dict.fromkeys(columns, 2.0), pred_adversarial=0), row("b", **dict.fromkeys(columns, 4.0))]
+    url = storage.join(results.scores_folder(str(tmp_path), "c0ffee"), "000000.parquet")
+    storage.write_table(url, pa.Table.from_pylist(rows, schema.scores((mine,))))
+    results.write_summary(str(tmp_path), [CELL], {"c0ffee"}, 2, (mine,))
+    summary = storage.read_table(storage.join(str(tmp_path), "summary.parquet"))
+    expected = {
+        "mean": {"mine_adversarial": 3.0, "mine_purified": 3.0, "mine_clean_purified": 3.0},
+        "max": {"mine_max": 4.0},
+        "median": {"mine_median": float("inf")},
+    }[total]
+    assert summary.column_names == [*schema.SUMMARY.names, *expected]
+    assert summary.select(list(expected)).to_pylist() == [expected]
+    told = schema.shown(summary.schema)["mine_purified" if total == "mean" else f"mine_{total}"]
+    assert (told.heading, told.note) == ("Mine", {"mean": "nats", "max": "largest", "median": "median"}[total])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raypurify.plugins import known
 from raypurify.runs import schema
 
 
@@ -38,6 +39,8 @@ def cell(
         "victim": {"adaptive": f"{purifier}+{classifier}", "transfer": "b_net"}.get(setting, classifier),
         "classifier": classifier,
         "purifier": purifier,
+        "radius": None if eps is None else "epsilon",
+        "trivial": purifier in known("raypurify.purifiers") and purifier != "cru_net",
         "n": 1797,
         "accuracy_clean": clean,
         "accuracy_adversarial": adversarial,
@@ -63,6 +66,9 @@ def cell(
         "zero_gradient_share": None,
         **dict.fromkeys(f"accuracy_{attack}" for attack in schema.MASKING_ATTACKS),
         "masking": None,
+        "detection_rate": None,
+        "false_alarm_rate": None,
+        "accuracy_with_detection": None,
     }
     return row | more
 

@@ -12,6 +12,7 @@ from report_pages import Parsed, parse
 from report_rows import cell, summary_of
 
 from raypurify import storage
+from raypurify.metrics import Metric
 from raypurify.report import render, write_report
 from raypurify.runs import schema
 
@@ -90,6 +91,33 @@ def test_adaptive_figure_is_the_lowest_and_says_how_it_differs() -> None:
     assert page.figures("white-box")[1][4] == "10.00 9.29–10.69 steps = 100; lowest of 2"
     other = page.figures("white-box, other radii")
     assert other[1][3:5] == ["not run", "5.00 4.29–5.69"], "an adaptive cell without a partner has a line of its own"
+
+
+def test_a_users_metric_has_a_column_beside_the_others() -> None:
+    mine = Metric(name="mine", measure=lambda a, b: a, unit="nats", digits=1)
+    rows = [cell(mine_purified=1.25, mine_adversarial=9.0, mine_clean_purified=9.0)]
+    page = parse(pa.Table.from_pylist(rows, schema.summary((mine,))))
+    (table,) = [table for table in page.tables if table["attributes"].get("data-setting") == "white-box"]
+    assert table["rows"][1][-6:] == ["PSNR dB", "SSIM", "PSNR Eq. 16", "mine nats", "L∞ largest", "L2 median"]
+    assert page.figures("white-box")[1][-6:] == ["22.34", "0.8765", "70.47", "1.2", "0.3000", "5.432"]
+    (listed,) = [table for table in page.tables if table["attributes"].get("id") == "cells"]
+    assert listed["rows"][0][-3:] == ["mine_adversarial", "mine_purified", "mine_clean_purified"]
+
+
+def test_a_detector_has_columns_of_its_own() -> None:
+    detection = {"detection_rate": 0.62, "false_alarm_rate": 0.03, "accuracy_with_detection": 0.98}
+    rows = [
+        cell(**detection),
+        cell(setting="adaptive", purified=0.2, **detection | {"accuracy_with_detection": 0.41}),
+        cell(purifier="jpeg"),
+    ]
+    page = parse(summary_of(*rows))
+    assert [line[7:11] for line in page.figures("white-box")[1:]] == [
+        ["98.00", "41.00", "62.00", "3.00"],
+        ["–", "not run", "–", "–"],
+    ]
+    assert "does nothing to stay undetected" in " ".join(page.text.split())
+    assert "False alarms" not in " ".join(parse(summary_of(cell())).text.split()), "there is no detector"
 
 
 def test_ties_are_all_best() -> None:
