@@ -43,7 +43,7 @@ class TrainingConfig:
     """What is trained, on what, and how: the identity of a training run."""
 
     data: str
-    """digits, mnist, cifar10, or the URL of a dataset."""
+    """digits, mnist, cifar10, the URL of a dataset, or my_package.module:callable[,KEY=VALUE...]."""
     model: str
     """Classifier or purifier to train: NAME[,KEY=VALUE...], or my_package.module:callable."""
     classifier: str | None = None

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypurify.cleaning.reader import is_passing
-from raypurify.data import files, parquet
+from raypurify.data import files
 from raypurify.data.base import DataError
+from raypurify.data.columns import image_column
 
 TAIL = 1 << 16
 """Bytes that are read first of a file's end: most footers are shorter."""
@@ -53,7 +54,7 @@ def runs(url: str, size: int, *, rows: int, most: int) -> list[Run]:
         DataError: as :func:`footer`.
     """
     metadata = footer(url, size)
-    if metadata is None or parquet.image_column(metadata.schema.to_arrow_schema()) is None:
+    if metadata is None or image_column(metadata.schema.to_arrow_schema()) is None:
         return UNREADABLE
     return _cut(metadata, rows, most) or [Run(0, 0)]
 

@@ -32,8 +32,9 @@ from raypurify.cleaning.names import stem
 from raypurify.cleaning.places import Place
 from raypurify.cleaning.streams import concurrently, ordered
 from raypurify.cleaning.walks import ASKED_AT_ONCE, Seen, ask
-from raypurify.data import files, parquet
+from raypurify.data import files
 from raypurify.data.base import DataError
+from raypurify.data.columns import image_column
 from raypurify.data.files import File
 from raypurify.storage.published import encodable, short_hash, unsigned
 
@@ -54,7 +55,7 @@ def is_list(file: File) -> bool:
     footer = footers.footer(file.url, file.size)
     columns = footer.schema.to_arrow_schema() if footer else None
     # One that is no Parquet at all is taken for images: it becomes a reject when it is read.
-    return columns is not None and parquet.image_column(columns) is None and COLUMN in columns.names
+    return columns is not None and image_column(columns) is None and COLUMN in columns.names
 
 
 def files_in(file: File, *, output: str, skipped: Counter[str]) -> Iterator[Seen]:

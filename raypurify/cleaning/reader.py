@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from raypurify import images, storage
 from raypurify.cleaning import tars
 from raypurify.cleaning.base import Entry, Unit
-from raypurify.data import files, parquet
+from raypurify.data import files
 from raypurify.data.base import DataError
+from raypurify.data.columns import encoded_images
 from raypurify.images import Picture
 from raypurify.storage import retries
 from raypurify.storage.retries import RefusedError, UnavailableError
@@ -186,7 +187,7 @@ def _runs_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Group]
         ids = [f"{entry.id_stem}#{int(name)}" for name in names]
         values: Iterable[bytes | NDArray[np.uint8] | ValueError]
         try:
-            values = [table] * len(ids) if isinstance(table, ValueError) else parquet.encoded_images(table)
+            values = [table] * len(ids) if isinstance(table, ValueError) else encoded_images(table)
         except (ValueError, KeyError, pa.ArrowException) as error:
             # KeyError: two columns of images.
             table = ValueError(str(error))

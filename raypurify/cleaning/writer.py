@@ -17,7 +17,7 @@ from raypurify.cleaning.base import Entry, Unit
 from raypurify.cleaning.config import CleaningConfig
 from raypurify.cleaning.reader import Group, Input
 from raypurify.cleaning.streams import SPOOLED, TableSpool
-from raypurify.data import parquet
+from raypurify.data.columns import image_column
 
 Check = Callable[[], None]
 WRITES_AT_ONCE = 16
@@ -137,7 +137,7 @@ class Rows:
         # Some types of columns can be cut and joined, but not taken from.
         runs = (list(run) for _, run in groupby(enumerate(self.kept), key=lambda pair: pair[1] - pair[0]))
         table = pa.concat_tables([self.table.slice(run[0][1], len(run)) for run in runs])
-        column = parquet.image_column(table.schema)
+        column = image_column(table.schema)
         index = table.schema.get_field_index(column)
         old, encoded = table.column(index), pa.array(self.images, pa.binary())
         if pa.types.is_struct(old.type):

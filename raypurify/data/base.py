@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -11,10 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from raypurify import images
 from raypurify.storage.published import redacted
 
 NO_LABEL = -1
 """The label of every row of a source without labels."""
+
+SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
+"""What a split's folder or Parquet files are called; the first that exists is taken."""
 
 TEST_SHARE = 6
 """One image in so many is the test split of data that have no split of their own."""
@@ -42,7 +46,7 @@ class Shard:
     """
 
     format: str
-    """Module of ``raypurify.data`` that reads it."""
+    """Full name of the module that reads it (see :mod:`raypurify.data.formats`)."""
     url: str
     """File (or folder root) that holds it: an absolute path or an fsspec URL."""
     key: str
@@ -116,7 +120,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a format's ``find`` returns: a source without its name, split and limit."""
+    """What a format finds of a split: a source without its name, split and limit."""
 
     shards: tuple[Shard, ...]
     image_shape: tuple[int, int, int] | None
@@ -160,8 +164,40 @@ def in_split(name: str, split: str) -> bool:
     return is_test == (split == "test")
 
 
-def stacked(images: list[NDArray[np.uint8]]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
-    """(N, H, W, C) where all images have one shape, else the list as it is."""
-    if images and all(image.shape == images[0].shape for image in images):
-        return np.stack(images)
-    return images
+def decoded(
+    contents: Iterable[bytes | NDArray[np.uint8] | Exception],
+    *,
+    ids: Sequence[str],
+    urls: Sequence[str],
+    labels: NDArray[np.int64],
+) -> Rows:
+    """Rows of images as they are stored.
+
+    Args:
+        contents: of each, its encoded bytes, or its pixels (H, W, C), or why it has none: a ValueError is a reject of
+            the stage ``decode``, any other of the stage ``read``.
+        ids: of each.
+        urls: where each is, for a reject.
+        labels: (N,) of each.
+    """
+    pixels, kept, rejects = [], [], []
+    for row, content in enumerate(contents):
+        if not isinstance(content, Exception):
+            try:
+                pixels.append(images.decode(content) if isinstance(content, bytes) else content)
+                kept.append(row)
+                continue
+            except ValueError as error:
+                content = error
+        is_value = isinstance(content, ValueError)
+        reason = str(content) if is_value else f"{type(content).__name__}: {content}"
+        stage = "decode" if is_value else "read"
+        rejects.append({"id": ids[row], "url": urls[row], "stage": stage, "reason": reason})
+    same_shape = len({image.shape for image in pixels}) == 1
+    return Rows(
+        ids=[ids[row] for row in kept],
+        images=np.stack(pixels) if same_shape else pixels,
+        labels=labels[kept],
+        rejects=rejects,
+        kept=np.array(kept, np.int64),
+    )

@@ -22,14 +22,15 @@ INNER_SIDE = 20
 CLASSES = 10
 
 
-def find(split: str) -> Found:
+def source(split: str) -> Found:
+    """The shard of a split."""
     images, labels, order = _all()
     training = split == "train"
     rows = TRAINING_ROWS if training else len(order) - TRAINING_ROWS
     first = 0 if training else TRAINING_ROWS
     content = hashlib.sha256(images.tobytes() + labels.tobytes() + order.tobytes()).hexdigest()
     return Found(
-        shards=(Shard(format="digits", url="digits", key="digits", rows=rows, first=first),),
+        shards=(Shard(format=__name__, url="digits", key="digits", rows=rows, first=first),),
         image_shape=(SIDE, SIDE, 1),
         classes=CLASSES,
         contents=(content,),
@@ -43,10 +44,10 @@ def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     return Rows(ids=[f"digits#{row}" for row in chosen], images=images[chosen], labels=labels[chosen], rejects=[])
 
 
-def labels(shard: Shard) -> NDArray[np.int64]:
-    """Labels of the split's rows."""
+def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of rows of a split."""
     _, every, order = _all()
-    return every[order[shard.first :]]
+    return every[order[shard.first + rows]]
 
 
 @lru_cache(maxsize=1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.client
 import urllib.request
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from filelock import FileLock
-
+from raypurify import storage
 from raypurify.data import files
 from raypurify.data.base import DataError
 
@@ -61,31 +60,22 @@ def fetch(
     folder = folder or files.cache_folder() / name
     checksums = CHECKSUMS[name] if checksums is None else checksums
     mirrors = MIRRORS[name] if mirrors is None else mirrors
-    if all((folder / file).exists() for file in checksums):
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        for file, checksum in checksums.items():
-            if not (folder / file).exists():
-                _from_mirrors(name, file, checksum, mirrors, folder)
+    for file, checksum in checksums.items():
+        files.make_once(folder / file, functools.partial(_from_mirrors, name, file, checksum, mirrors))
     return folder
 
 
-def _from_mirrors(name: str, file: str, checksum: str, mirrors: Sequence[str], folder: Path) -> None:
+def _from_mirrors(name: str, file: str, checksum: str, mirrors: Sequence[str], path: Path) -> None:
     failures = []
     for mirror in mirrors:
-        url = files.join(mirror, file)
-        draft = folder / f".{file}.{uuid.uuid4().hex}.part"
+        url = storage.join(mirror, file)
         try:
-            got = _download(url, draft)
+            got = _download(url, path)
             if got == checksum:
-                files.move_into_place(draft, folder / file)
                 return
             failures.append(f"{url}: wrong checksum: expected SHA-256 {checksum}, got {got}")
         except (OSError, http.client.HTTPException) as error:
             failures.append(f"{url}: {type(error).__name__}: {error}")
-        finally:
-            files.remove(draft)
     raise DataError(
         f"{name}: {file} cannot be downloaded: {'; '.join(failures)}. Without the network, put the dataset's files "
         f"({', '.join(CHECKSUMS[name])}) into a folder named {name} and set RAYPURIFY_DATA to the folder that holds it"

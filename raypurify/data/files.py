@@ -78,10 +78,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAYPURIFY_CACHE") or Path.home() / ".cache" / "raypurify").expanduser().absolute()
 
 
-def join(url: str, key: str) -> str:
-    return f"{url.rstrip('/')}/{key}"
-
-
 def described(url: str, info: dict[str, Any]) -> File:
     """A file as a filesystem's listing tells of it."""
     etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
@@ -109,12 +105,6 @@ def stat(url: str) -> File | None:
         return described(url, info)
 
 
-def exists(url: str) -> bool:
-    """Whether a file or a folder is at ``url``."""
-    with naming(url):
-        return storage.exists(url)
-
-
 def list_folder(url: str) -> tuple[list[File], list[str]]:
     """Files, and names of folders, right under ``url``, each sorted by name; hidden ones are left out.
 
@@ -137,11 +127,44 @@ def list_folder(url: str) -> tuple[list[File], list[str]]:
             folders.append(name)
         elif entry.get("size") is None:
             # Plain HTTP listings carry no sizes, nor a word on which links are folders.
-            found = stat(join(url, name))
+            found = stat(storage.join(url, name))
             files.append(found) if found else folders.append(name)
         else:
-            files.append(described(join(url, name), entry))
+            files.append(described(storage.join(url, name), entry))
     return sorted(files, key=lambda file: file.name), sorted(folders)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What lies at a URL where a dataset is looked for: one file, or a folder."""
+
+    url: str
+    files: list[File]
+    """The file, or those right in the folder."""
+    folders: list[str]
+    """Names of the folders right in the folder."""
+    is_folder: bool
+    classes: int | None
+    """Number of classes of the dataset, where its name tells it."""
+
+
+def places(url: str, *, classes: int | None = None) -> Iterator[Place]:
+    """What lies at ``url``. Over HTTP a folder looks like a file, so that both come.
+
+    Raises:
+        DataError: nothing is there, or it cannot be reached.
+    """
+    file = stat(url)
+    if file:
+        yield Place(url=url, files=[file], folders=[], is_folder=False, classes=classes)
+    if file is None or storage.is_web(url):
+        yield folder_at(url, classes=classes)
+
+
+def folder_at(url: str, *, classes: int | None = None) -> Place:
+    """The folder at ``url``, as :func:`list_folder` tells of it."""
+    listed, folders = list_folder(url)
+    return Place(url=url, files=listed, folders=folders, is_folder=True, classes=classes)
 
 
 @contextmanager
@@ -272,41 +295,37 @@ def inflated(url: str, version: str) -> str:
 
 
 def unpacked(url: str, version: str, unpack: Callable[[str, Path], None]) -> str:
-    """Local path of what ``unpack(url, path)`` makes of a file: made once a node, kept in the cache folder.
-
-    It takes its place by one rename, so that what is there is whole. Several processes of a node take turns.
-    """
+    """Local path of what ``unpack(url, path)`` makes of a file: made once a node, kept in the cache folder."""
     identity = hashlib.sha256(f"{unpack.__module__}.{unpack.__qualname__}\n{url}\n{version}".encode()).hexdigest()[:32]
     target = cache_folder() / "unpacked" / identity
-    if target.exists():
-        return str(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f"{identity}.{uuid.uuid4().hex}.part")
-    with FileLock(target.with_name(f"{identity}.lock")):
-        try:
-            if not target.exists():
-                with naming(url):
-                    unpack(url, draft)
-                move_into_place(draft, target)
-        finally:
-            remove(draft)
+    with naming(url):
+        make_once(target, lambda draft: unpack(url, draft))
     return str(target)
 
 
-def move_into_place(draft: Path, target: Path) -> None:
-    """Rename a finished file or folder; another process that was there first has made the same, and keeps it."""
-    try:
-        os.replace(draft, target)
-    except OSError:
-        if not target.exists():
-            raise
+def make_once(target: Path, make: Callable[[Path], None]) -> None:
+    """Have ``make(draft)`` write a file or folder, and rename it to ``target``, unless that is there: it is whole.
 
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    Several processes of a node take turns.
+    """
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    with FileLock(target.with_name(f".{target.stem}.lock")):
+        try:
+            if not target.exists():
+                make(draft)
+                os.replace(draft, target)
+        except OSError:
+            # Where locks do not hold, another process may have been there first, and has made the same.
+            if not target.exists():
+                raise
+        finally:
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
 
 
 def _inflate(url: str, path: Path) -> None:

@@ -28,7 +28,7 @@ class GenerationConfig:
     """What is attacked, and how: the identity of an attacked dataset."""
 
     input: str
-    """digits, mnist, cifar10, or the URL of a dataset with labels."""
+    """digits, mnist, cifar10, the URL of a dataset with labels, or my_package.module:callable[,KEY=VALUE...]."""
     split: Literal["train", "test"] = "test"
     """Of data without a split of their own, a sixth of the rows, by a hash of their ids, is the test split."""
     limit: int | None = None

@@ -23,7 +23,7 @@ class EvaluationConfig:
     """The grid: every attack on every classifier, restored by every purifier, in every setting."""
 
     data: str
-    """digits, mnist, cifar10, or the URL of a dataset."""
+    """digits, mnist, cifar10, the URL of a dataset, or my_package.module:callable[,KEY=VALUE...]."""
     split: Literal["train", "test"] = "test"
     """Of data without a split of their own, a sixth of the rows, by a hash of their ids, is the test split."""
     limit: int | None = None

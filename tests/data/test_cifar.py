@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raypurify.data import DataError, cifar, open_source, read_rows
+from raypurify.data import DataError, open_source, read_rows
+from raypurify.data.formats import cifar
 
 
 def sample(rows: int, seed: int) -> tuple[np.ndarray, list[int]]:

@@ -1,60 +1,21 @@
-"""The extracted folder of CIFAR-10's Python version: ``data_batch_1`` ... and ``test_batch``, which are pickles.
+"""The pickles that the Python version of CIFAR-10 consists of, brought to the binary version's records.
 
 A pickle can run any code of its author's. This reader admits only what the official files hold: containers, strings,
-numbers, and arrays of numbers; whatever else a pickle names is refused. A pickle can't be read at random either, so
-each is brought to the binary version's records once a node, in the cache folder.
+numbers, and arrays of numbers; whatever else a pickle names is refused.
 """
 
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raypurify.data import cifar, files
-from raypurify.data.base import DataError, Found, Rows, Shard, check_labels
-from raypurify.data.files import File
+from raypurify.data.base import DataError, check_labels
 
-
-def find(listed: list[File], split: str, *, url: str) -> Found | None:
-    """A shard for each batch of the split, or None where the folder holds none. Brings them to records first.
-
-    Raises:
-        DataError: a batch is missing, truncated, or holds something that the official files don't.
-    """
-    by_name = {file.name: file for file in listed}
-    names = cifar.batches(list(by_name), split, url=url, binary=False)
-    if not names:
-        return None
-    shards = []
-    for name in names:
-        file = by_name[name]
-        unpacked = files.stat(files.unpacked(file.url, file.version, write_records))
-        rows = cifar.count(unpacked, url=file.url) if unpacked else 0
-        extra = {"version": file.version}
-        shards.append(Shard(format="cifar_python", url=file.url, key=name, rows=rows, extra=extra))
-    return cifar.found(shards, [files.content_identity(by_name[name]) for name in names])
-
-
-def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
-    return cifar.read_records(_unpacked(shard), shard, rows)
-
-
-def labels(shard: Shard) -> NDArray[np.int64]:
-    return cifar.read_labels(_unpacked(shard), shard)
-
-
-def _unpacked(shard: Shard) -> str:
-    return files.unpacked(shard.url, shard.extra["version"], write_records)
-
-
-def write_records(url: str, path: Path) -> None:
-    """Write the pickled batch at ``url`` as records."""
-    with files.open_file(url) as stream:
-        path.write_bytes(records(stream, url))
+PIXELS = 32 * 32 * 3
+CLASSES = 10
 
 
 def records(stream: IO[bytes], url: str) -> bytes:
@@ -78,10 +39,7 @@ def records(stream: IO[bytes], url: str) -> bytes:
             f"{type(error).__name__}: {error}; fetch the file again"
         ) from error
     data, labels = _data_and_labels(batch, url)
-    table = np.empty((len(data), cifar.RECORD), np.uint8)
-    table[:, 0] = labels
-    table[:, 1:] = data
-    return table.tobytes()
+    return np.column_stack([labels.astype(np.uint8), data]).tobytes()
 
 
 def _data_and_labels(batch: Any, url: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -91,15 +49,15 @@ def _data_and_labels(batch: Any, url: str) -> tuple[NDArray[np.uint8], NDArray[n
     data, labels = batch.get("data"), batch.get("labels")
     if data is None or labels is None:
         raise DataError(f"{url}: expected a pickled dict with 'data' and 'labels', got the keys {sorted(batch)}")
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (cifar.PIXELS,):
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (PIXELS,):
         got = f"{data.shape} {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
-        raise DataError(f"{url}: 'data': expected an array (N, {cifar.PIXELS}) of uint8, got {got}")
+        raise DataError(f"{url}: 'data': expected an array (N, {PIXELS}) of uint8, got {got}")
     if len(labels) != len(data):
         raise DataError(f"{url}: {len(labels)} labels, but {len(data)} images")
     numbers = np.asarray(labels)
     if numbers.dtype.kind not in "iu":
         raise DataError(f"{url}: 'labels': expected integers, got {numbers.dtype}")
-    return data, check_labels(numbers, len(cifar.CLASSES), rows=np.arange(len(numbers)), url=url)
+    return data, check_labels(numbers, CLASSES, rows=np.arange(len(numbers)), url=url)
 
 
 class _Refused(pickle.UnpicklingError):

@@ -11,44 +11,58 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from raypurify.data import cifar, cifar_python, files
+from raypurify import storage
+from raypurify.data import files
 from raypurify.data.base import DataError, Found, Rows, Shard
-from raypurify.data.files import File
+from raypurify.data.files import File, Place
+from raypurify.data.formats import _cifar_pickle, cifar
 
+RANK = 4
+EXPECTED = "CIFAR-10's archives"
 NAMES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py")
 
 
-def find(archive: File, split: str) -> Found:
-    """A shard for each batch of the split. Unpacks the archive first: its members are known at its end alone.
+def find(place: Place, split: str) -> Found | None:
+    """A shard for each batch of the split, in an archive or in the folder that comes out of one.
 
     Raises:
-        DataError: the archive is damaged, holds no batch of the split, or a batch is missing or truncated.
+        DataError: a batch is missing or truncated, or the archive is damaged or holds none of the split.
     """
+    for file in place.files:
+        if file.name in NAMES or (not place.is_folder and file.name.partition("?")[0].endswith((".tar.gz", ".tgz"))):
+            return _in_archive(file, split)
+    for name in FOLDERS:
+        if name in place.folders:
+            return cifar.find(files.folder_at(storage.join(place.url, name)), split)
+    return None
+
+
+def _in_archive(archive: File, split: str) -> Found:
+    # An archive is unpacked first: its members are known at its end alone.
     listed, _ = files.list_folder(files.unpacked(archive.url, archive.version, unpack))
     by_name = {file.name: file for file in listed}
-    names = [
-        name for binary in (True, False) for name in cifar.batches(list(by_name), split, url=archive.url, binary=binary)
-    ]
+    names = [name for binary in (True, False) for name in cifar.batches(by_name, split, url=archive.url, binary=binary)]
     if not names:
         raise DataError(f"{archive.url}: expected batches of CIFAR-10's {split} split, got {sorted(by_name) or 'none'}")
     shards = []
     for name in names:
         rows = cifar.count(by_name[name], url=f"{archive.url}, member {name}")
         extra = {"version": archive.version}
-        shards.append(Shard(format="cifar_archive", url=archive.url, key=name, rows=rows, extra=extra))
-    return cifar.found(shards, [files.content_identity(by_name[name]) for name in names])
+        shards.append(Shard(format=__name__, url=archive.url, key=name, rows=rows, extra=extra))
+    return cifar.found(shards, [by_name[name] for name in names])
 
 
 def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     return cifar.read_records(_unpacked(shard), shard, rows)
 
 
-def labels(shard: Shard) -> NDArray[np.int64]:
-    return cifar.read_labels(_unpacked(shard), shard)
+def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return cifar.read_labels(_unpacked(shard), shard)[rows]
 
 
 def _unpacked(shard: Shard) -> str:
-    return files.join(files.unpacked(shard.url, shard.extra["version"], unpack), shard.key)
+    return storage.join(files.unpacked(shard.url, shard.extra["version"], unpack), shard.key)
 
 
 def unpack(url: str, folder: Path) -> None:
@@ -81,5 +95,5 @@ def _write_batch(archive: tarfile.TarFile, member: tarfile.TarInfo, url: str, fo
         return
     content = archive.extractfile(member)
     if content is not None:
-        data = content.read() if binary else cifar_python.records(content, f"{url}, member {member.name}")
+        data = content.read() if binary else _cifar_pickle.records(content, f"{url}, member {member.name}")
         (folder / name).write_bytes(data)

@@ -13,33 +13,34 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from raypurify import images, storage
+from raypurify import storage
 from raypurify.data import files
-from raypurify.data.base import DataError, Found, Rows, Shard, SplitBy, digest, in_split, stacked
-from raypurify.data.files import File
+from raypurify.data.base import SPLIT_NAMES, DataError, Found, Rows, Shard, SplitBy, decoded, digest, in_split
+from raypurify.data.files import File, Place
 
+RANK = 5
+EXPECTED = "a folder of class folders with images"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SHARD_ROWS = 1024
 
 
-def find(root: str, folders: list[str], split: str, split_names: dict[str, tuple[str, ...]]) -> Found | None:
-    """Shards of at most ``SHARD_ROWS`` images, from the listing alone; None where there are no images.
-
-    Args:
-        folders: names of the folders right under ``root``.
-        split_names: for each split, the names that its folder may have, the first that exists being taken.
+def find(place: Place, split: str) -> Found | None:
+    """Shards of at most ``SHARD_ROWS`` images, from the listing alone.
 
     Raises:
         DataError: there are folders of splits, but none for this one.
     """
+    if not place.is_folder:
+        return None
+    root, folders = place.url, place.folders
     split_by: SplitBy = "files"
-    present = {key: next((name for name in names if name in folders), None) for key, names in split_names.items()}
+    present = {key: next((name for name in names if name in folders), None) for key, names in SPLIT_NAMES.items()}
     if any(present.values()):
         chosen = present[split]
         if chosen is None:
-            raise DataError(f"{root}: expected a folder {' or '.join(split_names[split])}, got the folders {folders}")
+            raise DataError(f"{root}: expected a folder {' or '.join(SPLIT_NAMES[split])}, got the folders {folders}")
         classes = sorted({name for part in present.values() if part for name in _subfolders(root, part)})
-        listed = [(f"{chosen}/{key}", file) for key, file in _images_under(files.join(root, chosen))]
+        listed = [(f"{chosen}/{key}", file) for key, file in _images_under(storage.join(root, chosen))]
         label_part = 1
     else:
         classes, label_part, split_by = sorted(folders), 0, "ids"
@@ -63,34 +64,21 @@ def find(root: str, folders: list[str], split: str, split_names: dict[str, tuple
 def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     """Read and decode some of a shard's files. A file that is gone or refused is rejected at the stage ``read``."""
     keys = [shard.extra["keys"][row] for row in rows]
-    decoded, kept, rejects = [], [], []
-    for row, content in enumerate(_contents(shard.url, keys)):
-        stage = "read"
-        try:
-            if isinstance(content, Exception):
-                raise ValueError(f"{type(content).__name__}: {content}")
-            stage = "decode"
-            decoded.append(images.decode(content))
-            kept.append(row)
-        except ValueError as error:
-            url = files.join(shard.url, keys[row])
-            rejects.append({"id": keys[row], "url": url, "stage": stage, "reason": str(error)})
-    return Rows(
-        ids=[keys[row] for row in kept],
-        images=stacked(decoded),
-        labels=labels(shard)[rows][kept],
-        rejects=rejects,
-        kept=np.array(kept, np.int64),
+    return decoded(
+        _contents(shard.url, keys),
+        ids=keys,
+        urls=[storage.join(shard.url, key) for key in keys],
+        labels=labels(shard, rows),
     )
 
 
-def labels(shard: Shard) -> NDArray[np.int64]:
-    """Labels of a shard's files."""
-    return np.asarray(shard.extra["labels"], np.int64)
+def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of some of a shard's files."""
+    return np.asarray(shard.extra["labels"], np.int64)[rows]
 
 
 def _subfolders(root: str, folder: str) -> list[str]:
-    return files.list_folder(files.join(root, folder))[1]
+    return files.list_folder(storage.join(root, folder))[1]
 
 
 def _images_under(root: str) -> list[tuple[str, File]]:
@@ -103,7 +91,7 @@ def _images_under(root: str) -> list[tuple[str, File]]:
     for name, info in entries.items():
         key = name.removeprefix(prefix).lstrip("/")
         if key.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in key.split("/")):
-            listed.append((key, files.described(files.join(root, key), info)))
+            listed.append((key, files.described(storage.join(root, key), info)))
     return listed
 
 
@@ -111,13 +99,13 @@ def _shards(root: str, labelled: list[tuple[str, int]]) -> Iterator[Shard]:
     for first in range(0, len(labelled), SHARD_ROWS):
         keys, labels = zip(*labelled[first : first + SHARD_ROWS], strict=True)
         extra = {"keys": keys, "labels": labels}
-        yield Shard(format="folder", url=root, key=keys[0], rows=len(keys), extra=extra)
+        yield Shard(format=__name__, url=root, key=keys[0], rows=len(keys), extra=extra)
 
 
 def _contents(root: str, keys: list[str]) -> list[bytes | Exception]:
     """Each file's bytes, or the error that tells that this one cannot be had. Whatever else fails is raised."""
     fs, path = storage.filesystem(root)
-    paths = [files.join(path, key) for key in keys]
+    paths = [storage.join(path, key) for key in keys]
     with files.naming(root):
         fetched = fs.cat(paths, on_error="return") if paths else {}
         contents = [fetched[name] for name in paths]

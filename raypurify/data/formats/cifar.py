@@ -1,27 +1,54 @@
-"""What the distributions of CIFAR-10 share (https://www.cs.toronto.edu/~kriz/cifar.html): batches of records.
+"""Folders of CIFAR-10 (https://www.cs.toronto.edu/~kriz/cifar.html): ``data_batch_1.bin`` ... and ``test_batch.bin``.
 
-A record is a byte of label, then 32x32 pixels of red, of green and of blue, row by row: 3,073 bytes. The binary version
-holds them as such; the Python version is brought to the same form once a node (see ``cifar_python``).
+Or, of the Python version, ``data_batch_1`` ... and ``test_batch``: pickles, which cannot be read at random, and are
+brought to the binary version's records once a node, in the cache folder.
+
+A record is a byte of label, then 32x32 pixels of red, of green and of blue, row by row: 3,073 bytes.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raypurify.data import files
 from raypurify.data.base import DataError, Found, Rows, Shard, check_labels
-from raypurify.data.files import File
+from raypurify.data.files import File, Place
+from raypurify.data.formats import _cifar_pickle
 
+RANK = 2
+EXPECTED = "CIFAR-10's batches"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHAPE = (32, 32, 3)
-PIXELS = 32 * 32 * 3
-RECORD = 1 + PIXELS
+RECORD = 1 + 32 * 32 * 3
 
 _BATCH = re.compile(r"(?:data_batch_(?P<number>\d+)|test_batch)(?P<binary>\.bin)?")
+
+
+def find(place: Place, split: str) -> Found | None:
+    """A shard for each batch of the split; those of the Python version are brought to records first.
+
+    Raises:
+        DataError: a batch is missing, truncated, or holds something that the official files don't.
+    """
+    by_name = {file.name: file for file in place.files} if place.is_folder else {}
+    for binary in (True, False):
+        names = batches(by_name, split, url=place.url, binary=binary)
+        if names:
+            return found([_shard(by_name[name]) for name in names], [by_name[name] for name in names])
+    return None
+
+
+def _shard(file: File) -> Shard:
+    shard = Shard(format=__name__, url=file.url, key=file.name, rows=0, extra={"version": file.version})
+    records = _records(shard)
+    return replace(shard, rows=count(file if records == file.url else files.stat(records), url=file.url))
 
 
 def is_batch(name: str, *, binary: bool) -> bool:
@@ -29,7 +56,7 @@ def is_batch(name: str, *, binary: bool) -> bool:
     return match is not None and (match["binary"] is not None) == binary
 
 
-def batches(names: list[str], split: str, *, url: str, binary: bool) -> list[str]:
+def batches(names: Iterable[str], split: str, *, url: str, binary: bool) -> list[str]:
     """The batches of a split among the names of files, in order; none where there are none.
 
     Raises:
@@ -45,11 +72,12 @@ def batches(names: list[str], split: str, *, url: str, binary: bool) -> list[str
     return [name for _, name in sorted(numbered.items())]
 
 
-def found(shards: list[Shard], contents: list[str]) -> Found:
-    return Found(shards=tuple(shards), image_shape=SHAPE, classes=CLASSES, contents=tuple(contents))
+def found(shards: Iterable[Shard], batches: Iterable[File]) -> Found:
+    contents = tuple(files.content_identity(batch) for batch in batches)
+    return Found(shards=tuple(shards), image_shape=SHAPE, classes=CLASSES, contents=contents)
 
 
-def count(records: File, *, url: str) -> int:
+def count(records: File | None, *, url: str) -> int:
     """Records in a file of them.
 
     Args:
@@ -58,13 +86,34 @@ def count(records: File, *, url: str) -> int:
     Raises:
         DataError: its size is no multiple of a record's, or zero.
     """
-    rows, rest = divmod(records.size, RECORD)
+    size = records.size if records else 0
+    rows, rest = divmod(size, RECORD)
     if rest or not rows:
         raise DataError(
-            f"{url}: truncated: a record has {RECORD} bytes, the file ends at offset {records.size}, which is "
+            f"{url}: truncated: a record has {RECORD} bytes, the file ends at offset {size}, which is "
             f"{rest} bytes into row {rows}; fetch it again"
         )
     return rows
+
+
+def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
+    return read_records(_records(shard), shard, rows)
+
+
+def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return read_labels(_records(shard), shard)[rows]
+
+
+def _records(shard: Shard) -> str:
+    """The file of records that a batch is, or is brought to."""
+    binary = is_batch(shard.key, binary=True)
+    return shard.url if binary else files.unpacked(shard.url, shard.extra["version"], write_records)
+
+
+def write_records(url: str, path: Path) -> None:
+    """Write the pickled batch at ``url`` as records."""
+    with files.open_file(url) as stream:
+        path.write_bytes(_cifar_pickle.records(stream, url))
 
 
 def read_records(path: str, shard: Shard, rows: NDArray[np.int64]) -> Rows:

@@ -11,10 +11,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from raypurify import storage
 from raypurify.data import files
 from raypurify.data.base import DataError, Found, Rows, Shard, check_labels
-from raypurify.data.files import File
+from raypurify.data.files import File, Place
 
+RANK = 1
+EXPECTED = "MNIST's IDX files (train-images-idx3-ubyte, ..., gzipped or not)"
 PREFIX = {"train": "train", "test": "t10k"}
 UNSIGNED_BYTE = 0x08
 TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
@@ -26,16 +29,15 @@ def names(split: str) -> tuple[str, str]:
     return f"{PREFIX[split]}-images-idx3-ubyte", f"{PREFIX[split]}-labels-idx1-ubyte"
 
 
-def find(listed: list[File], split: str, *, classes: int | None = None) -> Found | None:
-    """The shard that a folder's IDX files make up, or None where it holds none for the split.
+def find(place: Place, split: str) -> Found | None:
+    """The shard that a folder's IDX files make up, or a file of images or labels and the others beside it.
 
-    Args:
-        listed: the folder's files.
-        classes: number of classes; None: ten, as in MNIST and its kin, or what the labels reach to.
+    The number of classes is the place's; or else ten, as in MNIST and its kin, or what the labels reach to.
 
     Raises:
         DataError: a file is missing, truncated, of a wrong magic number or type, or the counts differ.
     """
+    listed = place.files if place.is_folder else _beside(place.files[0], split)
     by_key = {file.key.replace(".idx", "-idx"): file for file in reversed(listed)}
     image_name, label_name = names(split)
     images, labels = by_key.get(image_name), by_key.get(label_name)
@@ -55,11 +57,11 @@ def find(listed: list[File], split: str, *, classes: int | None = None) -> Found
             "they must be of one dataset and split"
         )
     values = _values(labels.url, labels.version, label_dims, np.arange(label_dims[0]))[:, 0]
-    count = classes or max(MNIST_CLASSES, int(values.max(initial=0)) + 1)
+    count = place.classes or max(MNIST_CLASSES, int(values.max(initial=0)) + 1)
     check_labels(values, count, rows=np.arange(len(values)), url=labels.url)
     height, width, channels = (*image_dims[1:], 1)[:3]
     shard = Shard(
-        format="idx",
+        format=__name__,
         url=images.url,
         key=image_name,
         rows=image_dims[0],
@@ -73,6 +75,15 @@ def find(listed: list[File], split: str, *, classes: int | None = None) -> Found
     )
     contents = (files.content_identity(images), files.content_identity(labels))
     return Found(shards=(shard,), image_shape=(height, width, channels), classes=count, contents=contents)
+
+
+def _beside(file: File, split: str) -> list[File]:
+    """The files of a split in the folder of one of them, or of another split's."""
+    if not any(file.key in names(each) for each in PREFIX):
+        return []
+    folder = file.url.rpartition("/")[0]
+    found = (files.stat(storage.join(folder, key + end)) for key in names(split) for end in ("", ".gz"))
+    return [each for each in found if each]
 
 
 def dimensions(file: File) -> tuple[int, ...]:
@@ -130,17 +141,13 @@ def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     return Rows(
         ids=[f"{shard.key}#{row}" for row in rows],
         images=pixels.reshape(len(rows), *(*dims[1:], 1)[:3]),
-        labels=_labels(shard, rows),
+        labels=labels(shard, rows),
         rejects=[],
     )
 
 
-def labels(shard: Shard) -> NDArray[np.int64]:
-    """Labels of all rows."""
-    return _labels(shard, np.arange(shard.extra["dimensions"][0]))
-
-
-def _labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of some rows, by their offsets."""
     extra = shard.extra
     values = _values(extra["labels"], extra["labels_version"], tuple(extra["dimensions"])[:1], rows)[:, 0]
     return check_labels(values, extra["classes"], rows=rows, url=extra["labels"])
