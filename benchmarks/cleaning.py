@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raypurify import models, storage
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.distributed.clean import clean
 from raypurify.distributed.units import ActorPool
 from raypurify.images import decode, encode_png, to_uint8_nhwc

@@ -2,7 +2,7 @@
 
 import tyro
 
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.distributed.clean import CleaningArguments, main
 from raypurify.runs import Destination
 from raypurify.runs.cli import run

@@ -1,36 +1,79 @@
-"""What became of each input: written unit by unit, and added up at the end."""
+"""What became of each input: noted image by image, written unit by unit, and added up at the end."""
 
 from __future__ import annotations
 
 import heapq
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from raypurify import storage
+from raypurify import images, storage
 from raypurify.cleaning import plan
-from raypurify.cleaning.cleaner import CHANGES, Cleaned
-from raypurify.cleaning.digests import Digests, digests_of
-from raypurify.cleaning.generations import whole
-from raypurify.cleaning.schedule import Planned, schedule, superseded
-from raypurify.cleaning.streams import concurrently
+from raypurify.cleaning.bounded import Digests, TableSpool, concurrently, digests_of
+from raypurify.cleaning.reader import Item
 from raypurify.runs import schema
 from raypurify.storage.published import published
 
+MEASURES = ("psnr", "ssim", "linf")
 MOST_CHANGED = 12
 """Images that the report shows."""
+CHANGES = 4
+"""Images of a unit that are kept for the report."""
+THUMBNAIL = 256
+"""Pixels, the longest side of these."""
 KINDS = 1000
 """Reasons that are counted apart."""
 READS_AT_ONCE = 16
+PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))
 RETIRED = "_RETIRED"
 """In a generation's folder: what it took the place of is no longer in the accounts."""
+
+
+class Cleaned:
+    """What became of a unit."""
+
+    def __init__(self) -> None:
+        self.rows, self.rejects = TableSpool(schema.MANIFEST), TableSpool(schema.REJECTS)
+        self.changes: list[dict[str, Any]] = []
+        """Of ``schema.CHANGES``: the most changed images, small."""
+        self.bytes_out = 0
+
+    def add(self, item: Item, *, size: int, **columns: Any) -> None:
+        """Note a cleaned image, without credentials and in what UTF-8 has.
+
+        Args:
+            size: bytes of its file.
+            columns: of ``schema.MANIFEST``, but for its id, its source and what was measured.
+        """
+        self.bytes_out += size
+        self._keep_if_most_changed(item)
+        self.rows.append(published({"id": item.id, "source": item.entry.url, **columns, **item.measures}))
+
+    def reject(self, item: Item) -> None:
+        """Note a reject, likewise."""
+        row = {"id": item.id, "url": item.entry.url, "stage": item.stage, "reason": item.reason}
+        self.rejects.append(published(row))
+
+    def _keep_if_most_changed(self, item: Item) -> None:
+        order = (item.measures["psnr"], item.id)
+        if len(self.changes) == CHANGES and order > (self.changes[-1]["psnr"], self.changes[-1]["id"]):
+            return
+        pictures = {
+            "input": cast(images.Picture, item.picture).pixels,
+            "cleaned": cast(NDArray[np.uint8], item.cleaned),
+        }
+        small = {name: images.thumbnail(pixels, THUMBNAIL) for name, pixels in pictures.items()}
+        self.changes.append({"id": item.id, "psnr": item.measures["psnr"], **small})
+        self.changes.sort(key=lambda change: (change["psnr"], change["id"]))
+        del self.changes[CHANGES:]
 
 
 @dataclass(kw_only=True)
@@ -87,9 +130,9 @@ def finished_units(output: str) -> set[str]:
     return {storage.stem(url) for url in storage.list_files(storage.join(output, "manifest"), ".parquet")}
 
 
-def is_whole(output: str) -> bool:
+def is_complete(output: str) -> bool:
     """Whether all that is planned, updates included, is accounted for."""
-    return plan.generations(output) > 0 and len(finished_units(output)) >= plan.total(output).units
+    return bool(plan.generations(output)) and len(finished_units(output)) >= plan.total(output).units
 
 
 def add_up(output: str) -> Totals:
@@ -98,13 +141,14 @@ def add_up(output: str) -> Totals:
     Raises:
         RuntimeError: an input is in neither manifest nor rejects, or is there twice; names the unit.
     """
-    totals, sums, ids, reasons = Totals(skipped=plan.skipped_files(output)), _Sums(), Digests(), _Reasons()
+    totals, ids, reasons = Totals(skipped=plan.skipped_files(output)), Digests(), _Reasons()
+    sums: Counter[str] = Counter()
     for unit, manifest, rejects in _accounts(output):
         if unit.images is not None and len(manifest) + len(rejects) != unit.images:
             found = f"{len(manifest)} cleaned and {len(rejects)} rejected"
             raise RuntimeError(f"{output}, unit {unit.name}: {found}, of {unit.images} images")
         ids.update(digests_of(manifest["id"].to_pylist() + rejects["id"].to_pylist()))
-        sums.add(manifest)
+        sums.update(_sums(manifest))
         totals.cleaned += len(manifest)
         totals.rejected += len(rejects)
         reasons.add(rejects["reason"].to_pylist())
@@ -113,10 +157,14 @@ def add_up(output: str) -> Totals:
             totals.most_changed + _first(manifest, unit.name),
             key=lambda row: (row["psnr"], row["id"]),
         )
-    if ids.seal().crowded().values:
+    if ids.seal().collisions():
         raise RuntimeError(f"{output}: an image is accounted for twice; see the ids in manifest/ and rejects/")
+    for name in MEASURES:
+        setattr(totals, name, sums[name] / sums[f"{name}_n"] if sums[f"{name}_n"] else None)
+    totals.unchanged = sums["unchanged"]
+    totals.relabelled = sums["relabelled"] if sums["labelled"] else None
     totals.reasons = reasons.counts()
-    return sums.into(totals)
+    return totals
 
 
 def some_reasons(output: str) -> dict[str, int]:
@@ -125,6 +173,17 @@ def some_reasons(output: str) -> dict[str, int]:
     for url in storage.list_files(storage.join(output, "rejects"), ".parquet")[-READS_AT_ONCE:]:
         reasons.add(storage.read_table(url, ["reason"])["reason"].to_pylist())
     return dict(sorted(reasons.counts().items(), key=lambda item: -item[1])[:5])
+
+
+def _sums(manifest: pa.Table) -> dict[str, Any]:
+    """Sums of what was measured, and over how many images; how many came out unchanged, and with another label."""
+    sums: dict[str, Any] = {"unchanged": int((manifest["linf"].to_numpy() == 0).sum())}
+    for name in MEASURES:
+        column = manifest[name].drop_null().to_numpy().astype(np.float64)
+        sums |= {name: float(column.sum()), f"{name}_n": len(column)}
+    labels = manifest.select(["pred_input", "pred_cleaned"]).drop_null()
+    relabelled = int((labels["pred_input"].to_numpy() != labels["pred_cleaned"].to_numpy()).sum())
+    return {**sums, "labelled": len(labels), "relabelled": relabelled}
 
 
 class _Reasons:
@@ -156,7 +215,7 @@ def _first(manifest: pa.Table, unit: str) -> list[dict[str, Any]]:
     return [{**row, "unit": unit} for row in ordered.to_pylist()]
 
 
-def pictures(output: str, totals: Totals) -> list[dict[str, Any]]:
+def read_changes(output: str, totals: Totals) -> list[dict[str, Any]]:
     """Rows of ``schema.CHANGES``: the most changed images of all."""
     found = []
     for unit in sorted({row["unit"] for row in totals.most_changed}):
@@ -166,15 +225,15 @@ def pictures(output: str, totals: Totals) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["psnr"], row["id"]))
 
 
-def _accounts(output: str) -> Iterator[tuple[Planned, pa.Table, pa.Table]]:
+def _accounts(output: str) -> Iterator[tuple[plan.PlannedUnit, pa.Table, pa.Table]]:
     """Each planned unit, with its manifest and its rejects."""
 
-    def read(unit: Planned) -> tuple[Planned, pa.Table, pa.Table]:
+    def read(unit: plan.PlannedUnit) -> tuple[plan.PlannedUnit, pa.Table, pa.Table]:
         manifest, rejects = (_read(output, part, unit.name, columns) for part, columns in PARTS)
         return unit, manifest, rejects
 
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        units = schedule(output)
+        units = plan.units(output)
         while batch := list(islice(units, READS_AT_ONCE)):
             yield from pool.map(read, batch)
 
@@ -185,15 +244,17 @@ def retire(output: str) -> None:
     Outputs of theirs that nothing writes any more, as when a Parquet file is cut into fewer runs, are removed. A mark
     in the generation's folder says that it is done.
     """
-    marks = {generation.number: storage.join(generation.folder, RETIRED) for generation, _ in whole(output)[1:]}
+    marks = {generation.number: storage.join(generation.folder, RETIRED) for generation in plan.generations(output)[1:]}
     new = [number for number, mark in marks.items() if not storage.exists(mark)]
     if not new:
         return
     for generation in new:
-        for entry, is_stale in plan.superseded(output, generation):
+        for entry, is_stale in plan.replaced_entries(output, generation):
             if is_stale:
                 storage.remove(storage.join(output, "images", entry.output))
-    touched = concurrently(lambda item: _keep(output, *item), superseded(output, min(new)), at_once=READS_AT_ONCE)
+    touched = concurrently(
+        lambda item: _keep(output, *item), plan.replanned_units(output, min(new)), at_once=READS_AT_ONCE
+    )
     deque(touched, maxlen=0)
     for number in new:
         storage.write_bytes(marks[number], b"")
@@ -209,9 +270,6 @@ def _keep(output: str, unit: str, live: set[str]) -> None:
             storage.write_table(storage.join(output, part, f"{unit}.parquet"), kept)
 
 
-PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))
-
-
 def _read(output: str, part: str, unit: str, columns: pa.Schema) -> pa.Table:
     try:
         return storage.read_table(storage.join(output, part, f"{unit}.parquet"))
@@ -219,30 +277,3 @@ def _read(output: str, part: str, unit: str, columns: pa.Schema) -> pa.Table:
         if part == "manifest":
             raise RuntimeError(f"{output}: unit {unit} is planned, but not accounted for in manifest/") from error
         return columns.empty_table()
-
-
-@dataclass(kw_only=True)
-class _Sums:
-    """Sums over the cleaned images, and over how many."""
-
-    values: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("psnr", "ssim", "linf"), 0.0))
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("psnr", "ssim", "linf"), 0))
-    unchanged: int = 0
-    labelled: int = 0
-    relabelled: int = 0
-
-    def add(self, manifest: pa.Table) -> None:
-        for name in self.values:
-            column = manifest[name].drop_null().to_numpy().astype(np.float64)
-            self.values[name] += float(column.sum())
-            self.counts[name] += len(column)
-        self.unchanged += int((manifest["linf"].to_numpy() == 0).sum())
-        labels = manifest.select(["pred_input", "pred_cleaned"]).drop_null()
-        self.labelled += len(labels)
-        self.relabelled += int((labels["pred_input"].to_numpy() != labels["pred_cleaned"].to_numpy()).sum())
-
-    def into(self, totals: Totals) -> Totals:
-        for name, value in self.values.items():
-            setattr(totals, name, value / self.counts[name] if self.counts[name] else None)
-        totals.unchanged, totals.relabelled = self.unchanged, self.relabelled if self.labelled else None
-        return totals

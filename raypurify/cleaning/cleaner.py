@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -20,29 +20,62 @@ from torch import nn
 
 from raypurify import images, models, storage
 from raypurify.cleaning import reader, writer
-from raypurify.cleaning.base import Unit
-from raypurify.cleaning.config import CleaningConfig
-from raypurify.cleaning.reader import Group, Input
-from raypurify.cleaning.streams import TableSpool
+from raypurify.cleaning.accounts import Cleaned
+from raypurify.cleaning.plan import Unit
+from raypurify.cleaning.reader import Item
 from raypurify.cleaning.tiles import NotFiniteError, Tiling, compare, purify_pixels
 from raypurify.images import Picture
-from raypurify.runs import schema
+from raypurify.runs import fields
 from raypurify.seeds import seed_of
-from raypurify.storage.published import published
-from raypurify.training import autocast
+from raypurify.training import Precision, autocast
+
+Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
 
 BATCH_PIXELS = 1 << 22
 """Pixels that are purified at once, if they come in images small enough to go whole."""
 PENDING = 4
 """Batches' worth of images of other shapes that may pass before an image that waits for its like is purified alone."""
-CHANGES = 4
-"""Images of a unit that are kept for the report."""
-THUMBNAIL = 256
-"""Pixels, the longest side of these."""
 LOSSY = ("jpeg", "webp")
 """Formats that change pixels: an image is measured, and labelled, as it was written."""
 TRIAL = (32, 32)
 """Pixels of the black images that a purifier is tried on, if it does not say which it was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleaningConfig:
+    """What is cleaned, by what, and what is written."""
+
+    input: str
+    """Folder, file, glob or list of images; Parquet or WebDataset tars of them: a path or a URL."""
+    purifier: str
+    """Checkpoint, or NAME[,KEY=VALUE...], or my_package.module:callable."""
+    classifier: str | None = None
+    """Labels each image before and after, where it takes images of that shape."""
+    shards: writer.Shards = "mirror"
+    """mirror: an image for each image, a Parquet file or tar for each run of one, under their own names. parquet,
+    webdataset: a shard for each unit, images only."""
+    format: Format = "png"
+    quality: int = 90
+    """Of JPEG and WebP: 1 to 100."""
+    keep_exif: bool = False
+    """Keep EXIF, which may hold places and names. The ICC profile is always kept."""
+    max_pixels: int = images.MAX_PIXELS
+    """Images of more pixels (height times width) are rejected."""
+    limit: int | None = None
+    """The first files (or runs of rows) only."""
+    precision: Precision = "float32"
+    """Of the networks' arithmetic; float32 without TF32."""
+    seed: int = 0
+    """Of purifiers that draw at random."""
+
+    def __post_init__(self) -> None:
+        fields.check_choices(self)
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be in [1, 100]; got {self.quality!r}")
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels must be at least 1; got {self.max_pixels!r}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1; got {self.limit!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,37 +106,6 @@ class Cleaning:
         return {**asdict(self.config), **hashes}
 
 
-@dataclass(kw_only=True)
-class Cleaned:
-    """What became of a unit."""
-
-    rows: TableSpool = field(default_factory=lambda: TableSpool(schema.MANIFEST))
-    rejects: TableSpool = field(default_factory=lambda: TableSpool(schema.REJECTS))
-    changes: list[dict[str, Any]] = field(default_factory=list)
-    """Of ``schema.CHANGES``: the most changed images, small."""
-    bytes_out: int = 0
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Note a cleaned image, without credentials and in what UTF-8 has."""
-        self.rows.append(published(row))
-
-    def reject(self, item: Input, url: str, stage: str, reason: str) -> None:
-        """Note a reject, likewise."""
-        self.rejects.append(published({"id": item.id, "url": url, "stage": stage, "reason": reason}))
-
-
-@dataclass(kw_only=True)
-class Slot:
-    """An input on its way, in line behind those before it."""
-
-    item: Input
-    pixels: NDArray[np.uint8] | None = None
-    """(H, W, C) uint8, as the purifier takes them; None when they are done, or when there are none."""
-    cleaned: NDArray[np.uint8] | None = None
-    measures: dict[str, Any] = field(default_factory=dict)
-    encoded: Future[tuple[bytes, tuple[str, ...]]] | None = None
-
-
 class Cleaner:
     """Cleans units on a device."""
 
@@ -127,113 +129,114 @@ class Cleaner:
         """
         config, done = self.work.config, Cleaned()
         limits = reader.Limits(max_pixels=config.max_pixels, threads=self.threads, killers=killers or {}, count=count)
-        images_url = storage.join(self.work.output, "images")
-        shared = writer.shard(images_url, unit, config, self.check_lease)
-        for group in reader.groups(unit, limits):
-            sink = shared or writer.mirror(images_url, group, config, self.check_lease)
-            for slot in self._in_line(group.inputs):
-                self._take(slot, group, sink, done)
-            if sink is not shared:
+        folder = storage.join(self.work.output, "images")
+        shard = writer.shard(folder, unit.name, config.shards, config.format, self.check_lease)
+        for section in reader.sections(unit, limits):
+            sink = shard or writer.mirror(folder, section, config.format, self.check_lease)
+            for item in self._in_order(section.items):
+                self._take(item, sink, done)
+            if sink is not shard:
                 sink.close()
-        if shared:
-            shared.close()
+        if shard:
+            shard.close()
         return done
 
-    def try_out(self, item: Input) -> None:
-        """Do all that is done with an input, alone, but for writing it."""
-        slot = self._slot(item)
-        if slot.pixels is not None:
-            self._purify([slot])
-        if slot.encoded is not None:
+    def try_out(self, item: Item) -> None:
+        """Do all that is done with an item, alone, but for writing it."""
+        self._check_channels(item)
+        if item.picture is not None:
+            self._purify([item])
+        if item.encoded is not None:
             with suppress(ValueError):
-                slot.encoded.result()
+                item.encoded.result()
 
-    def _in_line(self, inputs: Iterable[Input]) -> Iterator[Slot]:
-        """Purify in batches of one shape, and give the inputs back in their order."""
-        line: deque[Slot] = deque()
-        waiting: dict[tuple[int, ...], list[Slot]] = {}
+    def _in_order(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Purify in batches of one shape, and give the items back in their order."""
+        line: deque[Item] = deque()
+        waiting: dict[tuple[int, ...], list[Item]] = {}
         behind = 0
-        for item in inputs:
-            slot = self._slot(item)
-            line.append(slot)
-            behind += len(item.other or b"")
-            if slot.pixels is not None:
-                behind += slot.pixels[:, :, 0].size
-                kind = (*slot.pixels.shape, cast(Picture, item.picture).pixels.shape[2])
-                alike = waiting.setdefault(kind, [])
-                alike.append(slot)
-                if len(alike) >= min(self.batch, BATCH_PIXELS // slot.pixels[:, :, 0].size):
-                    self._purify(waiting.pop(kind))
+        for item in items:
+            self._check_channels(item)
+            line.append(item)
+            behind += len(item.data or b"")
+            if item.picture is not None:
+                item.waits = True
+                shape = item.picture.pixels.shape
+                size = shape[0] * shape[1]
+                behind += size
+                alike = waiting.setdefault(shape, [])
+                alike.append(item)
+                if len(alike) >= min(self.batch, BATCH_PIXELS // size):
+                    self._purify(waiting.pop(shape))
                 if behind > PENDING * BATCH_PIXELS:
                     behind = self._purify_all(waiting)
-            while line and line[0].pixels is None:
+            while line and not line[0].waits:
                 yield line.popleft()
         self._purify_all(waiting)
         yield from line
 
-    def _slot(self, item: Input) -> Slot:
-        if item.picture is None:
-            return Slot(item=item)
-        pixels = item.picture.pixels
-        if not fits(pixels.shape[2], self.channels):
-            reason = f"it has {pixels.shape[2]} channels; the purifier {self.work.purifier.name} takes {self.channels}"
-            return Slot(item=replace(item, picture=None, stage="purify", reason=reason))
-        return Slot(item=item, pixels=np.repeat(pixels, 3, axis=2) if self.channels == 3 > pixels.shape[2] else pixels)
+    def _check_channels(self, item: Item) -> None:
+        """Reject an image of more channels than the purifier takes."""
+        if item.picture is not None and not fits(item.picture.pixels.shape[2], self.channels):
+            own, name = item.picture.pixels.shape[2], self.work.purifier.name
+            item.reject("purify", f"it has {own} channels; the purifier {name} takes {self.channels}")
 
-    def _purify_all(self, waiting: dict[tuple[int, ...], list[Slot]]) -> int:
-        for slots in waiting.values():
-            self._purify(slots)
+    def _purify_all(self, waiting: dict[tuple[int, ...], list[Item]]) -> int:
+        for items in waiting.values():
+            self._purify(items)
         waiting.clear()
         return 0
 
-    def _purify(self, slots: Sequence[Slot]) -> None:
+    def _purify(self, items: Sequence[Item]) -> None:
         """Purify, measure and begin to encode images of one shape; those that the purifier fails on are rejected."""
+        pictures = [cast(Picture, item.picture) for item in items]
+        before = np.stack([picture.pixels for picture in pictures])
         try:
-            purified = self._purified(slots)
+            after = self._purified(before, [item.id for item in items])
         except Exception as error:
             if is_of_machine(error):
                 raise
-            if len(slots) > 1:
-                for slot in slots:
-                    self._purify([slot])
-                return
-            reason = f"the purifier {self.work.purifier.name} fails on it: {type(error).__name__}: {error}"
-            item = replace(slots[0].item, picture=None, stage="purify", reason=reason)
-            slots[0].item, slots[0].pixels = item, None
+            if len(items) > 1:
+                for item in items:
+                    self._purify([item])
+            else:
+                name = self.work.purifier.name
+                items[0].reject("purify", f"the purifier {name} fails on it: {type(error).__name__}: {error}")
             return
-        config = self.work.config
-        pictures = [cast(Picture, slot.item.picture) for slot in slots]
-        before = np.stack([picture.pixels for picture in pictures])
-        after = purified if purified.shape == before.shape else _grey(purified)
-        encoded = [
-            self.encoders.submit(
-                images.encode,
-                replace(picture, pixels=pixels),
-                config.format,
-                quality=config.quality,
-                keep_exif=config.keep_exif,
-            )
-            for picture, pixels in zip(pictures, after, strict=True)
-        ]
+        encoded = [self._encode(picture, pixels) for picture, pixels in zip(pictures, after, strict=True)]
         # Where transparency can't be written, the colours change: the image is shown on white.
-        hides = not images.FORMATS[config.format].alpha
-        if config.format in LOSSY or (hides and any(picture.alpha is not None for picture in pictures)):
+        format = self.work.config.format
+        hides = not images.FORMATS[format].alpha
+        if format in LOSSY or (hides and any(picture.alpha is not None for picture in pictures)):
             after = np.stack([_reread(future, pixels) for future, pixels in zip(encoded, after, strict=True)])
         measures = compare(after, before)
         labels = self._labels(before), self._labels(after)
-        for index, slot in enumerate(slots):
-            slot.measures = {name: _number(values[index]) for name, values in measures.items()}
-            slot.measures |= {"pred_input": labels[0][index], "pred_cleaned": labels[1][index]}
-            slot.cleaned, slot.encoded, slot.pixels = after[index], encoded[index], None
+        for index, item in enumerate(items):
+            item.measures = {name: _number(values[index]) for name, values in measures.items()}
+            item.measures |= {"pred_input": labels[0][index], "pred_cleaned": labels[1][index]}
+            item.cleaned, item.encoded, item.waits = after[index], encoded[index], False
 
-    def _purified(self, slots: Sequence[Slot]) -> NDArray[np.uint8]:
-        return purify_pixels(
+    def _purified(self, pixels: NDArray[np.uint8], ids: Sequence[str]) -> NDArray[np.uint8]:
+        """(N, H, W, C) purified; grey images go through a colour purifier as colour."""
+        is_grey = self.channels == 3 > pixels.shape[3]
+        purified = purify_pixels(
             self.purifier,
-            np.stack([cast(NDArray[np.uint8], slot.pixels) for slot in slots]),
-            [seed_of(self.work.config.seed, "purify", slot.item.id) for slot in slots],
+            np.repeat(pixels, 3, axis=3) if is_grey else pixels,
+            [seed_of(self.work.config.seed, "purify", id) for id in ids],
             tiling=self.tiling,
             device=self.device,
             precision=self.work.config.precision,
+        )
+        return _grey(purified) if is_grey else purified
+
+    def _encode(self, picture: Picture, pixels: NDArray[np.uint8]) -> Future[tuple[bytes, tuple[str, ...]]]:
+        config = self.work.config
+        return self.encoders.submit(
+            images.encode,
+            replace(picture, pixels=pixels),
+            config.format,
+            quality=config.quality,
+            keep_exif=config.keep_exif,
         )
 
     def _labels(self, pixels: NDArray[np.uint8]) -> Sequence[int | None]:
@@ -253,53 +256,34 @@ class Cleaner:
                 return [None]
             return [label for one in pixels for label in self._labels(one[None])]
 
-    def _take(self, slot: Slot, group: Group, sink: writer.Sink, done: Cleaned) -> None:
-        """Hand an input that is through to its sink, and note what became of it."""
-        item = slot.item
-        entry = group.entries[item.position if group.entries[0].kind == "image" else 0]
-        if item.other is not None:
+    def _take(self, item: Item, sink: writer.Sink, done: Cleaned) -> None:
+        """Hand an item to its sink, and note what became of it."""
+        if item.header and not item.stage:
             sink.pass_on(item)
             return
-        if slot.encoded is None or item.picture is None:
-            done.reject(item, entry.url, item.stage, item.reason)
+        if item.encoded is not None:
+            try:
+                data, notes = item.encoded.result()
+            except ValueError as error:
+                item.reject("encode", str(error))
+        if item.picture is None:
+            done.reject(item)
             sink.reject(item)
             return
-        try:
-            data, notes = slot.encoded.result()
-        except ValueError as error:
-            done.reject(item, entry.url, "encode", str(error))
-            sink.reject(item)
-            return
+        url, row = sink.put(item, data)
         height, width, channels = item.picture.pixels.shape
-        url, row = sink.put(item, data, (height, width))
-        done.bytes_out += len(data)
-        _keep_most_changed(done.changes, slot, item.picture.pixels)
         grey = ("grey, purified as RGB",) if channels == 1 and self.channels == 3 else ()
         done.add(
-            {
-                "id": item.id,
-                "source": entry.url,
-                "output": url,
-                "row": row,
-                "width": width,
-                "height": height,
-                "channels": channels,
-                "notes": [*item.picture.notes, *grey, *notes],
-                **slot.measures,
-                "purifier_sha256": self.work.purifier.identity,
-            }
+            item,
+            size=len(data),
+            output=url,
+            row=row,
+            width=width,
+            height=height,
+            channels=channels,
+            notes=[*item.picture.notes, *grey, *notes],
+            purifier_sha256=self.work.purifier.identity,
         )
-
-
-def _keep_most_changed(changes: list[dict[str, Any]], slot: Slot, before: NDArray[np.uint8]) -> None:
-    order = (slot.measures["psnr"], slot.item.id)
-    if len(changes) == CHANGES and order > (changes[-1]["psnr"], changes[-1]["id"]):
-        return
-    after = cast(NDArray[np.uint8], slot.cleaned)
-    small = {"input": images.thumbnail(before, THUMBNAIL), "cleaned": images.thumbnail(after, THUMBNAIL)}
-    changes.append({"id": slot.item.id, "psnr": slot.measures["psnr"], **small})
-    changes.sort(key=lambda change: (change["psnr"], change["id"]))
-    del changes[CHANGES:]
 
 
 def fits(own: int, channels: int | None) -> bool:

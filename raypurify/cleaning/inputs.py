@@ -9,67 +9,66 @@ An input is a path or URL of
 - a **glob**: ``s3://bucket/**/*.png`` and the like (``*``, ``?``, ``[...]``; ``**`` is any depth). Over HTTP a question
   mark begins a query. What is there under that very name goes before a glob;
 - **one file**;
-- a **list** of files: see :mod:`raypurify.cleaning.lists`.
+- a **list** of files: text with a URL a line, or CSV, TSV or Parquet with a column ``url``. A Parquet file with an
+  image column holds images, whatever its other columns.
 
 An image file is known by its name alone: one that holds no image becomes a reject when it is read.
+
+A list's lines are URLs, or paths relative to its folder; local absolute paths are allowed in local lists. Empty lines
+are left out. A file's key is its path relative to the list's folder where it is in there, and else its host or bucket
+and its path. User, password and query of a web address are left out. A hash stands in the place of a query's
+parameters that are no signature and no credential, for they tell files apart; and of all of it where the path has no
+extension, and there are no such. A URL that comes twice counts once; two URLs of one key (``s3://b/x`` and
+``gs://b/x``, or two signatures of one link) are refused.
+
+The size and version of each are asked for, many at a time. One that is not there has size -1, and becomes a reject
+when it is read. The list itself is sorted through a temporary file, so that any number of lines fits in memory.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from typing import Any
+from urllib.parse import unquote
 
-from fsspec.utils import glob_translate
+import pyarrow.parquet as pq
 
-from raypurify import images, storage
-from raypurify.cleaning import lists, walks
-from raypurify.cleaning.base import Kind
-from raypurify.cleaning.places import Place
+from raypurify import storage
+from raypurify.cleaning.bounded import concurrently, ordered
+from raypurify.cleaning.folders import (
+    ASKED_AT_ONCE,
+    KINDS,
+    InputFile,
+    Selection,
+    files_below,
+    kind_of,
+    size_and_version,
+)
+from raypurify.cleaning.names import stem
+from raypurify.cleaning.reader import parquet_footer
 from raypurify.data import files
 from raypurify.data.base import DataError
+from raypurify.data.columns import image_column
 from raypurify.data.files import File
-from raypurify.storage.published import encodable, redacted
-
-KINDS: dict[str, Kind] = {
-    **dict.fromkeys((f".{extension}" for extension in sorted(images.EXTENSIONS)), "image"),
-    ".parquet": "parquet",
-    ".tar": "tar",
-    ".tar.gz": "tar",
-    ".tgz": "tar",
-}
-"""What a file is, by the end of its name in lower case."""
+from raypurify.storage.published import encodable, redacted, short_hash, unsigned
 
 EXPECTED = f"files that end in {', '.join(KINDS)}"
-
-HIDDEN_FILES, HIDDEN_FOLDERS = "hidden file(s)", "hidden folder(s)"
-"""What is left alone for its name, as it is counted."""
-
-EXTENSIONS_COUNTED = 100
-"""Other extensions that are counted apart; those after them are counted together, under ``others``."""
+TEXT = ".txt"
+TABLES = (".csv", ".tsv")
+COLUMN = "url"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Listed:
-    """One file of the input."""
-
-    key: str
-    """Relative to the input's root. Of a list's files: relative to the list, or else host or bucket and path."""
-    url: str
-    """Absolute path or URL, to be opened as it is: ``*``, ``[``, ``?``, ``#`` and ``%`` mean themselves."""
-    kind: Kind
-    size: int
-    """Bytes; -1 where that is not known, or nothing is there."""
-    version: str
-    """Entity tag or time of change; empty where that is not known."""
-
-
-def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Iterator[Listed]:
+def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Iterator[InputFile]:
     """The files at an input, sorted by the UTF-8 bytes of their keys, each key once.
 
-    The memory that it takes does not grow with their number (but see :mod:`raypurify.cleaning.walks` on other stores).
+    The memory that it takes does not grow with their number (but see :mod:`raypurify.cleaning.folders` on other
+    stores).
 
     Args:
         url: the input.
@@ -90,14 +89,17 @@ def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Ite
         root, pattern = glob
         begins = re.split(r"[*?[]", pattern, maxsplit=1)[0]
         return _below(root, Selection(skipped, pattern), url, output, begins=begins)
-    file = None if url.endswith("/") else _stat(where)
-    if file is None or (
-        where.startswith("http") and kind_of(lists.name_of(where)) is None and not lists.is_text(where)
-    ):
+    file = None if url.endswith("/") else files.stat(where)
+    name = _name_of(where)
+    if file is None or (storage.is_web(where) and kind_of(name) is None and not _is_text(name)):
         return _below(where, Selection(skipped), url, output)
-    if lists.is_list(file):
+    if _is_list(file, name):
         return _of_list(file, output, skipped)
-    return iter((_single(file),))
+    kind = kind_of(name)
+    if kind is None:
+        raise DataError(f"{where}: expected a folder, or one of the {EXPECTED}, or a list (.txt, .csv, .parquet)")
+    query = where.partition("?")[2] if storage.is_web(where) else ""
+    return iter((InputFile(_told_apart(encodable(name), query), where, kind, file.size, file.version),))
 
 
 def absolute(url: str) -> str:
@@ -105,79 +107,41 @@ def absolute(url: str) -> str:
     return storage.absolute(url) + "/" * url.endswith("/")
 
 
-def kind_of(name: str) -> Kind | None:
-    """What a file of this name is taken for; None where it is no input."""
-    name = name.lower()
-    return next((kind for extension, kind in KINDS.items() if name.endswith(extension)), None)
-
-
 def check_apart(url: str, output: str) -> None:
     """Check that a run does not read what it writes.
 
-    See :class:`raypurify.cleaning.places.Place` for what is not recognised.
+    See :class:`Location` for what is not recognised.
 
     Raises:
         ValueError: the output is in the input, the input in the output, or they are the same.
     """
     glob = _glob(storage.absolute(url))
     root = glob[0] if glob else url
-    if Place(root).holds(output):
+    if Location(root).holds(output):
         message = (
             f"the output {output} is inside the input {root}: its images would be inputs; choose a place beside it"
         )
         raise ValueError(redacted(message))
-    if Place(output).holds(root):
+    if Location(output).holds(root):
         raise ValueError(redacted(f"the input {url} is inside the output {output}: choose another output"))
 
 
-class Selection:
-    """Which keys are inputs; counts the others."""
+class Location:
+    """A folder or file, whether or not it exists; symbolic links on the way to a local one are resolved.
 
-    def __init__(self, skipped: Counter[str], pattern: str | None = None) -> None:
-        self.skipped = skipped
-        self.segments = pattern.split("/") if pattern else ["**"]
-        self.matches = re.compile(glob_translate(pattern)).match if pattern else None
-        self.hidden: str | None = None
+    Locations are told apart by their store's scheme and their path. The same bucket by two endpoints, or one disk
+    mounted twice, are not recognised.
+    """
 
-    def enters(self, folder: str) -> bool:
-        """Whether inputs may be below the folder ``a/b``; counts a hidden one, of one listing's neighbours once."""
-        names = folder.split("/")
-        for depth, name in enumerate(names):
-            if _is_hidden(name) or name.startswith("_"):
-                hidden = "/".join(names[: depth + 1])
-                if not self.matches and hidden != self.hidden:
-                    self.leave(HIDDEN_FOLDERS)
-                self.hidden = hidden
-                return False
-        for name, segment in zip(names, self.segments, strict=False):
-            if segment == "**":
-                return True
-            if not re.match(glob_translate(segment), name):
-                return False
-        return len(names) < len(self.segments)
+    def __init__(self, url: str) -> None:
+        fs, path = storage.filesystem(url)
+        self.scheme = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+        self.path = (os.path.realpath(path) if storage.is_local(url) else path).rstrip("/") + "/"
 
-    def takes(self, key: str) -> bool:
-        """Whether the file is an input; counts it where it is not, but for its extension."""
-        folder, _, name = key.rpartition("/")
-        kind = kind_of(name)
-        if (folder and not self.enters(folder)) or (self.matches and not self.matches(key)):
-            return False
-        if _is_hidden(name) or (name.startswith("_") and kind != "image"):
-            self.leave(HIDDEN_FILES)
-            return False
-        if kind is None:
-            self.leave(os.path.splitext(name)[1].lower() or "no extension")
-        return kind is not None
-
-    def leave(self, kind: str) -> None:
-        """Count something that is left alone."""
-        known = kind in self.skipped or len(self.skipped) < EXTENSIONS_COUNTED
-        self.skipped[kind if known else "others"] += 1
-
-
-def _is_hidden(name: str) -> bool:
-    # In the keys of an object store "." and ".." are names like others.
-    return name.startswith(".") and name not in (".", "..")
+    def holds(self, url: str) -> bool:
+        """Whether ``url`` is this location, or inside it."""
+        other = Location(url)
+        return self.scheme == other.scheme and other.path.startswith(self.path)
 
 
 def _glob(where: str) -> tuple[str, str] | None:
@@ -196,35 +160,123 @@ def _exists(where: str) -> bool:
         return storage.exists(where)
 
 
-def _stat(where: str) -> File | None:
-    with files.naming(where):
-        return files.stat(where)
-
-
-def _below(root: str, selection: Selection, url: str, output: str, *, begins: str = "") -> Iterator[Listed]:
-    found = False
-    for seen in walks.files_below(root, selection, output, begins=begins):
-        found = True
-        kind = kind_of(seen.key)
-        assert kind is not None
-        yield Listed(key=seen.key, url=seen.url, kind=kind, size=seen.size, version=seen.version)
-    if not found:
+def _below(root: str, selection: Selection, url: str, output: str, *, begins: str = "") -> Iterator[InputFile]:
+    is_empty = True
+    for file in files_below(root, selection, output, begins=begins):
+        is_empty = False
+        yield file
+    if is_empty:
         others = ", ".join(f"{count} of {extension}" for extension, count in selection.skipped.most_common(5))
         raise DataError(f"{url}: nothing to clean; expected {EXPECTED}, found {others or 'none'}")
 
 
-def _single(file: File) -> Listed:
-    name = lists.name_of(file.url)
-    kind = kind_of(name)
-    if kind is None:
-        raise DataError(f"{file.url}: expected a folder, or one of the {EXPECTED}, or a list (.txt, .csv, .parquet)")
-    query = file.url.partition("?")[2] if storage.is_web(file.url) else ""
-    key = lists.told_apart(encodable(name), query)
-    return Listed(key=key, url=file.url, kind=kind, size=file.size, version=file.version)
+def _name_of(url: str) -> str:
+    """The last part of a path or URL, without an HTTP query."""
+    return storage.without_query(url).rpartition("/")[2]
 
 
-def _of_list(file: File, output: str, skipped: Counter[str]) -> Iterator[Listed]:
-    for line in lists.files_in(file, output=output, skipped=skipped):
+def _is_text(name: str) -> bool:
+    """Whether the name is that of a list in text or CSV."""
+    return name.lower().endswith((TEXT, *TABLES))
+
+
+def _is_list(file: File, name: str) -> bool:
+    """Whether a file is a list, by its name or, for Parquet, by its columns."""
+    if not name.lower().endswith(".parquet"):
+        return _is_text(name)
+    footer = parquet_footer(file.url, file.size)
+    columns = footer.schema.to_arrow_schema() if footer else None
+    # One that is no Parquet at all is taken for images: it becomes a reject when it is read.
+    return columns is not None and image_column(columns) is None and COLUMN in columns.names
+
+
+def _of_list(file: File, output: str, skipped: Counter[str]) -> Iterator[InputFile]:
+    """The files that a list names."""
+    folder = storage.without_query(file.url).rpartition("/")[0]
+    location = Location(output)
+    records = ordered(_located(line, folder, file.url, location) for line in _lines(file))
+    unique = _unique(records, file.url, skipped)
+    is_empty = True
+    for (key, url), asked in concurrently(lambda record: size_and_version(record[1]), unique, at_once=ASKED_AT_ONCE):
+        is_empty = False
+        size, version = asked or (-1, "")
         # A list says what its files are: a name without an extension is an image's.
-        kind = kind_of(line.key) or "image"
-        yield Listed(key=line.key, url=line.url, kind=kind, size=line.size, version=line.version)
+        yield InputFile(key, url, kind_of(key) or "image", size, version)
+    if is_empty:
+        raise DataError(f"{file.url}: an empty list; expected a URL a line, or a column {COLUMN!r}")
+
+
+def _lines(file: File) -> Iterator[str]:
+    name = _name_of(file.url).lower()
+    with files.naming(file.url), files.open_file(file.url) as opened:
+        if name.endswith(".parquet"):
+            for batch in pq.ParquetFile(opened).iter_batches(4096, columns=[COLUMN], use_threads=False):
+                yield from (str(value) for value in batch.column(0).to_pylist() if value)
+            return
+        try:
+            with io.TextIOWrapper(opened, "utf-8-sig", newline="") as text:
+                lines = (line.rstrip("\r\n") for line in text) if name.endswith(TEXT) else _column(text, file)
+                yield from (line for line in lines if line)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file.url}: expected UTF-8: {error}") from error
+
+
+def _column(text: Iterable[str], file: File) -> Iterator[str]:
+    reader = csv.DictReader(text, delimiter="\t" if _name_of(file.url).lower().endswith(".tsv") else ",")
+    if COLUMN not in (reader.fieldnames or ()):
+        raise DataError(f"{file.url}: expected a column {COLUMN!r}, got {reader.fieldnames}")
+    yield from (row[COLUMN] or "" for row in reader)
+
+
+def _located(line: str, folder: str, list_url: str, output: Location) -> tuple[str, str]:
+    """Key and URL of a line."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", line):
+        url = storage.absolute(line)
+    elif not line.startswith("/"):
+        url = f"{folder}/{line}"
+    elif storage.is_local(list_url):
+        url = line
+    else:
+        raise DataError(f"{list_url}: {line!r}: expected a URL or a relative path, got a path on a disk")
+    if "://" not in line and re.search(r"(^|/)\.{0,2}(/|$)", line):
+        scheme, separator, path = url.rpartition("://")
+        url = scheme + separator + posixpath.normpath(path)
+    if output.holds(url):
+        raise ValueError(f"{list_url}: {line!r} is inside the output: choose another output")
+    return _key(url, folder), url
+
+
+def _key(url: str, folder: str) -> str:
+    is_web = url.startswith("http")
+    key = url.removeprefix(folder + "/") if url.startswith(folder + "/") else url.rpartition("://")[2].lstrip("/")
+    if not is_web:
+        return encodable(key)
+    path, mark, query = key.partition("?")
+    host, slash, rest = path.partition("/")
+    path = unquote(host.rpartition("@")[2] + slash + rest)
+    return _told_apart(path, query) if mark else path
+
+
+def _told_apart(path: str, query: str) -> str:
+    """The key of a link: its path, with a hash of what of the query tells files apart.
+
+    A signature changes with each signing, but behind a path without an extension there may be nothing else.
+    """
+    has_extension = "." in path.rpartition("/")[2]
+    rest = unsigned(query) or ("" if has_extension else query)
+    if not rest and has_extension:
+        return path
+    before = stem(path)
+    return f"{before}~{short_hash(rest)}{path[len(before) :]}"
+
+
+def _unique(records: Iterable[tuple[Any, ...]], list_url: str, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
+    before: tuple[str, str] | None = None
+    for key, url in records:
+        if before is None or key != before[0]:
+            yield key, url
+        elif url == before[1]:
+            skipped["duplicate"] += 1
+        else:
+            raise DataError(f"{list_url}: {url} and {before[1]} have one key, {key!r}; clean them in runs of their own")
+        before = key, url

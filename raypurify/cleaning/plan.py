@@ -8,265 +8,336 @@
     OUTPUT/plan/generation-001/replaced-00000.parquet  rows of former generations that it takes the place of
 
 A generation without its mark is not there: it is made anew from the start. One with its mark is never changed, and its
-input never listed again. The same listing gives the same rows.
-
-Neither the listing nor the plan is ever held in memory: of each input, 8 bytes are, or 32 where all names collide. A
-draft of the plan goes to a temporary file (in ``TMPDIR``), of about 300 bytes an input.
-
-Two inputs that would become one output (``a.jpg``, ``a.png``) keep their full names (``a.jpg.png``, ``a.png.png``);
-where these are taken too, a hash of the key goes into the name. On a local disk that does not tell upper from lower
-case, names that differ in that only are one name; object stores and Linux tell them apart, so they are kept there.
+input never listed again. :mod:`raypurify.cleaning.planner` writes them.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby, islice
-from typing import Any
+from functools import cached_property
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypurify import storage
-from raypurify.cleaning.base import Entry
-from raypurify.cleaning.digests import Digests
-from raypurify.cleaning.drafts import Draft, Item, Sizes, drafted
-from raypurify.cleaning.generations import REPLACED, Counts, Generation, Parts, counted, whole
-from raypurify.cleaning.inputs import Listed
-from raypurify.cleaning.names import folded
-from raypurify.cleaning.naming import Names
-from raypurify.cleaning.streams import Spool, ordered
-from raypurify.storage.published import unescaped
+from raypurify.cleaning.bounded import Digests, digests_of
+from raypurify.cleaning.folders import Kind
+from raypurify.runs import schema
+from raypurify.storage.published import escaped, hexadecimal, unescaped
 
-Marked = list[tuple[Generation, dict[str, Any]]]
+REPLACED = schema.PLAN.append(pa.field("is_stale", pa.bool_(), nullable=False))
+"""``replaced-NNNNN.parquet``: former entries, of no unit, and whether nothing writes their outputs any more."""
+
+SAMPLED_UNITS = 4
+"""Units that a sample's inputs are taken from, at most."""
+
+
+class Entry(NamedTuple):
+    """One planned piece of input: an image file, a range of rows of a Parquet file, or a whole WebDataset tar."""
+
+    key: str
+    """Name relative to the input's root. The ids of its images: the key, ``key#ROW`` or ``key#MEMBER``; see
+    :func:`id_stem`."""
+    url: str
+    """Absolute path or fsspec URL of the file."""
+    kind: Kind
+    size: int
+    """Bytes of the file; -1 where that is not known, or nothing was there when it was listed."""
+    version: str
+    """Entity tag or time of change of the file, as it was listed."""
+    first: int = 0
+    """First row of a Parquet file's range; 0 for the others."""
+    rows: int | None = 1
+    """Images: 1 for an image file, None for a tar, whose members are counted when it is read. 1 also for a Parquet file
+    whose footer could not be read, or tells of no images: its reader says why in one reject."""
+    output: str = ""
+    """Name of what it becomes, relative to the output's ``images/``; empty until it has one."""
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Entry:
+        """The entry in a row of ``schema.PLAN``."""
+        return cls(**{name: row[name] for name in cls._fields})._replace(url=unescaped(row["url"]))
+
+    def row(self, unit: str) -> tuple[Any, ...]:
+        """Its values in the order of ``schema.PLAN``."""
+        return (unit, *self._replace(url=escaped(self.url)))
+
+    @property
+    def id_stem(self) -> str:
+        """What its ids begin with."""
+        return id_stem(self.key)
+
+    @property
+    def id(self) -> str:
+        """Its name in a unit: that of an image file's image; another one for each range of a file's rows."""
+        return f"{self.id_stem}#{self.first}.." if self.kind == "parquet" else self.id_stem
+
+
+_LIKE_A_MEMBER = re.compile(r"(\.(?:parquet|tar|tar\.gz|tgz))(#|\ufffd(?=23))", re.IGNORECASE)
+
+
+def id_stem(key: str) -> str:
+    """What the ids of an input's images begin with: its key.
+
+    In a key like ``a.tar#b.png`` the ``#`` is escaped: that is the id of a member of ``a.tar``.
+    """
+    return _LIKE_A_MEMBER.sub(lambda found: found[1] + hexadecimal(found[2]), key)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes:
-    """What an update found."""
+class Unit:
+    """Entries that are cleaned together, written together, and done again together when cut off."""
 
-    generation: int | None
-    """The generation that it planned; None where nothing is new or changed."""
-    new: int
-    """Files, as are the others."""
-    changed: int
-    unknown: int = 0
-    """Inputs of former generations of which no store or server tells whether they changed: they are planned anew."""
-    gone: int
-    """Inputs of former generations that are no longer there; their outputs stay."""
-    counts: Counts
-    """What it planned."""
+    name: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files; a Parquet file's count with its first rows."""
+        return sum(max(0, entry.size) for entry in self.entries if not entry.first)
 
 
-def freeze(
-    output: str,
-    entries: Iterable[Listed],
-    *,
-    extension: str,
-    limit: int | None = None,
-    skipped: Mapping[str, int] | None = None,
-    sizes: Sizes | None = None,
-) -> Counts:
-    """Plan what is listed; where a whole plan is there already, nothing is drawn from ``entries``.
+@dataclass(frozen=True, kw_only=True)
+class PlannedUnit:
+    """A unit as the driver knows it."""
 
-    Args:
-        output: where the run writes.
-        entries: in ascending order of their keys, each once: :func:`raypurify.cleaning.inputs.listed`.
-        extension: of cleaned images, without a dot.
-        limit: plan the first so many image files, runs of rows and tars only.
-        skipped: kept as it is when ``entries`` has ended: see :func:`skipped_files`.
-        sizes: how the plan is cut.
+    name: str
+    part: str
+    """URL of the plan's file that holds its entries."""
+    images: int | None
+    """Those of its inputs that no later generation plans anew; None for a tar, whose images nobody has counted."""
 
-    Returns:
-        What the first generation holds.
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """What a plan holds."""
+
+    units: int = 0
+    files: int = 0
+    images: int = 0
+    """Image files and rows of Parquet files; those in tars are not known."""
+    tars: int = 0
+    size: int = 0
+    """Bytes of the files, as far as they are known."""
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry], *, units: int) -> Counts:
+        """Those of some entries."""
+        files = [entry for entry in entries if entry.first == 0]
+        return cls(
+            units=units,
+            files=len(files),
+            images=sum(entry.rows or 0 for entry in entries),
+            tars=sum(entry.kind == "tar" for entry in entries),
+            size=sum(max(0, entry.size) for entry in files),
+        )
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(**{name: value - getattr(other, name) for name, value in asdict(self).items()})
+
+
+class Generation:
+    """One generation of a plan: its first, or what an update added."""
+
+    def __init__(self, output: str, number: int) -> None:
+        self.number = number
+        self.folder = storage.join(output, "plan", f"generation-{number:03d}")
+
+    @cached_property
+    def mark(self) -> dict[str, Any]:
+        """What was counted; it is there once the generation is finished."""
+        mark: dict[str, Any] = storage.read_json(storage.join(self.folder, storage.SUCCESS))
+        return mark
+
+    @property
+    def counts(self) -> Counts:
+        """What it plans."""
+        return Counts(**self.mark["counts"])
+
+    def part(self, name: str, number: int) -> str:
+        """URL of one of its Parquet files."""
+        return storage.join(self.folder, f"{name}-{number:05d}.parquet")
+
+    def planned(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The planned rows, a part at a time."""
+        for number in range(self.mark["parts"]):
+            yield storage.read_table(self.part("part", number), columns or schema.PLAN.names)
+
+    def replaced(self) -> Iterator[pa.Table]:
+        """The rows of former generations that it takes the place of, a part at a time."""
+        for number in range(self.mark["replaced_parts"]):
+            yield storage.read_table(self.part("replaced", number), REPLACED.names)
+
+
+class PartWriter:
+    """Writes rows of a generation in Parquet files of bounded size, and counts what they hold."""
+
+    def __init__(self, generation: Generation, name: str, columns: pa.Schema, limit: int) -> None:
+        """``limit``: rows of a part, about."""
+        self.generation, self.name, self.columns, self.limit = generation, name, columns, limit
+        self.rows: list[tuple[Any, ...]] = []
+        self.parts = 0
+        self.counts = Counts()
+
+    def add(self, rows: Iterable[tuple[Any, ...]], counts: Counts) -> None:
+        """Add rows that belong in one file."""
+        self.rows += rows
+        self.counts += counts
+        if len(self.rows) >= self.limit:
+            self.close()
+
+    def close(self) -> None:
+        """Write what is left."""
+        if not self.rows:
+            return
+        values = zip(*self.rows, strict=True)
+        columns = [pa.array(column, field.type) for column, field in zip(values, self.columns, strict=True)]
+        table = pa.Table.from_arrays(columns, schema=self.columns)
+        storage.write_table(self.generation.part(self.name, self.parts), table)
+        self.rows = []
+        self.parts += 1
+
+
+def generations(output: str) -> list[Generation]:
+    """The generations that have their marks, the first one first; none where there is no plan, or one cut off."""
+    urls = storage.list_files(storage.join(output, "plan"), storage.SUCCESS)
+    names = (re.search(r"/generation-(\d+)/[^/]*$", url) for url in urls)
+    return [Generation(output, number) for number in sorted(int(name[1]) for name in names if name)]
+
+
+def require_generations(output: str) -> list[Generation]:
+    """As :func:`generations`.
 
     Raises:
-        ValueError: ``entries`` are not in order, or there are none.
+        ValueError: there are none.
     """
-    found = whole(output)
-    if found:
-        return Counts(**found[0][1]["counts"])
-    sizes = sizes or Sizes()
-    generation = Generation(output, 0)
-    generation.remove()
-    names = Names(extension, Digests(), folds=_folds(output))
-    items = drafted(((entry, []) for entry in _checked(entries)), sizes)
-    with Spool() as spool:
-        spool.extend(names.passed(islice((draft for item in items for draft in item.drafts), limit)))
-        if spool.is_empty():
-            raise ValueError("there is nothing to plan: the listing of the input is empty")
-        about = {"skipped": dict(skipped or {}), "replaced": asdict(Counts()), "replaced_parts": 0}
-        return generation.write(names.named(spool), sizes, about)
-
-
-def update(output: str, entries: Iterable[Listed], *, extension: str, sizes: Sizes | None = None) -> Changes:
-    """Plan, in a new generation, what is new or has another size or version than when it was planned last, or may have.
-
-    Changed inputs keep the names of their outputs, new ones get names that no output has had.
-
-    Args:
-        output: of a run.
-        entries: the whole listing of today, as for :func:`freeze`.
-        extension: as it was.
-        sizes: how the plan is cut.
-
-    Raises:
-        ValueError: there is no plan to update, or ``entries`` are not in order.
-    """
-    former = _whole(output)
-    sizes = sizes or Sizes()
-    generation = Generation(output, len(former))
-    generation.remove()
-    folds = _folds(output)
-    names = Names(extension, _outputs(former, folds), folds=folds)
-    tally = {"new": 0, "changed": 0, "unknown": 0, "gone": 0}
-    replaced = _Replaced(generation, sizes)
-    items = drafted(_changes(_checked(entries), _latest(former, sizes), tally), sizes)
-    with Spool() as spool:
-        spool.extend(names.passed(replaced.passed(items)))
-        replaced.parts.close()
-        if spool.is_empty():
-            return Changes(generation=None, **tally, counts=Counts())
-        about = {**tally, "replaced": asdict(replaced.counts), "replaced_parts": replaced.parts.count}
-        counts = generation.write(names.named(spool), sizes, about)
-    return Changes(generation=generation.number, **tally, counts=counts)
-
-
-def generations(output: str) -> int:
-    """The number of whole generations: 0 where there is no plan, or one that was cut off."""
-    return len(whole(output))
+    found = generations(output)
+    if not found:
+        raise ValueError(f"{output}: there is no plan yet; freeze one first")
+    return found
 
 
 def total(output: str) -> Counts:
     """What is planned: the units of all generations, and the inputs as the latest of each knows them.
 
     Raises:
-        ValueError: there is no whole plan.
+        ValueError: there is no plan.
     """
-    marks = [mark for _, mark in _whole(output)]
-    return sum((Counts(**mark["counts"]) - Counts(**mark["replaced"]) for mark in marks), Counts())
+    found = require_generations(output)
+    return sum((generation.counts - Counts(**generation.mark["replaced"]) for generation in found), Counts())
 
 
 def skipped_files(output: str) -> dict[str, int]:
     """Files that were no inputs when the plan was frozen, by extension.
 
     Raises:
-        ValueError: there is no whole plan.
+        ValueError: there is no plan.
     """
-    return dict(_whole(output)[0][1]["skipped"])
+    return dict(require_generations(output)[0].mark["skipped"])
 
 
-def superseded(output: str, generation: int) -> Iterator[tuple[Entry, bool]]:
+def replaced_entries(output: str, generation: int) -> Iterator[tuple[Entry, bool]]:
     """Former entries whose inputs ``generation`` plans anew, in the order of their keys.
 
     Yields:
         The entry as it was, and whether its output is stale: nothing writes it any more, as when a Parquet file is now
-        cut into fewer runs.
+        cut into fewer ranges.
 
     Raises:
         ValueError: there is no such generation.
     """
-    found = _whole(output)
+    found = require_generations(output)
     if not 0 <= generation < len(found):
         raise ValueError(f"generation must be in [0, {len(found)}); got {generation!r}")
-    number, mark = found[generation]
-    for table in number.replaced(mark):
-        for row in table.drop_columns("unit").to_pylist():
-            is_stale = row.pop("is_stale")
-            yield Entry.planned(row), is_stale
+    for table in found[generation].replaced():
+        for row in table.to_pylist():
+            yield Entry.of_row(row), row["is_stale"]
 
 
-class _Replaced:
-    """Writes the former entries of changed files."""
+def units(output: str) -> Iterator[PlannedUnit]:
+    """The units of all generations, in the order of the plan; of a plan with updates, the latest generation first.
 
-    def __init__(self, generation: Generation, sizes: Sizes) -> None:
-        self.parts = Parts(generation, "replaced", REPLACED, sizes.part_rows)
-        self.counts = Counts()
-
-    def passed(self, items: Iterable[Item]) -> Iterator[Draft]:
-        """The new drafts of the items, on their way."""
-        for _, former, drafts in items:
-            if former:
-                outputs = {draft.output for draft in drafts}
-                self.parts.extend((*draft.row(""), draft.output not in outputs) for draft in former)
-                self.counts += counted(former, units=0)
-            yield from drafts
-
-
-def _checked(entries: Iterable[Listed]) -> Iterator[Listed]:
-    before = None
-    for entry in entries:
-        if before is not None and entry.key <= before:
-            raise ValueError(f"the listing must be sorted, with each key once; {entry.key!r} came after {before!r}")
-        before = entry.key
-        yield entry
+    Raises:
+        ValueError: there is no plan.
+    """
+    for table, part in _parts(output):
+        rows = pc.if_else(pc.equal(table["replanned"], 0), table["rows"], 0)
+        summed = (
+            table.append_column("images", rows)
+            .group_by("unit", use_threads=False)
+            .aggregate([("images", "sum"), ("images", "count"), ("replanned", "count")])
+        )
+        for row in summed.to_pylist():
+            is_known = row["images_count"] == row["replanned_count"]
+            yield PlannedUnit(name=row["unit"], part=part, images=row["images_sum"] if is_known else None)
 
 
-def _changes(
-    entries: Iterable[Listed], latest: Iterator[list[Draft]], tally: dict[str, int]
-) -> Iterator[tuple[Listed, list[Draft]]]:
-    """New and changed files with their former entries; counts them, and those that are gone."""
-    former = next(latest, None)
-    for entry in entries:
-        while former and former[0].key < entry.key:
-            tally["gone"] += 1
-            former = next(latest, None)
-        if not former or former[0].key > entry.key:
-            tally["new"] += 1
-            yield entry, []
-            continue
-        is_known = entry.version or (entry.size < 0 and not storage.is_web(entry.url))
-        if not is_known or (former[0].size, former[0].version) != (entry.size, entry.version):
-            tally["changed" if is_known else "unknown"] += 1
-            yield entry, former
-        former = next(latest, None)
-    while former:
-        tally["gone"] += 1
-        former = next(latest, None)
+def replanned_units(output: str, since: int) -> Iterator[tuple[str, set[str]]]:
+    """Units some of whose inputs generation ``since`` or a later one plans anew, and the ids of their other inputs."""
+    for table, _ in _parts(output):
+        touched = pc.unique(table.filter(pc.greater_equal(table["replanned"], since))["unit"])
+        rows = table.filter(pc.is_in(table["unit"], touched)).select(["unit", "key", "replanned"]).to_pylist()
+        for name, same in groupby(rows, key=lambda row: row["unit"]):
+            yield name, {id_stem(row["key"]) for row in same if not row["replanned"]}
 
 
-def _latest(generations: Marked, sizes: Sizes) -> Iterator[list[Draft]]:
-    """The entries of each planned key in the last generation that has it, in the order of the keys."""
-    for _, same in groupby(ordered(_records(generations), run=sizes.sorted_rows), key=lambda record: record[0]):
-        _, records = next(groupby(same, key=lambda record: record[1]))
-        yield [
-            Draft(key, url, kind, size, version, first, rows, output, is_alone=False)
-            for key, _, first, url, kind, size, version, rows, output in records
-        ]
+def _parts(output: str) -> Iterator[tuple[pa.Table, str]]:
+    """The plan's files and their URLs; ``replanned``: the last generation that plans an input anew, 0 for none."""
+    found = require_generations(output)
+    later: dict[int, Digests] = {}
+    for generation in reversed(found):
+        keys = Digests()
+        for number, table in enumerate(generation.planned(["unit", "key", "kind", "rows"])):
+            replanned = np.zeros(len(table), np.int64)
+            if len(found) > 1:
+                digests = digests_of(table["key"].to_pylist())
+                for other, planned in later.items():
+                    replanned[(replanned == 0) & planned.holds(digests)] = other
+                if generation.number:
+                    keys.update(digests)
+            yield table.append_column("replanned", pa.array(replanned)), generation.part("part", number)
+        later[generation.number] = keys.seal()
 
 
-def _records(generations: Marked) -> Iterator[tuple[Any, ...]]:
-    """Planned rows as tuples whose order is by key, last generation first, then first row."""
-    for generation, mark in generations:
-        for table in generation.planned(mark):
-            for row in table.to_pylist():
-                about = (row[name] for name in ("kind", "size", "version", "rows", "output"))
-                yield (row["key"], -generation.number, row["first"], unescaped(row["url"]), *about)
+def load_unit(part: str, name: str) -> Unit:
+    """The unit of this name, in this file of a plan."""
+    return unit_in(read_part(part), name)
 
 
-def _outputs(generations: Marked, folds: bool) -> Digests:
-    """The names of all outputs so far."""
-    taken = Digests()
-    for generation, mark in generations:
-        for table in generation.planned(mark, ["output"]):
-            for name in table["output"].to_pylist():
-                taken.add(folded(name) if folds else name)
-    return taken.seal()
+def read_part(part: str) -> pa.Table:
+    """A file of a plan, for :func:`unit_in`."""
+    return storage.read_table(part, schema.PLAN.names)
 
 
-def _folds(output: str) -> bool:
-    """Whether the output is on a local disk that does not tell upper from lower case."""
-    if not storage.is_local(output):
-        return False
-    folder = storage.join(storage.absolute(output), "plan")
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=".case", dir=folder) as file:
-        parent, name = os.path.split(file.name)
-        return os.path.exists(os.path.join(parent, name.swapcase()))
+def unit_in(table: pa.Table, name: str) -> Unit:
+    """The unit of this name."""
+    rows = table.filter(pc.equal(table["unit"], name)).to_pylist()
+    return Unit(name=name, entries=tuple(map(Entry.of_row, rows)))
 
 
-def _whole(output: str) -> Marked:
-    found = whole(output)
-    if not found:
-        raise ValueError(f"{output}: there is no plan yet; freeze one first")
-    return found
+def sample(output: str, count: int) -> Unit:
+    """Some ``count`` inputs, spread over a few units that are spread over the plan: for a trial."""
+    planned = list(units(output))
+    chosen = planned[:: max(1, len(planned) // SAMPLED_UNITS)][:SAMPLED_UNITS]
+    entries: list[Entry] = []
+    for unit in chosen:
+        mine = load_unit(unit.part, unit.name).entries
+        wanted = max(1, count // len(chosen))
+        if mine[0].kind == "parquet":
+            entries.append(mine[0]._replace(rows=min(mine[0].rows or 0, wanted)))
+        elif mine[0].kind == "image":
+            # Not every n-th: names may have a rhythm.
+            rows = random.Random(0).sample(range(len(mine)), min(wanted, len(mine)))
+            entries += [mine[row] for row in sorted(rows)]
+        elif not entries:
+            entries += mine
+    return Unit(name="sample", entries=tuple(entries))

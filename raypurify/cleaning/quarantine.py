@@ -3,7 +3,7 @@
 A decoder that crashes, or that takes all the memory there is, takes its worker along; so does the same input in the
 next worker. When a unit has ended workers before, its inputs are first decoded, purified and encoded in a child, which
 says before each what it is about to do: the last word of a child that died names the culprit, and the next child goes
-on behind it. The driver, which looks at a few inputs before the work, decodes them in a child too.
+on behind it. The driver, which takes a first look at a few inputs before the work, decodes them in a child too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raypurify.cleaning import reader
-from raypurify.cleaning.base import Unit
-from raypurify.cleaning.cleaner import Cleaner, Cleaning, is_of_machine
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, channels_of, fits, is_of_machine
+from raypurify.cleaning.plan import Unit
 
 CULPRITS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGKILL", "SIGSYS", "out of memory")
 """How a fault ends a process; SIGKILL is how the system takes back memory."""
@@ -42,7 +42,7 @@ class Findings:
 
 
 def inspect(unit: Unit, max_pixels: int, count: int | None = None, work: Cleaning | None = None) -> Findings:
-    """Decode a unit's inputs, or the first ``count`` of each group of them, in a child process.
+    """Decode a unit's inputs, or the first ``count`` of each section of them, in a child process.
 
     Args:
         work: do also what follows, on a CPU, but for writing.
@@ -79,6 +79,31 @@ def inspect(unit: Unit, max_pixels: int, count: int | None = None, work: Cleanin
             )
 
 
+def first_look(work: Cleaning, unit: Unit, count: int) -> list[str]:
+    """What a person should know before such images are given to this purifier; ``count`` are decoded, and no more.
+
+    Raises:
+        ValueError: the purifier takes none of them.
+    """
+    purifier = work.purifier
+    channels = channels_of(purifier, purifier.build(), "cpu")
+    shapes = inspect(unit, work.config.max_pixels, count).shapes
+    if shapes and not any(fits(shape[2], channels) for shape in shapes):
+        raise ValueError(
+            f"{purifier.name} takes images of {channels} channel(s), but the first images have {shapes[0][2]}: "
+            "give a purifier that was trained for such images"
+        )
+    trained = tuple(purifier.config.get("image_shape", ()))[:2]
+    sizes = sorted({shape[:2] for shape in shapes})
+    if not trained or set(sizes) <= {trained}:
+        return []
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
+    return [
+        f"{purifier.name} was trained on images of {trained[0]}x{trained[1]} pixels "
+        f"({purifier.config.get('data', 'of unknown data')}); these are of {shown}: look at some before you use them"
+    ]
+
+
 def _end(status: int) -> str:
     if status == OUT_OF_MEMORY:
         return "out of memory"
@@ -99,8 +124,8 @@ def main() -> None:
     limits = dataclasses.replace(limits, announce=lambda name: say(begin=name))
     try:
         cleaner = Cleaner(work, "cpu", batch=1, threads=1) if work else None
-        inputs = (item for group in reader.groups(unit, limits) for item in group.inputs)
-        for number, item in enumerate(inputs):
+        items = (item for section in reader.sections(unit, limits) for item in section.items)
+        for number, item in enumerate(items):
             if cleaner and number >= done:
                 cleaner.try_out(item)
             say(done=number, shape=item.picture.pixels.shape if item.picture else None)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby, islice, repeat
 from typing import IO, Any, cast
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from raypurify import images, storage
 from raypurify.cleaning import tars
-from raypurify.cleaning.base import Entry, Unit
+from raypurify.cleaning.plan import Entry, Unit
 from raypurify.data import files
 from raypurify.data.base import DataError
 from raypurify.data.columns import encoded_images
@@ -36,6 +36,10 @@ LARGEST_FILE = tars.LARGEST
 """Bytes of an image file, or of a tar's member, that is read: it is held in memory."""
 BUFFER = 4 << 20
 """Bytes of a column that are fetched at a time of a row group whose rows are not all wanted."""
+TAIL = 1 << 16
+"""Bytes that are read first of a Parquet file's end: most footers are shorter."""
+SHORTEST_PARQUET = 12
+"""Bytes of the shortest Parquet file: two marks and the length of its footer."""
 DECODED_AHEAD = 1 << 24
 """Pixels that are decoded ahead: 50 MB in RGB."""
 
@@ -53,69 +57,77 @@ class Limits:
     """Is told the id of each entry before it is opened, and of each image before it is read and decoded; nothing is
     done ahead then."""
     count: int | None = None
-    """Images of a group after which the others are left out; None: all."""
+    """Items of a section after which the others are left out; None: all."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """An image before it is decoded: its bytes, its pixels where it came without an encoding, or why there are none."""
+@dataclass(kw_only=True)
+class Item:
+    """One image on its way from its entry to its output, or a tar's member that is no image.
 
-    id: str
-    name: str
-    data: bytes | None = None
-    picture: Picture | None = None
-    reason: str | None = None
-    header: tarfile.TarInfo | None = None
-    """Of a tar's member that is no image: as it is passed on."""
+    The reader sets what comes first: ``picture``, or ``stage`` and ``reason`` of a reject, or ``data`` and ``header``
+    of a member that is no image. The cleaner sets the rest, of images.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """An image to be cleaned, the reason why it can't be, or a tar's member that is no image."""
-
+    entry: Entry
     id: str
     name: str
     """In a tar: its own, its file's, or its row's."""
-    position: int
-    """Among the images of its entry."""
-    picture: Picture | None = None
-    stage: str = ""
-    """Of a reject: "read" or "decode"."""
-    reason: str = ""
-    other: bytes | None = None
-    """What a member that is no image holds; a link or a folder holds nothing."""
+    position: int = 0
+    """Among the items of its section."""
+    data: bytes | None = None
+    """An encoded image, until it is decoded. What a member that is no image holds; a link or a folder holds nothing."""
     header: tarfile.TarInfo | None = None
-    """Of such a member: its name, kind, and what it links to."""
+    """Of a member that is no image: its name, kind, and what it links to."""
+    picture: Picture | None = None
+    """The decoded image."""
+    stage: str = ""
+    """Of a reject: "read", "decode" or "purify"; empty for others."""
+    reason: str = ""
+    """Of a reject."""
+    waits: bool = False
+    """Whether it is to be purified yet."""
+    cleaned: NDArray[np.uint8] | None = None
+    """(H, W, C): the image as it is written."""
+    measures: dict[str, Any] = field(default_factory=dict)
+    """Columns of ``schema.MANIFEST``: what was measured between the image and its cleaned one, and their labels."""
+    encoded: Future[tuple[bytes, tuple[str, ...]]] | None = None
+    """The cleaned image's file, and notes."""
+
+    def reject(self, stage: str, reason: str) -> None:
+        """Say why it can't be cleaned; its pixels go."""
+        self.stage, self.reason = stage, reason
+        self.data = self.picture = None
+        self.waits = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """What is read together: image files in a row, a run of a Parquet file, or a tar."""
+class Section:
+    """What is read and written together of a unit: image files in a row, a range of a Parquet file's rows, or a tar."""
 
-    entries: tuple[Entry, ...]
-    inputs: Iterator[Input]
+    entry: Entry
+    """Of image files, the first."""
+    items: Iterator[Item]
     table: pa.Table | None = None
-    """The run of a Parquet file, with all its columns."""
+    """The range of rows, with all columns; None where it can't be read."""
 
 
-def groups(unit: Unit, limits: Limits) -> Iterator[Group]:
-    """What a unit holds; each group has to be read to its end before the next is asked for.
+def sections(unit: Unit, limits: Limits) -> Iterator[Section]:
+    """What a unit holds; each section has to be read to its end before the next is asked for.
 
     Args:
         unit: planned inputs.
         limits: of what is decoded.
     """
     for kind, run in groupby(unit.entries, key=lambda entry: entry.kind):
+        entries = tuple(run)
         if kind == "image":
-            entries = tuple(run)
-            yield Group(entries=entries, inputs=_decoded(_files(entries, limits), limits))
-            continue
-        if kind == "tar":
-            for entry in run:
-                yield Group(entries=(entry,), inputs=_decoded(_members(entry, limits), limits))
+            yield Section(entry=entries[0], items=_decoded(_files(entries, limits), limits))
+        elif kind == "tar":
+            for entry in entries:
+                yield Section(entry=entry, items=_decoded(_members(entry, limits), limits))
         else:
-            for _, same in groupby(run, key=lambda entry: entry.url):
-                yield from _runs_of_rows(tuple(same), limits)
+            for _, same in groupby(entries, key=lambda entry: entry.url):
+                yield from _ranges_of_rows(tuple(same), limits)
 
 
 def is_passing(error: BaseException, url: str) -> bool:
@@ -128,7 +140,40 @@ def is_passing(error: BaseException, url: str) -> bool:
     return cause is not None
 
 
-def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Encoded]:
+def parquet_footer(url: str, size: int) -> pq.FileMetaData | None:
+    """The footer of a file, or None where none can be read or made out: its reader will say why.
+
+    What is read and what is parsed are apart, so that a network's failure is not taken for a damaged file.
+
+    Args:
+        size: of the file in bytes; -1 where that is not known.
+
+    Raises:
+        DataError: the store refuses or does not answer, or this machine is in trouble; for a link, its reader says so.
+    """
+    try:
+        return pq.read_metadata(pa.BufferReader(_tail(url, size)))
+    except DataError as error:
+        if is_passing(error, url):
+            raise
+        return None
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _tail(url: str, size: int) -> bytes:
+    """The end of a file, as far as its footer reaches."""
+    if size < 0:
+        found = files.stat(url)
+        size = found.size if found else 0
+    if size < SHORTEST_PARQUET:
+        return b""
+    tail = files.read_range(url, max(0, size - TAIL), size)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    return files.read_range(url, size - length, size) if len(tail) < length <= size else tail
+
+
+def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Item]:
     wanted = [entry for entry in entries if entry.size <= LARGEST_FILE and entry.id not in limits.killers]
 
     def one_by_one(announce: Callable[[str], None]) -> Iterator[tuple[int, bytes | Exception]]:
@@ -139,24 +184,25 @@ def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Encoded]:
     urls = (entry.url for entry in wanted)
     contents = one_by_one(limits.announce) if limits.announce else storage.read_many(urls, at_once=READS_AT_ONCE)
     for entry in entries:
-        if entry.id in limits.killers:
-            yield Encoded(id=entry.id_stem, name=entry.key)
-        elif entry.size > LARGEST_FILE:
-            yield Encoded(id=entry.id_stem, name=entry.key, reason=_too_large(entry.size))
-        else:
-            yield _file(entry, next(contents)[1])
+        item = Item(entry=entry, id=entry.id_stem, name=entry.key)
+        if entry.size > LARGEST_FILE and entry.id not in limits.killers:
+            item.reject("read", _too_large(entry.size))
+        elif entry.id not in limits.killers:
+            _fill(item, next(contents)[1])
+        yield item
 
 
-def _file(entry: Entry, data: bytes | Exception) -> Encoded:
-    if isinstance(data, Exception):
-        if is_passing(data, entry.url):
-            raise data
-        reason = str(data).replace(f" {entry.url}", "").replace(f"{entry.url}: ", "")
-    elif entry.size >= 0 and len(data) != entry.size:
-        reason = changed(entry, len(data))
+def _fill(item: Item, content: bytes | Exception) -> None:
+    """Give an item what was read of its file."""
+    entry = item.entry
+    if isinstance(content, Exception):
+        if is_passing(content, entry.url):
+            raise content
+        item.reject("read", str(content).replace(f" {entry.url}", "").replace(f"{entry.url}: ", ""))
+    elif entry.size >= 0 and len(content) != entry.size:
+        item.reject("read", changed(entry, len(content)))
     else:
-        return Encoded(id=entry.id_stem, name=entry.key, data=data)
-    return Encoded(id=entry.id_stem, name=entry.key, reason=reason)
+        item.data = content
 
 
 def _too_large(size: int) -> str:
@@ -181,28 +227,29 @@ def _check_size(opened: IO[bytes], entry: Entry) -> None:
         opened.seek(0)
 
 
-def _runs_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Group]:
+def _ranges_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Section]:
     for entry, table in zip(entries, _tables(entries, limits), strict=True):
-        names = [f"{entry.first + row:09d}" for row in range(entry.rows or 0)]
-        ids = [f"{entry.id_stem}#{int(name)}" for name in names]
         values: Iterable[bytes | NDArray[np.uint8] | ValueError]
         try:
-            values = [table] * len(ids) if isinstance(table, ValueError) else encoded_images(table)
+            values = repeat(table) if isinstance(table, ValueError) else encoded_images(table)
         except (ValueError, KeyError, pa.ArrowException) as error:
             # KeyError: two columns of images.
             table = ValueError(str(error))
-            values = [table] * len(ids)
-        rows = (_row(i, name, value) for i, name, value in zip(ids, names, values, strict=True))
+            values = repeat(table)
         rest = None if isinstance(table, ValueError) else table
-        yield Group(entries=(entry,), inputs=_decoded(rows, limits), table=rest)
+        yield Section(entry=entry, items=_decoded(_rows(entry, values), limits), table=rest)
 
 
-def _row(id: str, name: str, value: bytes | NDArray[np.uint8] | ValueError) -> Encoded:
-    if isinstance(value, bytes):
-        return Encoded(id=id, name=name, data=value)
-    if isinstance(value, ValueError):
-        return Encoded(id=id, name=name, reason=str(value))
-    return Encoded(id=id, name=name, picture=Picture(pixels=value))
+def _rows(entry: Entry, values: Iterable[bytes | NDArray[np.uint8] | ValueError]) -> Iterator[Item]:
+    for number, value in zip(range(entry.first, entry.first + (entry.rows or 0)), values, strict=False):
+        item = Item(entry=entry, id=f"{entry.id_stem}#{number}", name=f"{number:09d}")
+        if isinstance(value, bytes):
+            item.data = value
+        elif isinstance(value, ValueError):
+            item.reject("read", str(value))
+        else:
+            item.picture = Picture(pixels=value)
+        yield item
 
 
 def _tables(entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | ValueError]:
@@ -266,10 +313,12 @@ def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> It
         yield table
 
 
-def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
+def _members(entry: Entry, limits: Limits) -> Iterator[Item]:
     """A tar's members; each name once: a second one of that name gets its number."""
+    of_tar = Item(entry=entry, id=entry.id_stem, name=entry.key)
     if entry.id in limits.killers:
-        yield Encoded(id=entry.id_stem, name=entry.key, reason=limits.killers[entry.id])
+        of_tar.reject("read", limits.killers[entry.id])
+        yield of_tar
         return
     if limits.announce:
         limits.announce(entry.id)
@@ -291,106 +340,69 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Encoded]:
         if is_passing(error, entry.url):
             raise
         reason = str(error) if isinstance(error, DataError) else f"the tar can't be read to its end: {error}"
-        yield Encoded(id=entry.id_stem, name=entry.key, reason=reason)
+        of_tar.reject("read", reason)
+        yield of_tar
 
 
-def _member(tar: tars.Tar, member: tarfile.TarInfo, entry: Entry, seen: dict[str, int], limits: Limits) -> Encoded:
-    name, target = (_printable(text) for text in (member.name, member.linkname))
-    id = f"{entry.id_stem}#{_once(name, seen)}"
-    if reason := _refusal(member, name, target, seen):
-        return Encoded(id=id, name=name, reason=reason)
-    header = None if member.isreg() and images.is_named_as_image(name) else _header(member, name, target)
-    if id in limits.killers:
-        return Encoded(id=id, name=name, header=header)
-    if limits.announce:
-        limits.announce(id)
-    data = cast(IO[bytes], tar.extractfile(member)).read() if member.isreg() else b""
-    return Encoded(id=id, name=name, data=data, header=header)
+def _member(tar: tars.Tar, member: tarfile.TarInfo, entry: Entry, seen: dict[str, int], limits: Limits) -> Item:
+    name = tars.printable(member.name)
+    item = Item(entry=entry, id=f"{entry.id_stem}#{tars.numbered(name, seen)}", name=name)
+    reason = tars.refusal(member, seen)
+    if member.isreg() and member.size > LARGEST_FILE:
+        reason = _too_large(member.size)
+    if reason:
+        item.reject("read", reason)
+        return item
+    if not member.isreg() or not images.is_named_as_image(name):
+        item.header = tars.without_owner(member)
+    if item.id not in limits.killers:
+        if limits.announce:
+            limits.announce(item.id)
+        item.data = cast(IO[bytes], tar.extractfile(member)).read() if member.isreg() else b""
+    return item
 
 
-def _once(name: str, seen: dict[str, int]) -> str:
-    """A member's name, with its number behind it where one of that name has been; counts it in ``seen``."""
-    number = seen.get(name, 0) + 1
-    while number > 1 and f"{name}~{number}" in seen:
-        number += 1
-    seen[name] = number
-    if number == 1:
-        return name
-    seen[f"{name}~{number}"] = 1
-    return f"{name}~{number}"
-
-
-def _refusal(member: tarfile.TarInfo, name: str, target: str, seen: Mapping[str, int]) -> str | None:
-    """Why a member is neither read nor passed on."""
-    if member.issym() or member.islnk():
-        # What an image becomes has another name, and may be a reject.
-        if images.is_named_as_image(name) or images.is_named_as_image(target):
-            return f"is a link to {member.linkname}; links in a tar are not followed"
-        is_lost = member.islnk() and target not in seen
-        return f"is a link to {member.linkname}, which is not in the tar" if is_lost else None
-    if member.isreg():
-        return _too_large(member.size) if member.size > LARGEST_FILE else None
-    return None if member.isdir() else f"is no file, folder or link, but of the type {member.type!r}"
-
-
-def _header(member: tarfile.TarInfo, name: str, target: str) -> tarfile.TarInfo:
-    """A member's header in the cleaned tar, without owner, times and permissions."""
-    header = tarfile.TarInfo(name)
-    header.type = tarfile.REGTYPE if member.isreg() else member.type
-    header.linkname = "" if member.isreg() else target
-    header.mode = 0o755 if member.isdir() else header.mode
-    return header
-
-
-def _printable(name: str) -> str:
-    """A name in another encoding than UTF-8 comes with bytes that no text can hold."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
-def _decoded(encoded: Iterable[Encoded], limits: Limits) -> Iterator[Input]:
+def _decoded(items: Iterable[Item], limits: Limits) -> Iterator[Item]:
     """Decode ahead in threads, in order, within a budget of pixels."""
     with ThreadPoolExecutor(limits.threads) as pool:
-        ahead: deque[tuple[int, Future[Input]]] = deque()
+        ahead: deque[tuple[int, Future[Item]]] = deque()
         pixels = 0
-        for position, item in enumerate(islice(encoded, limits.count)):
+        for position, item in enumerate(islice(items, limits.count)):
+            item.position = position
             if limits.announce:
-                yield _decode(position, item, limits)
+                yield _decode(item, limits)
                 continue
-            size = _pixels(item, limits)
+            is_left = item.data is None or item.header is not None or item.id in limits.killers
+            size = 0 if is_left else images.pixels_of(cast(bytes, item.data))
             while ahead and (pixels + size > DECODED_AHEAD or len(ahead) >= 2 * limits.threads):
                 before, future = ahead.popleft()
                 pixels -= before
                 yield future.result()
-            ahead.append((size, pool.submit(_decode, position, item, limits)))
+            ahead.append((size, pool.submit(_decode, item, limits)))
             pixels += size
         for _, future in ahead:
             yield future.result()
 
 
-def _pixels(item: Encoded, limits: Limits) -> int:
-    """Pixels that an image says it has, from its header."""
-    if item.data is None or item.header or item.id in limits.killers:
-        return 0
-    return images.pixels_of(item.data)
-
-
-def _decode(position: int, item: Encoded, limits: Limits) -> Input:
-    about: dict[str, Any] = {"id": item.id, "name": item.name, "position": position}
-    if item.reason is not None:
-        return Input(**about, stage="read", reason=item.reason)
+def _decode(item: Item, limits: Limits) -> Item:
+    """The item with its picture in place of its data, or as a reject; a member that is no image stays as it is."""
+    if item.stage:
+        return item
     if item.id in limits.killers:
-        return Input(**about, stage="decode", reason=limits.killers[item.id])
+        item.reject("decode", limits.killers[item.id])
+        return item
     if item.header:
-        return Input(**about, other=item.data, header=item.header)
+        return item
     if limits.announce:
         limits.announce(item.id)
     if item.picture is not None:
         height, width = item.picture.pixels.shape[:2]
         if not 0 < height * width <= limits.max_pixels:
-            reason = f"has {height}x{width} pixels; expected 1 to {limits.max_pixels}"
-            return Input(**about, stage="decode", reason=reason)
-        return Input(**about, picture=item.picture)
+            item.reject("decode", f"has {height}x{width} pixels; expected 1 to {limits.max_pixels}")
+        return item
     try:
-        return Input(**about, picture=images.read_picture(cast(bytes, item.data), max_pixels=limits.max_pixels))
+        item.picture = images.read_picture(cast(bytes, item.data), max_pixels=limits.max_pixels)
+        item.data = None
     except ValueError as error:
-        return Input(**about, stage="decode", reason=str(error))
+        item.reject("decode", str(error))
+    return item

@@ -102,15 +102,15 @@ def purify_pixels(
                 out[top : top + strip.shape[1]] = to_uint8_nhwc(strip[None])[0]
                 top += strip.shape[1]
         return purified
-    run = _Run(purifier, device, precision)
+    padded = _PaddedPurifier(purifier, device, precision)
     batch = tiling.whole // pixels
     for start in range(0, len(images), batch):
         rows = slice(start, start + batch)
-        purified[rows] = to_uint8_nhwc(run(images[rows], seeds[rows]))
+        purified[rows] = to_uint8_nhwc(padded(images[rows], seeds[rows]))
     return purified
 
 
-class _Run:
+class _PaddedPurifier:
     """The purifier as it is called on pixels of any shape."""
 
     def __init__(self, purifier: nn.Module, device: str, precision: Precision) -> None:
@@ -158,29 +158,29 @@ def purified_strips(
     Raises:
         NotFiniteError, ValueError: as :func:`purify_pixels`.
     """
-    run = _Run(purifier, device, precision)
+    padded = _PaddedPurifier(purifier, device, precision)
     height, width, channels = image.shape
-    rows, columns = (_spans(side, tiling, run) for side in (height, width))
+    rows, columns = (_spans(side, tiling, padded) for side in (height, width))
     waiting = torch.zeros(channels, 0, width)
     for row, (top, bottom) in enumerate(rows):
         strip = torch.zeros(channels, bottom - top, width)
         for column, (left, right) in enumerate(columns):
-            tile = run(image[None, top:bottom, left:right], derive([seed], "tile", top, left))[0]
-            strip[:, :, left:right] += tile * _weights(columns, column, run)
-        strip *= _weights(rows, row, run)[:, None]
+            tile = padded(image[None, top:bottom, left:right], derive([seed], "tile", top, left))[0]
+            strip[:, :, left:right] += tile * _weights(columns, column, padded)
+        strip *= _weights(rows, row, padded)[:, None]
         strip[:, : waiting.shape[1]] += waiting
         done = rows[row + 1][0] - top if row + 1 < len(rows) else bottom - top
         yield strip[:, :done]
         waiting = strip[:, done:].clone()
 
 
-def _spans(side: int, tiling: Tiling, run: _Run) -> list[tuple[int, int]]:
+def _spans(side: int, tiling: Tiling, padded: _PaddedPurifier) -> list[tuple[int, int]]:
     """Beginnings and ends of tiles along one side: of nearly one length, beginning on its grid."""
     if side <= tiling.tile:
         return [(0, side)]
-    grid, overlap = run.grid, tiling.overlap
-    if run.reach is not None:
-        overlap = min(max(overlap, run.reach), 2 * run.reach)
+    grid, overlap = padded.grid, tiling.overlap
+    if padded.reach is not None:
+        overlap = min(max(overlap, padded.reach), 2 * padded.reach)
     overlap = math.ceil(overlap / grid) * grid
     longest_step = (tiling.tile - overlap) // grid * grid
     if longest_step < max(overlap, 1):
@@ -193,15 +193,15 @@ def _spans(side: int, tiling: Tiling, run: _Run) -> list[tuple[int, int]]:
     return [(start, min(start + step + overlap, side)) for start in range(0, side - overlap, step)]
 
 
-def _weights(spans: Sequence[tuple[int, int]], index: int, run: _Run) -> Tensor:
+def _weights(spans: Sequence[tuple[int, int]], index: int, padded: _PaddedPurifier) -> Tensor:
     """Of a tile's pixels along one side; those of two tiles sum to 1 where they overlap."""
     start, stop = spans[index]
     weights = torch.ones(stop - start)
     if index > 0:
-        rise = _rise(spans[index - 1][1] - start, run.reach)
+        rise = _rise(spans[index - 1][1] - start, padded.reach)
         weights[: len(rise)] *= rise
     if index + 1 < len(spans):
-        rise = _rise(stop - spans[index + 1][0], run.reach)
+        rise = _rise(stop - spans[index + 1][0], padded.reach)
         weights[len(weights) - len(rise) :] *= 1 - rise
     return weights
 

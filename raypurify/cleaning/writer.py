@@ -5,64 +5,65 @@ from __future__ import annotations
 import io
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
-from typing import IO, Protocol, cast
+from typing import IO, Literal, cast
 
 import pyarrow as pa
 
 from raypurify import images, storage
-from raypurify.cleaning.base import Entry, Unit
-from raypurify.cleaning.config import CleaningConfig
-from raypurify.cleaning.reader import Group, Input
-from raypurify.cleaning.streams import SPOOLED, TableSpool
+from raypurify.cleaning.bounded import SPOOLED, TableSpool
+from raypurify.cleaning.reader import Item, Section
 from raypurify.data.columns import image_column
+from raypurify.images import Picture
 
+Shards = Literal["mirror", "parquet", "webdataset"]
 Check = Callable[[], None]
 WRITES_AT_ONCE = 16
 
 
-class Sink(Protocol):
-    """Takes cleaned images in the order of their unit."""
+class Sink:
+    """Takes the items of a section, or of a unit, in their order."""
 
-    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
-        """Take an encoded image of (H, W, C); says the URL that it will be at, and its row there."""
-        ...
+    def put(self, item: Item, data: bytes) -> tuple[str, int | None]:
+        """Take a cleaned image's file; says the URL that it will be at, and its row there."""
+        raise NotImplementedError
 
-    def reject(self, item: Input) -> None:
-        """Remove what a former version of a rejected input has left."""
-        ...
+    def reject(self, item: Item) -> None:
+        """Leave a rejected image out, and remove what a former version of it has left."""
 
-    def pass_on(self, item: Input) -> None:
-        """Take a tar's member that is no image."""
-        ...
+    def pass_on(self, item: Item) -> None:
+        """Take a tar's member that is no image, if it belongs in the output."""
 
     def close(self) -> None:
         """Publish what was put; returns when all of it is there."""
-        ...
+        raise NotImplementedError
 
 
-def mirror(root: str, group: Group, config: CleaningConfig, check_lease: Check) -> Sink:
-    """What mirrors a group of inputs under ``root``.
+def mirror(folder: str, section: Section, format: str, check_lease: Check) -> Sink:
+    """What mirrors a section of the input.
 
     Args:
+        folder: URL of what it is under.
+        section: image files, a range of rows, or a tar.
+        format: of the images.
         check_lease: raises where another attempt may hold the output; called before each write and each removal.
     """
-    if group.entries[0].kind == "image":
-        return ImageFiles(root, group.entries, config.format, check_lease)
-    url = storage.join(root, group.entries[0].output)
-    if group.entries[0].kind == "tar":
-        return Tar(url, images.FORMATS[config.format].extension, check_lease)
-    return Rows(url, group.table, check_lease)
+    if section.entry.kind == "image":
+        return FileSink(folder, format, check_lease)
+    url = storage.join(folder, section.entry.output)
+    if section.entry.kind == "tar":
+        return TarSink(url, format, check_lease)
+    return RowSink(url, section.table, check_lease)
 
 
-def shard(root: str, unit: Unit, config: CleaningConfig, check_lease: Check) -> Sink | None:
-    """What holds all of a unit's images under ``root``, where shards are asked for; ``check_lease``: as above."""
-    if config.shards == "parquet":
-        return Shard(storage.join(root, f"{unit.name}.parquet"), check_lease)
-    if config.shards == "webdataset":
-        return Tar(storage.join(root, f"{unit.name}.tar"), images.FORMATS[config.format].extension, check_lease)
+def shard(folder: str, unit: str, shards: Shards, format: str, check_lease: Check) -> Sink | None:
+    """What holds all images of the unit of this name, where shards are asked for; else as :func:`mirror`."""
+    if shards == "parquet":
+        return ShardSink(storage.join(folder, f"{unit}.parquet"), check_lease)
+    if shards == "webdataset":
+        return TarSink(storage.join(folder, f"{unit}.tar"), format, check_lease)
     return None
 
 
@@ -77,17 +78,17 @@ class Held:
         return self.file.read(size)
 
 
-class ImageFiles:
+class FileSink(Sink):
     """Each image in a file of its own, under its input's name."""
 
-    def __init__(self, root: str, entries: Sequence[Entry], format: str, check_lease: Check) -> None:
-        self.root, self.entries, self.check_lease = root, entries, check_lease
+    def __init__(self, folder: str, format: str, check_lease: Check) -> None:
+        self.folder, self.check_lease = folder, check_lease
         self.content_type = images.FORMATS[format].content_type
         self.pool = ThreadPoolExecutor(WRITES_AT_ONCE)
         self.writes: list[Future[None]] = []
 
-    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
-        url = storage.join(self.root, self.entries[item.position].output)
+    def put(self, item: Item, data: bytes) -> tuple[str, int | None]:
+        url = storage.join(self.folder, item.entry.output)
         if len(self.writes) >= 4 * WRITES_AT_ONCE:
             self.writes.pop(0).result()
         self.writes.append(self.pool.submit(self._write, url, data))
@@ -97,12 +98,9 @@ class ImageFiles:
         self.check_lease()
         storage.write_bytes(url, data, content_type=self.content_type)
 
-    def reject(self, item: Input) -> None:
+    def reject(self, item: Item) -> None:
         self.check_lease()
-        storage.remove(storage.join(self.root, self.entries[item.position].output))
-
-    def pass_on(self, item: Input) -> None:
-        raise TypeError("image files have no members")
+        storage.remove(storage.join(self.folder, item.entry.output))
 
     def close(self) -> None:
         with self.pool:
@@ -110,24 +108,18 @@ class ImageFiles:
                 write.result()
 
 
-class Rows:
-    """The run of a Parquet file with its image column replaced; rows that were rejected are left out."""
+class RowSink(Sink):
+    """A range of a Parquet file's rows with its image column replaced; rows that were rejected are left out."""
 
     def __init__(self, url: str, table: pa.Table | None, check_lease: Check) -> None:
         self.url, self.table, self.check_lease = url, table, check_lease
         self.kept: list[int] = []
         self.images: list[bytes] = []
 
-    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
+    def put(self, item: Item, data: bytes) -> tuple[str, int | None]:
         self.kept.append(item.position)
         self.images.append(data)
         return self.url, len(self.kept) - 1
-
-    def reject(self, item: Input) -> None:
-        """The row is left out."""
-
-    def pass_on(self, item: Input) -> None:
-        raise TypeError("rows have no members")
 
     def close(self) -> None:
         if self.table is None or not self.kept:
@@ -135,8 +127,8 @@ class Rows:
             storage.remove(self.url)
             return
         # Some types of columns can be cut and joined, but not taken from.
-        runs = (list(run) for _, run in groupby(enumerate(self.kept), key=lambda pair: pair[1] - pair[0]))
-        table = pa.concat_tables([self.table.slice(run[0][1], len(run)) for run in runs])
+        spans = (list(span) for _, span in groupby(enumerate(self.kept), key=lambda pair: pair[1] - pair[0]))
+        table = pa.concat_tables([self.table.slice(span[0][1], len(span)) for span in spans])
         column = image_column(table.schema)
         index = table.schema.get_field_index(column)
         old, encoded = table.column(index), pa.array(self.images, pa.binary())
@@ -149,22 +141,28 @@ class Rows:
         storage.write_table(self.url, table.set_column(index, field, encoded))
 
 
-class Shard:
-    """A unit's images in one Parquet file: id, image, height, width."""
+SHARD = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("width", pa.int64(), nullable=False),
+    ]
+)
+"""A shard in Parquet: the images of a unit."""
+
+
+class ShardSink(Sink):
+    """A unit's images in one Parquet file, and nothing else."""
 
     def __init__(self, url: str, check_lease: Check) -> None:
         self.url, self.check_lease = url, check_lease
         self.rows = TableSpool(SHARD)
 
-    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
-        self.rows.append({"id": item.id, "image": data, "height": shape[0], "width": shape[1]}, len(data))
+    def put(self, item: Item, data: bytes) -> tuple[str, int | None]:
+        height, width = cast(Picture, item.picture).pixels.shape[:2]
+        self.rows.append({"id": item.id, "image": data, "height": height, "width": width}, len(data))
         return self.url, len(self.rows) - 1
-
-    def reject(self, item: Input) -> None:
-        """It is left out."""
-
-    def pass_on(self, item: Input) -> None:
-        """Images only."""
 
     def close(self) -> None:
         self.check_lease()
@@ -174,21 +172,11 @@ class Shard:
             storage.remove(self.url)
 
 
-SHARD = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-        pa.field("height", pa.int64(), nullable=False),
-        pa.field("width", pa.int64(), nullable=False),
-    ]
-)
-
-
-class Tar:
+class TarSink(Sink):
     """A WebDataset tar: images under their names with the new extension, and the members that are no images."""
 
-    def __init__(self, url: str, extension: str, check_lease: Check) -> None:
-        self.url, self.extension, self.check_lease = url, extension, check_lease
+    def __init__(self, url: str, format: str, check_lease: Check) -> None:
+        self.url, self.extension, self.check_lease = url, images.FORMATS[format].extension, check_lease
         self.file = tempfile.SpooledTemporaryFile(SPOOLED)  # noqa: SIM115
         self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self.names: set[str] = set()
@@ -196,7 +184,7 @@ class Tar:
         """Of inputs' names that are taken: the number that the last output of each has."""
         self.count = 0
 
-    def put(self, item: Input, data: bytes, shape: Sequence[int]) -> tuple[str, int | None]:
+    def put(self, item: Item, data: bytes) -> tuple[str, int | None]:
         stem = item.name.rpartition(".")[0] if images.has_known_extension(item.name) else item.name
         name, number = f"{stem}.{self.extension}", self.numbers.get(item.name, 0)
         while name in self.names:
@@ -207,12 +195,8 @@ class Tar:
         self.count += 1
         return self.url, self.count - 1
 
-    def reject(self, item: Input) -> None:
-        """It is left out."""
-
-    def pass_on(self, item: Input) -> None:
-        """Take a member that is no image as it is."""
-        self._add(cast(tarfile.TarInfo, item.header), cast(bytes, item.other))
+    def pass_on(self, item: Item) -> None:
+        self._add(cast(tarfile.TarInfo, item.header), cast(bytes, item.data))
 
     def _add(self, header: tarfile.TarInfo, data: bytes) -> None:
         self.names.add(header.name)

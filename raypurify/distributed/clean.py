@@ -19,12 +19,10 @@ import pyarrow as pa
 import ray
 
 from raypurify import images, runs, storage
-from raypurify.cleaning import accounts, inputs, plan, quarantine, schedule
-from raypurify.cleaning.base import Unit
-from raypurify.cleaning.cleaner import Cleaner, Cleaning, is_of_machine
-from raypurify.cleaning.config import CleaningConfig
-from raypurify.cleaning.generations import Counts
-from raypurify.cleaning.trial import first_look
+from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
+from raypurify.cleaning.plan import Counts, Unit
+from raypurify.cleaning.quarantine import first_look
 from raypurify.distributed import cluster, streams
 from raypurify.distributed.units import ENOUGH, ActorPool, check_rejects, set_threads, through
 from raypurify.report import formats
@@ -136,11 +134,11 @@ def clean(
         # The last bit of a pixel may turn on which images share a batch.
         identity = {**work.identity(), "batch": resources.batch}
         run = runs.open_run(output, identity, overwrite=overwrite, held=held)
-        is_whole = run.finished and accounts.is_whole(output)
+        is_whole = run.finished and accounts.is_complete(output)
         if is_whole and not update:
             print("already finished: nothing is left to do; --update looks for what is new or has changed")
             return accounts.add_up(output)
-        is_behind = update and not is_whole and plan.generations(output) > 0
+        is_behind = update and not is_whole and bool(plan.generations(output))
         with _nothing_left(output, is_new=not run.attempts):
             run.begin()
             if is_whole:
@@ -169,7 +167,7 @@ def clean(
             totals = accounts.add_up(output)
             check_rejects(output, totals.rejected, totals.n, max_rejects)
         held.check()
-        write_cleaning_report(output, totals, accounts.pictures(output, totals))
+        write_cleaning_report(output, totals, accounts.read_changes(output, totals))
         run.finish()
     return totals
 
@@ -221,7 +219,7 @@ def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, 
         StoppedError: more than ``max_rejects`` of the images are rejected.
     """
     done = accounts.finished_units(work.output)
-    todo = [unit for unit in schedule.schedule(work.output) if unit.name not in done]
+    todo = [unit for unit in plan.units(work.output) if unit.name not in done]
     if not todo:
         return
     blocks = streams.read_blocks(
@@ -251,7 +249,7 @@ class CleaningActor:
     def __init__(self, reference: ray.ObjectRef[tuple[Cleaning, str, ActorPool]]) -> None:
         self.work, self.attempt, pool = ray.get(reference)
         set_threads(pool)
-        self.read = lru_cache(maxsize=2)(schedule.read)
+        self.read = lru_cache(maxsize=2)(plan.read_part)
         self.held = lease.Watch(self.work.output, self.attempt)
         self.clean = Cleaner(
             self.work, pool.device, batch=pool.batch, threads=pool.cpus_per_actor, check_lease=self.held.check
@@ -266,7 +264,7 @@ class CleaningActor:
         """
         started, before = time.time(), retries.counts()
         self.held.check()
-        unit = schedule.find(self.read(unescaped(block["part"][0].as_py())), block["unit"][0].as_py())
+        unit = plan.unit_in(self.read(unescaped(block["part"][0].as_py())), block["unit"][0].as_py())
         try:
             cleaned = self.clean(unit, self._killers(unit))
         except Exception as error:
@@ -320,7 +318,7 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
         work = Cleaning.load(config, folder)
         counts = _plan(config, folder, output=output)
         _warn(work, folder)
-        tried, rejects, rate = _trial(work, resources, schedule.sample(folder, 8 * TRIED))
+        tried, rejects, rate = _trial(work, resources, plan.sample(folder, 8 * TRIED))
         skipped = plan.skipped_files(folder)
     for reject in rejects:
         print(formats.visible(f"rejected: {reject['id']}: {reject['reason']}"))
@@ -361,7 +359,7 @@ def _trial(work: Cleaning, resources: ActorPool, sample: Unit) -> tuple[int, lis
 
 def _warn(work: Cleaning, folder: str) -> list[str]:
     """Warn of what the first images tell."""
-    warnings = first_look(work, schedule.sample(folder, TRIED), TRIED)
+    warnings = first_look(work, plan.sample(folder, TRIED), TRIED)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return warnings
@@ -370,7 +368,7 @@ def _warn(work: Cleaning, folder: str) -> list[str]:
 def _update(config: CleaningConfig, output: str) -> None:
     """Plan what is new or has changed."""
     entries = inputs.listed(config.input, output=output)
-    changes = plan.update(output, entries, extension=images.FORMATS[config.format].extension)
+    changes = planner.update(output, entries, extension=images.FORMATS[config.format].extension)
     print(f"update: {changes.new:,} new, {changes.changed:,} changed, {changes.gone:,} gone (their outputs stay)")
     if changes.unknown:
         print(f"update: {changes.unknown:,} cleaned anew: their server tells of no ETag or Last-Modified, or is gone")
@@ -381,4 +379,4 @@ def _plan(config: CleaningConfig, folder: str, *, output: str) -> Counts:
     skipped: Counter[str] = Counter()
     entries = inputs.listed(config.input, output=output, skipped=skipped)
     extension = images.FORMATS[config.format].extension
-    return plan.freeze(folder, entries, extension=extension, limit=config.limit, skipped=skipped)
+    return planner.freeze(folder, entries, extension=extension, limit=config.limit, skipped=skipped)

@@ -7,10 +7,9 @@ from itertools import islice
 from typing import Any
 
 from raypurify import images, runs, storage
-from raypurify.cleaning import accounts, inputs, plan, schedule
-from raypurify.cleaning.cleaner import Cleaner, Cleaning
-from raypurify.cleaning.config import CleaningConfig
-from raypurify.cleaning.drafts import Sizes
+from raypurify.cleaning import accounts, inputs, plan, planner
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig
+from raypurify.cleaning.planner import Sizes
 from raypurify.report.cleaning import write_cleaning_report
 
 
@@ -35,22 +34,22 @@ def clean(
     extension = images.FORMATS[config.format].extension
     work = Cleaning.load(config, output)
     run = runs.open_run(output, work.identity(), overwrite=overwrite)
-    is_new = plan.generations(output) == 0
+    is_new = not plan.generations(output)
     run.begin()
     if is_new:
         skipped: Counter[str] = Counter()
         entries = inputs.listed(config.input, output=output, skipped=skipped)
-        plan.freeze(output, entries, extension=extension, sizes=sizes, skipped=skipped)
+        planner.freeze(output, entries, extension=extension, sizes=sizes, skipped=skipped)
     cleaner = Cleaner(work, "cpu", batch=8, threads=1)
     left = do_units(cleaner, most)
     if update and not is_new and left != 0:
-        plan.update(output, inputs.listed(config.input, output=output), extension=extension, sizes=sizes)
+        planner.update(output, inputs.listed(config.input, output=output), extension=extension, sizes=sizes)
         left = do_units(cleaner, left)
     if left == 0:
         return None
     accounts.retire(output)
     totals = accounts.add_up(output)
-    write_cleaning_report(output, totals, accounts.pictures(output, totals))
+    write_cleaning_report(output, totals, accounts.read_changes(output, totals))
     run.finish()
     return totals
 
@@ -59,12 +58,12 @@ def do_units(cleaner: Cleaner, most: int | None) -> int | None:
     """Clean the units that are not accounted for; how many more it may, 0 where one is left over, None: any number."""
     output = cleaner.work.output
     done = accounts.finished_units(output)
-    todo = [unit for unit in schedule.schedule(output) if unit.name not in done]
+    todo = [unit for unit in plan.units(output) if unit.name not in done]
     for unit in islice(todo, most):
-        accounts.publish(output, unit.name, cleaner(schedule.load(unit.part, unit.name)))
+        accounts.publish(output, unit.name, cleaner(plan.load_unit(unit.part, unit.name)))
     if most is not None and len(todo) > most:
         # Killed behind a unit's images, and before its accounts.
-        cleaner(schedule.load(todo[most].part, todo[most].name))
+        cleaner(plan.load_unit(todo[most].part, todo[most].name))
     return None if most is None else max(0, most - len(todo)) if len(todo) <= most else 0
 
 

@@ -16,12 +16,11 @@ import torch
 from PIL import Image
 
 from raypurify import storage
-from raypurify.cleaning import accounts, plan, quarantine, reader, schedule
-from raypurify.cleaning.base import Entry, Unit
-from raypurify.cleaning.cleaner import Cleaner, Cleaning
-from raypurify.cleaning.config import CleaningConfig, Format
-from raypurify.cleaning.drafts import Sizes
+from raypurify.cleaning import accounts, plan, planner, quarantine, reader
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, Format
 from raypurify.cleaning.inputs import listed
+from raypurify.cleaning.plan import Entry, Unit
+from raypurify.cleaning.planner import Sizes
 from raypurify.data import files
 from raypurify.data.base import DataError
 from raypurify.images import decode, encode_png
@@ -48,8 +47,8 @@ def source(tmp_path: Path) -> str:
 
 
 def units_of(source: str, output: str, sizes: Sizes | None = None) -> list[Unit]:
-    plan.freeze(output, listed(source, output=output), extension="png", sizes=sizes)
-    return [schedule.load(unit.part, unit.name) for unit in schedule.schedule(output)]
+    planner.freeze(output, listed(source, output=output), extension="png", sizes=sizes)
+    return [plan.load_unit(unit.part, unit.name) for unit in plan.units(output)]
 
 
 def cleaner(source: str, output: str, purifier: str, classifier: str | None = None) -> Cleaner:
@@ -179,13 +178,13 @@ def test_a_file_that_changes_every_night(tmp_path: Path):
     for night, height in enumerate((10, 20, 30, 40)):
         (folder / "a.png").write_bytes(image(night, height))
         if night:
-            changes = plan.update(output, listed(str(folder), output=output), extension="png")
+            changes = planner.update(output, listed(str(folder), output=output), extension="png")
             assert (changes.new, changes.changed) == (0, 1)
         else:
-            plan.freeze(output, listed(str(folder), output=output), extension="png")
+            planner.freeze(output, listed(str(folder), output=output), extension="png")
         clean = cleaner(str(folder), output, "identity")
-        newest = max(schedule.schedule(output), key=lambda unit: unit.name)
-        publish(schedule.load(newest.part, newest.name), clean)
+        newest = max(plan.units(output), key=lambda unit: unit.name)
+        publish(plan.load_unit(newest.part, newest.name), clean)
         accounts.retire(output)
         totals = accounts.add_up(output)
         assert (totals.cleaned, totals.rejected) == (1, 0)
@@ -208,9 +207,12 @@ def tar_of(members: dict[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def items_of(path: Path, output: str) -> list[reader.Input]:
+def items_of(path: Path, output: str) -> list[reader.Item]:
     return [
-        item for unit in units_of(str(path), output) for group in reader.groups(unit, LIMITS) for item in group.inputs
+        item
+        for unit in units_of(str(path), output)
+        for section in reader.sections(unit, LIMITS)
+        for item in section.items
     ]
 
 
@@ -380,10 +382,10 @@ def test_every_row_is_read_once_whatever_its_row_group(tmp_path: Path, group: in
         assert sorted(len(unit.entries) for unit in units) == [1, 3, 3, 3, 3, 3, 3]
     ids, numbers, pixels = [], [], []
     for unit in units:
-        for found in reader.groups(unit, LIMITS):
+        for found in reader.sections(unit, LIMITS):
             assert found.table is not None
             numbers += found.table["number"].to_pylist()
-            for item in found.inputs:
+            for item in found.items:
                 assert item.picture is not None, item.reason
                 ids.append(item.id)
                 pixels.append(encode_png(item.picture.pixels))
@@ -408,8 +410,8 @@ def test_a_part_of_a_row_group_is_fetched_and_no_more(tmp_path: Path, s3: str):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "open_file", counted)
-        unit = Unit(name="0", entries=(entry, replace(entry, first=10)))
-        found = [item for group in reader.groups(unit, LIMITS) for item in group.inputs]
+        unit = Unit(name="0", entries=(entry, entry._replace(first=10)))
+        found = [item for section in reader.sections(unit, LIMITS) for item in section.items]
     assert len(found) == 20
     assert len(opened) == 1
     assert opened[0].count < 12_000_000
@@ -450,7 +452,7 @@ def test_runs_and_tars_that_end_their_process_are_rejects(tmp_path: Path):
     killers = {"a.parquet#10..": "ends it", "b.tar": "ends it too"}
     said: list[str] = []
     limits = replace(LIMITS, killers=killers, announce=said.append)
-    items = [item for unit in units for group in reader.groups(unit, limits) for item in group.inputs]
+    items = [item for unit in units for section in reader.sections(unit, limits) for item in section.items]
     reasons = {item.id: item.reason for item in items if item.picture is None}
     assert reasons == {**{f"a.parquet#{row}": "ends it" for row in range(10, 20)}, "b.tar": "ends it too"}
     assert len(items) == 31

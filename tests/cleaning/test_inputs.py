@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify import storage
-from raypurify.cleaning.inputs import Listed, Selection, check_apart, listed
-from raypurify.cleaning.streams import concurrently, ordered
+from raypurify.cleaning.bounded import concurrently, ordered
+from raypurify.cleaning.folders import InputFile, Selection
+from raypurify.cleaning.inputs import check_apart, listed
 from raypurify.data.base import DataError
 from raypurify.storage import retries
 from raypurify.storage.published import short_hash
@@ -76,7 +77,7 @@ def put(url: str, keys: list[str]) -> str:
     return url
 
 
-def keys_of(entries: Iterator[Listed]) -> list[str]:
+def keys_of(entries: Iterator[InputFile]) -> list[str]:
     return [entry.key for entry in entries]
 
 
@@ -390,7 +391,7 @@ def test_places_that_are_apart(tmp_path: Path, s3: str):
 def test_sorting_by_runs():
     records = [(f"{number * 7919 % 1000:03d}\n", number, None) for number in range(1000)]
     for run in (7, 999, 1000, 1001):
-        assert list(ordered(records, run=run)) == sorted(records)
+        assert list(ordered(records, in_memory=run)) == sorted(records)
 
 
 def test_concurrent_results_come_in_order_and_a_little_ahead():

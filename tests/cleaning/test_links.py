@@ -14,8 +14,8 @@ from PIL import Image
 from servers import SIGNATURE, USER, WORD, free_port, guarded_web
 
 from raypurify import storage
-from raypurify.cleaning import plan
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning import planner
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.cleaning.inputs import listed
 from raypurify.images import decode
 from raypurify.storage import retries
@@ -63,7 +63,7 @@ def test_an_update_sees_what_changed_behind_a_web_folder(tmp_path: Path, withhel
         write_grey(web / "b.bmp", 99, written=2000)
         assert clean(config, output, update=True) is not None
         assert decode(storage.read_bytes(f"{output}/images/b.png"))[0, 0, 0] == 99
-        changes = plan.update(output, listed(config.input, output=output), extension="png")
+        changes = planner.update(output, listed(config.input, output=output), extension="png")
         assert (changes.new, changes.changed, changes.unknown, changes.gone) == (0, 0, 2 if withheld else 0, 0)
 
 

@@ -14,9 +14,9 @@ from raypurify.images import Picture, encode
 CLEAN = """
 import resource, sys
 from raypurify.cleaning import accounts
-from raypurify.cleaning.base import Entry, Unit
+from raypurify.cleaning.plan import Entry, Unit
 from raypurify.cleaning.cleaner import Cleaner, Cleaning
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 
 source, output, shards = sys.argv[1:]
 config = CleaningConfig(input=source, purifier="identity", format="bmp", shards=shards)

@@ -14,7 +14,7 @@ import pytest
 from one_process import clean, rows_of
 
 from raypurify import storage
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.images import encode_png
 
 NAMES = ["ph*", "ph?to1", "photo[1]", "[!a]hoto1", "{photo1,b}", "50%25", "%2F", "a#b", "#", "a b", " a", "a\nb"]

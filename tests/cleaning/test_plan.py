@@ -14,29 +14,27 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify import storage
-from raypurify.cleaning import footers, plan, schedule
-from raypurify.cleaning.base import Entry, Unit
-from raypurify.cleaning.digests import Digests
-from raypurify.cleaning.drafts import Sizes
-from raypurify.cleaning.generations import Counts
-from raypurify.cleaning.inputs import Listed, kind_of, listed
-from raypurify.cleaning.names import folded, output_name
-from raypurify.cleaning.naming import Names
-from raypurify.cleaning.streams import Spool
+from raypurify.cleaning import plan, planner, reader
+from raypurify.cleaning.bounded import Digests
+from raypurify.cleaning.folders import InputFile, kind_of
+from raypurify.cleaning.inputs import listed
+from raypurify.cleaning.names import folded, output_name, unique_names
+from raypurify.cleaning.plan import Counts, Entry, Unit
+from raypurify.cleaning.planner import Sizes
 from raypurify.runs import schema
 
 
-def image(key: str, *, size: int = 10, version: str = "1") -> Listed:
-    return Listed(key=key, url=f"/in/{key}", kind=kind_of(key) or "image", size=size, version=version)
+def image(key: str, *, size: int = 10, version: str = "1") -> InputFile:
+    return InputFile(key=key, url=f"/in/{key}", kind=kind_of(key) or "image", size=size, version=version)
 
 
-def images(*keys: str) -> list[Listed]:
+def images(*keys: str) -> list[InputFile]:
     return [image(key) for key in sorted(keys)]
 
 
 def units_of(output: str) -> list[Unit]:
-    planned = sorted(schedule.schedule(output), key=lambda unit: unit.name)
-    return [schedule.load(unit.part, unit.name) for unit in planned]
+    planned = sorted(plan.units(output), key=lambda unit: unit.name)
+    return [plan.load_unit(unit.part, unit.name) for unit in planned]
 
 
 def entries(output: str) -> list[Entry]:
@@ -55,21 +53,21 @@ def write_parquet(path: Path, rows: int, *, group: int = 1000) -> Path:
 
 def test_a_plan_is_frozen_once(tmp_path: Path):
     output = str(tmp_path)
-    assert plan.generations(output) == 0
+    assert len(plan.generations(output)) == 0
     with pytest.raises(ValueError, match="there is no plan"):
-        list(schedule.schedule(output))
+        list(plan.units(output))
     keys = [f"{number:04d}.jpg" for number in range(1203)]
-    counts = plan.freeze(output, images(*keys), extension="png", skipped={".txt": 2})
+    counts = planner.freeze(output, images(*keys), extension="png", skipped={".txt": 2})
     assert counts == Counts(units=3, files=1203, images=1203, size=12030)
     assert plan.total(output) == counts
     assert plan.skipped_files(output) == {".txt": 2}
-    assert plan.generations(output) == 1
+    assert len(plan.generations(output)) == 1
 
-    def never() -> Iterator[Listed]:
+    def never() -> Iterator[InputFile]:
         raise AssertionError("listed again")
         yield
 
-    assert plan.freeze(output, never(), extension="png") == counts
+    assert planner.freeze(output, never(), extension="png") == counts
     units = list(units_of(output))
     assert [(unit.name, len(unit.entries)) for unit in units] == [
         *(("000-000000", 500), ("000-000001", 500), ("000-000002", 203)),
@@ -84,7 +82,7 @@ def test_a_plan_is_frozen_once(tmp_path: Path):
 def test_units_are_bounded_in_bytes_and_parts_in_rows(tmp_path: Path):
     output = str(tmp_path)
     listing = [image(f"{number:03d}.png", size=40) for number in range(20)] + [image("x.png", size=1000)]
-    plan.freeze(output, listing, extension="png", sizes=Sizes(unit_bytes=100, part_rows=4))
+    planner.freeze(output, listing, extension="png", sizes=Sizes(unit_bytes=100, part_rows=4))
     assert [len(unit.entries) for unit in units_of(output)] == [2] * 10 + [1]
     parts = storage.list_files(f"{output}/plan", ".parquet")
     assert [pq.read_metadata(part).num_rows for part in parts] == [4] * 5 + [1]
@@ -94,7 +92,7 @@ def test_units_are_bounded_in_bytes_and_parts_in_rows(tmp_path: Path):
 def test_the_same_listing_gives_the_same_bytes_on_a_disk_and_on_s3(tmp_path: Path, s3: str):
     listing = images(*(f"{number % 3}/{number}.jpg" for number in range(100)), "1/4.png")
     for output in (str(tmp_path / "a"), str(tmp_path / "b"), f"{s3}/plans"):
-        plan.freeze(output, listing, extension="png", sizes=Sizes(unit_entries=30, part_rows=40))
+        planner.freeze(output, listing, extension="png", sizes=Sizes(unit_entries=30, part_rows=40))
     found = [
         [storage.read_bytes(url) for url in storage.list_files(f"{output}/plan")]
         for output in (str(tmp_path / "a"), str(tmp_path / "b"), f"{s3}/plans")
@@ -106,32 +104,32 @@ def test_the_same_listing_gives_the_same_bytes_on_a_disk_and_on_s3(tmp_path: Pat
 def test_a_plan_that_was_cut_off_is_frozen_anew(tmp_path: Path):
     output = str(tmp_path)
 
-    def cut_off() -> Iterator[Listed]:
+    def cut_off() -> Iterator[InputFile]:
         yield from images("a.png", "b.png")
         raise ConnectionResetError("the listing was cut off")
 
     with pytest.raises(ConnectionResetError):
-        plan.freeze(output, cut_off(), extension="png")
-    assert plan.generations(output) == 0
+        planner.freeze(output, cut_off(), extension="png")
+    assert len(plan.generations(output)) == 0
 
-    plan.freeze(output, images("a.png", "b.png", "c.png"), extension="png", sizes=Sizes(unit_entries=1, part_rows=1))
+    planner.freeze(output, images("a.png", "b.png", "c.png"), extension="png", sizes=Sizes(unit_entries=1, part_rows=1))
     # As a run leaves it that is killed while it writes: all parts but the last, and no mark.
     storage.remove(f"{output}/plan/generation-000/_SUCCESS")
     storage.remove(f"{output}/plan/generation-000/part-00002.parquet")
-    assert plan.generations(output) == 0
-    plan.freeze(output, images("d.png"), extension="png")
+    assert len(plan.generations(output)) == 0
+    planner.freeze(output, images("d.png"), extension="png")
     assert outputs(output) == {"d.png": "d.png"}
     assert len(storage.list_files(f"{output}/plan", ".parquet")) == 1
 
 
 def test_listings_must_be_in_order_and_not_empty(tmp_path: Path):
     with pytest.raises(ValueError, match=r"'a\.png' came after 'b.png'"):
-        plan.freeze(str(tmp_path), [image("b.png"), image("a.png")], extension="png")
+        planner.freeze(str(tmp_path), [image("b.png"), image("a.png")], extension="png")
     with pytest.raises(ValueError, match="each key once"):
-        plan.freeze(str(tmp_path), [image("a.png"), image("a.png")], extension="png")
+        planner.freeze(str(tmp_path), [image("a.png"), image("a.png")], extension="png")
     with pytest.raises(ValueError, match="nothing to plan"):
-        plan.freeze(str(tmp_path), [], extension="png")
-    assert plan.generations(str(tmp_path)) == 0
+        planner.freeze(str(tmp_path), [], extension="png")
+    assert len(plan.generations(str(tmp_path))) == 0
 
 
 @pytest.mark.parametrize("name", ["unit_entries", "unit_bytes", "part_rows", "sorted_rows"])
@@ -145,7 +143,7 @@ def test_limit(tmp_path: Path):
     for key in ("a.png", "c.png", "d.png"):
         (tmp_path / "in" / key).write_bytes(b"x")
     output = str(tmp_path / "output")
-    counts = plan.freeze(
+    counts = planner.freeze(
         output, listed(str(tmp_path / "in"), output=output), extension="png", limit=3, sizes=Sizes(unit_entries=15)
     )
     assert [(entry.key, entry.first) for entry in entries(output)] == [
@@ -172,25 +170,27 @@ def test_limit(tmp_path: Path):
 def test_runs_of_parquet_files(tmp_path: Path, rows: int, group: int, expected: list[tuple[int, int]]):
     path = write_parquet(tmp_path / "a.parquet", rows, group=group)
     for size in (path.stat().st_size, -1):
-        assert footers.runs(str(path), size, rows=100, most=1 << 30) == [footers.Run(*run) for run in expected]
+        assert planner.row_ranges(str(path), size, rows=100, most=1 << 30) == [
+            planner.RowRange(*run) for run in expected
+        ]
 
 
 def test_runs_are_bounded_in_bytes(tmp_path: Path):
     path = write_parquet(tmp_path / "a.parquet", 100)
-    runs = footers.runs(str(path), path.stat().st_size, rows=100, most=2000)
+    runs = planner.row_ranges(str(path), path.stat().st_size, rows=100, most=2000)
     assert sum(run.rows for run in runs) == 100
     assert max(run.rows for run in runs) <= 40
-    assert len(footers.runs(str(path), path.stat().st_size, rows=100, most=1)) == 100
+    assert len(planner.row_ranges(str(path), path.stat().st_size, rows=100, most=1)) == 100
 
 
 def test_a_long_footer_is_read_whole(tmp_path: Path, s3: str):
     table = pa.table({"image": [b"x"], **{f"column_{'y' * 50}_{number}": [number] for number in range(1500)}})
     pq.write_table(table, tmp_path / "wide.parquet")
     data = (tmp_path / "wide.parquet").read_bytes()
-    assert int.from_bytes(data[-8:-4], "little") > footers.TAIL
+    assert int.from_bytes(data[-8:-4], "little") > reader.TAIL
     storage.write_bytes(f"{s3}/wide.parquet", data)
-    assert footers.runs(f"{s3}/wide.parquet", len(data), rows=10, most=1 << 30) == footers.UNREADABLE
-    footer = footers.footer(f"{s3}/wide.parquet", len(data))
+    assert planner.row_ranges(f"{s3}/wide.parquet", len(data), rows=10, most=1 << 30) == planner.UNREADABLE
+    footer = reader.parquet_footer(f"{s3}/wide.parquet", len(data))
     assert footer is not None
     assert footer.num_columns == 1501
 
@@ -205,7 +205,7 @@ def test_parquet_files_that_cannot_be_read_are_left_to_their_reader(tmp_path: Pa
     pq.write_table(pa.table({"text": ["a", "b"]}), tmp_path / "in" / "text.parquet")
     (tmp_path / "in" / "gone.parquet").symlink_to(tmp_path / "nothing")
     output = str(tmp_path / "output")
-    counts = plan.freeze(output, listed(str(tmp_path / "in"), output=output), extension="png")
+    counts = planner.freeze(output, listed(str(tmp_path / "in"), output=output), extension="png")
     assert {entry.key: entry.rows for entry in entries(output)} == {
         "whole.parquet": 10,
         **dict.fromkeys(("cut.parquet", "empty.parquet", "flipped.parquet", "long.parquet", "text.parquet"), 1),
@@ -223,7 +223,7 @@ def test_kinds_have_units_of_their_own(tmp_path: Path):
         (root / key).write_bytes(b"1234")
     output = str(tmp_path / "output")
     sizes = Sizes(unit_entries=100)
-    counts = plan.freeze(output, listed(str(root), output=output), extension="png", sizes=sizes)
+    counts = planner.freeze(output, listed(str(root), output=output), extension="png", sizes=sizes)
     units = [
         [(entry.key, entry.first, entry.rows, entry.output) for entry in unit.entries] for unit in units_of(output)
     ]
@@ -245,7 +245,7 @@ def test_kinds_have_units_of_their_own(tmp_path: Path):
 
 
 def test_outputs_mirror_their_inputs(tmp_path: Path):
-    plan.freeze(str(tmp_path), images("cats/a.jpg", "b.PNG", "50% [x]#?.jpeg", "ü/é.webp"), extension="png")
+    planner.freeze(str(tmp_path), images("cats/a.jpg", "b.PNG", "50% [x]#?.jpeg", "ü/é.webp"), extension="png")
     assert outputs(str(tmp_path)) == {
         "cats/a.jpg": "cats/a.png",
         "b.PNG": "b.png",
@@ -255,7 +255,7 @@ def test_outputs_mirror_their_inputs(tmp_path: Path):
 
 
 def test_inputs_that_would_become_one_output_keep_their_full_names(tmp_path: Path):
-    plan.freeze(str(tmp_path), images("a.jpg", "a.png", "b.png", "d/a.png", "A.png"), extension="png")
+    planner.freeze(str(tmp_path), images("a.jpg", "a.png", "b.png", "d/a.png", "A.png"), extension="png")
     assert outputs(str(tmp_path)) == {
         "a.jpg": "a.jpg.png",
         "a.png": "a.png.png",
@@ -268,7 +268,7 @@ def test_inputs_that_would_become_one_output_keep_their_full_names(tmp_path: Pat
 def test_full_names_that_are_taken_get_a_hash(tmp_path: Path):
     hashed = output_name("a.jpg", "image", extension="png", level=2)
     keys = ["a.jpg", "a.png", "a.jpg.png", hashed.replace(".png", ".bmp")]
-    plan.freeze(str(tmp_path), images(*keys), extension="png")
+    planner.freeze(str(tmp_path), images(*keys), extension="png")
     found = outputs(str(tmp_path))
     assert found["a.jpg.png"] == "a.jpg.png"
     assert found["a.png"] == "a.png.png"
@@ -276,15 +276,13 @@ def test_full_names_that_are_taken_get_a_hash(tmp_path: Path):
     assert found["a.jpg"] == output_name("a.jpg", "image", extension="png", level=3)
 
 
-def test_where_case_is_not_told_apart_names_differ_in_more(tmp_path: Path):
+def test_where_case_is_not_told_apart_names_differ_in_more():
     keys = sorted(["A.png", "a.png", "b.png", "X/c.png", "x/c.png", "e\u0301.png", "\u00e9.png"])
-    names = Names("png", Digests(), folds=True)
-    with Spool() as spool:
-        drafts = [(key, "", "image", 1, "", 0, 1, None, True) for key in keys]
-        spool.extend(names.passed([plan.Draft(*draft) for draft in drafts]))
-        found = [draft.output for draft in names.named(spool)]
+    found = list(
+        unique_names(lambda: [(key, "image", "") for key in keys], extension="png", taken=Digests(), folds=True)
+    )
     assert found[keys.index("b.png")] == "b.png"
-    assert len({folded(str(name)) for name in found}) == len(keys)
+    assert len({folded(name) for name in found}) == len(keys)
 
 
 HOSTILE = [
@@ -329,7 +327,7 @@ def test_hostile_names_stay_in_the_output(tmp_path: Path, s3: str):
     images_folder = os.path.join(output, "images")
     keys = sorted({*HOSTILE, "x.png", "x.jpg", "t.parquet"})
     listing = [image(key) if key != "t.parquet" else image(key, size=0) for key in keys]
-    plan.freeze(output, listing, extension="png")
+    planner.freeze(output, listing, extension="png")
     names = outputs(output)
     assert len(set(names.values())) == len(keys)
     for key, name in names.items():
@@ -357,8 +355,8 @@ def test_random_names_never_collide_or_leave_the_output(tmp_path: Path):
         {"".join(generator.choices(alphabet, k=generator.randint(1, 8))) + ".png" for _ in range(3000)}
         | {"".join(generator.choices(["a", ".png", ".jpg", "/"], k=generator.randint(1, 6))) for _ in range(500)}
     )
-    listing = [Listed(key=key, url="", kind="image", size=1, version="") for key in keys]
-    plan.freeze(str(tmp_path), listing, extension="png")
+    listing = [InputFile(key=key, url="", kind="image", size=1, version="") for key in keys]
+    planner.freeze(str(tmp_path), listing, extension="png")
     names = Counter(outputs(str(tmp_path)).values())
     assert len(names) == len(keys)
     folders = {name[:end] for name in names for end, char in enumerate(name) if char == "/"}
@@ -369,20 +367,20 @@ def test_random_names_never_collide_or_leave_the_output(tmp_path: Path):
 def test_update_plans_what_is_new_or_changed(tmp_path: Path):
     output = str(tmp_path)
     with pytest.raises(ValueError, match="no plan yet"):
-        plan.update(output, images("a.jpg"), extension="png")
+        planner.update(output, images("a.jpg"), extension="png")
     sizes = Sizes(unit_entries=2, part_rows=2)
-    plan.freeze(output, images("a.jpg", "b.jpg", "c.png", "d.png", "e.jpg"), extension="png", sizes=sizes)
+    planner.freeze(output, images("a.jpg", "b.jpg", "c.png", "d.png", "e.jpg"), extension="png", sizes=sizes)
     before = outputs(output)
-    nothing = plan.update(output, images("a.jpg", "b.jpg", "c.png", "d.png", "e.jpg"), extension="png")
-    assert nothing == plan.Changes(generation=None, new=0, changed=0, gone=0, counts=Counts())
-    assert plan.generations(output) == 1
+    nothing = planner.update(output, images("a.jpg", "b.jpg", "c.png", "d.png", "e.jpg"), extension="png")
+    assert nothing == planner.Changes(generation=None, new=0, changed=0, gone=0, counts=Counts())
+    assert len(plan.generations(output)) == 1
 
     # b changed, c is gone, aa and b.png are new; b.png would like the name that b.jpg has.
     today = [*images("a.jpg", "aa.jpg", "b.png", "d.png", "e.jpg"), image("b.jpg", version="2")]
     today.sort(key=lambda entry: entry.key)
-    changes = plan.update(output, today, extension="png", sizes=sizes)
+    changes = planner.update(output, today, extension="png", sizes=sizes)
     counts = Counts(units=2, files=3, images=3, size=30)
-    assert changes == plan.Changes(generation=1, new=2, changed=1, gone=1, counts=counts)
+    assert changes == planner.Changes(generation=1, new=2, changed=1, gone=1, counts=counts)
     assert {unit.name for unit in units_of(output)} == {
         *(f"000-00000{n}" for n in range(3)),
         "001-000000",
@@ -394,40 +392,40 @@ def test_update_plans_what_is_new_or_changed(tmp_path: Path):
         "b.jpg": before["b.jpg"],
         "b.png": "b.png.png",
     }
-    replaced = list(plan.superseded(output, 1))
+    replaced = list(plan.replaced_entries(output, 1))
     assert [(entry.key, entry.version, is_stale) for entry, is_stale in replaced] == [("b.jpg", "1", False)]
-    assert list(plan.superseded(output, 0)) == []
+    assert list(plan.replaced_entries(output, 0)) == []
     assert plan.total(output) == Counts(units=5, files=7, images=7, size=70)
     with pytest.raises(ValueError, match="generation must be in"):
-        list(plan.superseded(output, 2))
+        list(plan.replaced_entries(output, 2))
 
     # The next night: b changed again, c is back as it was.
     today = [entry if entry.key != "b.jpg" else image("b.jpg", version="3") for entry in today]
     today = sorted([*today, image("c.png")], key=lambda entry: entry.key)
-    again = plan.update(output, today, extension="png")
+    again = planner.update(output, today, extension="png")
     assert (again.generation, again.new, again.changed, again.gone) == (2, 0, 1, 0)
-    assert [(entry.version, is_stale) for entry, is_stale in plan.superseded(output, 2)] == [("2", False)]
+    assert [(entry.version, is_stale) for entry, is_stale in plan.replaced_entries(output, 2)] == [("2", False)]
     assert plan.total(output) == Counts(units=6, files=7, images=7, size=70)
-    assert plan.update(output, today, extension="png").generation is None
+    assert planner.update(output, today, extension="png").generation is None
 
 
 def test_an_update_that_was_cut_off_is_not_there(tmp_path: Path):
     output = str(tmp_path)
-    plan.freeze(output, images("a.png"), extension="png")
+    planner.freeze(output, images("a.png"), extension="png")
 
-    def cut_off() -> Iterator[Listed]:
+    def cut_off() -> Iterator[InputFile]:
         yield image("a.png", version="2")
         yield image("b.png")
         raise ConnectionResetError("the listing was cut off")
 
     with pytest.raises(ConnectionResetError):
-        plan.update(output, cut_off(), extension="png", sizes=Sizes(part_rows=1))
-    assert plan.generations(output) == 1
+        planner.update(output, cut_off(), extension="png", sizes=Sizes(part_rows=1))
+    assert len(plan.generations(output)) == 1
     assert [unit.name for unit in units_of(output)] == ["000-000000"]
     assert storage.list_files(f"{output}/plan", "replaced-00000.parquet")
-    changes = plan.update(output, images("a.png", "c.png"), extension="png")
+    changes = planner.update(output, images("a.png", "c.png"), extension="png")
     assert (changes.generation, changes.new, changes.changed) == (1, 1, 0)
-    assert list(plan.superseded(output, 1)) == []
+    assert list(plan.replaced_entries(output, 1)) == []
     assert not storage.list_files(f"{output}/plan", "replaced-00000.parquet")
 
 
@@ -435,24 +433,24 @@ def test_update_of_a_parquet_file(tmp_path: Path):
     path, output = tmp_path / "in" / "t.parquet", str(tmp_path / "output")
     sizes = Sizes(unit_entries=100)
 
-    def listing() -> Iterator[Listed]:
+    def listing() -> Iterator[InputFile]:
         return listed(str(path.parent), output=output)
 
     write_parquet(path, 80)
-    plan.freeze(output, listing(), extension="png", sizes=sizes)
+    planner.freeze(output, listing(), extension="png", sizes=sizes)
     write_parquet(path, 250, group=100)
     os.utime(path, ns=(1, 1))
-    plan.update(output, listing(), extension="png", sizes=sizes)
+    planner.update(output, listing(), extension="png", sizes=sizes)
     added = [(entry.first, entry.rows, entry.output) for entry in entries(output)[1:]]
     # The run that was there keeps its name, so that nothing is left over.
     assert added == [(0, 100, "t.parquet"), (100, 100, "t-000000100.parquet"), (200, 50, "t-000000200.parquet")]
-    assert [(entry.rows, is_stale) for entry, is_stale in plan.superseded(output, 1)] == [(80, False)]
+    assert [(entry.rows, is_stale) for entry, is_stale in plan.replaced_entries(output, 1)] == [(80, False)]
     assert plan.total(output).images == 250
 
     write_parquet(path, 120, group=60)
     os.utime(path, ns=(2, 2))
-    plan.update(output, listing(), extension="png", sizes=sizes)
-    assert [(entry.output, is_stale) for entry, is_stale in plan.superseded(output, 2)] == [
+    planner.update(output, listing(), extension="png", sizes=sizes)
+    assert [(entry.output, is_stale) for entry, is_stale in plan.replaced_entries(output, 2)] == [
         ("t.parquet", False),
         ("t-000000100.parquet", True),
         ("t-000000200.parquet", True),
@@ -463,7 +461,7 @@ def test_update_of_a_parquet_file(tmp_path: Path):
 def test_three_thousand_objects_of_s3(s3: str, many_objects: tuple[str, list[str]]):
     url, keys = many_objects
     output = f"{s3}/many-clean"
-    counts = plan.freeze(output, listed(url, output=output), extension="png", sizes=Sizes(part_rows=1000))
+    counts = planner.freeze(output, listed(url, output=output), extension="png", sizes=Sizes(part_rows=1000))
     assert counts == Counts(units=6, files=3000, images=3000, size=15000)
     assert outputs(output) == {key: key for key in keys}
 
@@ -472,26 +470,26 @@ def test_update_tells_objects_of_s3_apart_by_their_content(s3: str):
     fs, path = storage.filesystem(f"{s3}/nightly")
     output = f"{s3}/nightly-clean"
     fs.pipe({f"{path}/{name}.png": b"12345" for name in "abc"})
-    plan.freeze(output, listed(f"{s3}/nightly", output=output), extension="png")
+    planner.freeze(output, listed(f"{s3}/nightly", output=output), extension="png")
     fs.pipe({f"{path}/a.png": b"12346", f"{path}/b.png": b"12345", f"{path}/d.png": b"1"})
     fs.rm_file(f"{path}/c.png")
-    changes = plan.update(output, listed(f"{s3}/nightly", output=output), extension="png")
+    changes = planner.update(output, listed(f"{s3}/nightly", output=output), extension="png")
     assert (changes.new, changes.changed, changes.gone) == (1, 1, 1)
-    assert [entry.key for entry, _ in plan.superseded(output, 1)] == ["a.png"]
+    assert [entry.key for entry, _ in plan.replaced_entries(output, 1)] == ["a.png"]
 
 
 def peak(count: int, output: str) -> tuple[int, int]:
     """Bytes of memory at the peak of freezing, and of updating, a plan of so many images that all collide."""
 
-    def listing(version: str) -> Iterator[Listed]:
+    def listing(version: str) -> Iterator[InputFile]:
         for number in range(count // 2):
             for extension in ("jpg", "png"):
                 key = f"folder/{number:06d}.{extension}"
-                yield Listed(key=key, url=f"/in/{key}", kind="image", size=1, version=version)
+                yield InputFile(key=key, url=f"/in/{key}", kind="image", size=1, version=version)
 
     sizes = Sizes(part_rows=500, sorted_rows=500)
     peaks = []
-    for work in (plan.freeze, plan.update):
+    for work in (planner.freeze, planner.update):
         tracemalloc.start()
         work(output, listing(work.__name__), extension="png", sizes=sizes)
         peaks.append(tracemalloc.get_traced_memory()[1])

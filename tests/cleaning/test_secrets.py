@@ -15,7 +15,7 @@ from one_process import clean, rows_of
 from servers import SIGNATURE, USER, WORD, files_with, guarded_web
 
 from raypurify import runs, storage
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.cleaning.inputs import check_apart
 from raypurify.images import encode_png
 from raypurify.storage.published import short_hash

@@ -16,8 +16,8 @@ import pytest
 from one_process import clean, rows_of
 
 from raypurify import storage
-from raypurify.cleaning.config import CleaningConfig
-from raypurify.cleaning.drafts import Sizes
+from raypurify.cleaning.cleaner import CleaningConfig
+from raypurify.cleaning.planner import Sizes
 from raypurify.images import encode_png
 
 SIZES = Sizes(unit_entries=3, unit_bytes=1 << 14, part_rows=4)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from raypurify.cleaning import reader, writer
-from raypurify.cleaning.base import Entry, Unit
-from raypurify.cleaning.cleaner import Cleaned, Cleaner, Cleaning
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.accounts import Cleaned
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig
+from raypurify.cleaning.plan import Entry, Unit
 from raypurify.images import encode_png
 
 LIMITS = reader.Limits(max_pixels=1 << 20)
@@ -63,7 +63,7 @@ def tar_of(files: dict[str, bytes], others: dict[str, tuple[bytes, str]] | None 
 class Read:
     """What our reader makes of a tar."""
 
-    found: dict[str, reader.Input]
+    found: dict[str, reader.Item]
     """By names."""
     damage: list[str]
     """Reasons why the tar itself is a reject."""
@@ -72,8 +72,8 @@ class Read:
 def read(path: Path, data: bytes) -> Read:
     path.write_bytes(data)
     entry = Entry(key=path.name, url=str(path), kind="tar", size=len(data), version="", rows=None, output=path.name)
-    [group] = reader.groups(Unit(name="0", entries=(entry,)), LIMITS)
-    items = list(group.inputs)
+    [section] = reader.sections(Unit(name="0", entries=(entry,)), LIMITS)
+    items = list(section.items)
     assert len({item.id for item in items}) == len(items)
     return Read(
         {item.name: item for item in items if item.id != entry.key},
@@ -93,9 +93,9 @@ def members_by_tarfile(data: bytes) -> list[tarfile.TarInfo]:
     return found
 
 
-def check_content(name: str, item: reader.Input, content: bytes) -> None:
+def check_content(name: str, item: reader.Item, content: bytes) -> None:
     if item.picture is None:
-        assert item.other == content, name
+        assert item.data == content, name
     else:
         assert encode_png(item.picture.pixels) == content, name
 
@@ -179,9 +179,10 @@ def test_members_of_one_name_have_ids_of_their_own_though_others_are_named_as_th
 
 
 def test_images_of_one_name_have_names_of_bounded_length_in_the_cleaned_tar(tmp_path: Path):
-    sink = writer.Tar(str(tmp_path / "a.tar"), "png", lambda: None)
+    sink = writer.TarSink(str(tmp_path / "a.tar"), "png", lambda: None)
+    entry = Entry(key="a.tar", url="", kind="tar", size=-1, version="")
     for position in range(100):
-        sink.put(reader.Input(id=str(position), name="a.png", position=position), b"x", (1, 1))
+        sink.put(reader.Item(entry=entry, id=str(position), name="a.png"), b"x")
     sink.close()
     with tarfile.open(tmp_path / "a.tar") as tar:
         names = tar.getnames()
@@ -270,8 +271,8 @@ def test_every_member_of_every_kind_is_an_output_a_reject_or_passed_on(tmp_path:
 def test_a_tar_of_another_size_than_it_was_listed_with_is_a_reject(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(tar_of(FILES))
     entry = Entry(key="a.tar", url=str(tmp_path / "a.tar"), kind="tar", size=512, version="", rows=None, output="a.tar")
-    [group] = reader.groups(Unit(name="0", entries=(entry,)), LIMITS)
-    [item] = group.inputs
+    [section] = reader.sections(Unit(name="0", entries=(entry,)), LIMITS)
+    [item] = section.items
     size = len(tar_of(FILES))
     assert (item.id, item.reason) == (
         "a.tar",

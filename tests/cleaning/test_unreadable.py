@@ -11,7 +11,7 @@ import pytest
 from one_process import clean, rows_of
 from permissions import unreadable
 
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.images import encode_png
 
 FORBIDDEN = ("a.png", "rows.parquet", "b.tar", "c.tar.gz")

@@ -13,9 +13,8 @@ import ray
 from PIL import Image
 
 from raypurify import storage
-from raypurify.cleaning import schedule
-from raypurify.cleaning.cleaner import Cleaning
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning import plan
+from raypurify.cleaning.cleaner import Cleaning, CleaningConfig
 from raypurify.distributed.clean import CleaningActor, _block, clean, dry_run
 from raypurify.distributed.units import ActorPool
 from raypurify.images import decode
@@ -272,7 +271,7 @@ def test_a_straggler_writes_and_removes_nothing(tmp_path: Path) -> None:
     work = Cleaning.load(CleaningConfig(input=str(source), purifier="threshold"), output)
     straggler = CleaningActor(ray.put((work, "dead", POOL)))
     with lease.hold(output, "living"):
-        for unit in schedule.schedule(output):
+        for unit in plan.units(output):
             with pytest.raises(lease.LeaseLostError):
                 straggler(_block(unit.name, unit.part))
     written = {url: storage.read_bytes(url) for url in storage.list_files(output) if "/starts/" not in url}

@@ -19,7 +19,7 @@ from PIL import Image
 from servers import faulty
 
 from raypurify import storage
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.distributed.clean import clean
 from raypurify.distributed.units import ActorPool
 from raypurify.images import decode
@@ -190,9 +190,8 @@ def test_a_large_photo_takes_little_memory(tmp_path: Path) -> None:
     script = """
 import resource, sys, torch
 from raypurify.storage import checkpoints
-from raypurify.cleaning.base import Entry, Unit
-from raypurify.cleaning.cleaner import Cleaner, Cleaning
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.plan import Entry, Unit
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig
 from raypurify.purifiers import cru_net
 folder, size = sys.argv[1], int(sys.argv[2])
 network = cru_net.build(channels=3)

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import storage
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.distributed.clean import clean
 from raypurify.distributed.units import ActorPool
 from raypurify.images import encode_png
@@ -111,7 +111,7 @@ import random, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.distributed.clean import clean
 from raypurify.distributed.units import ActorPool
 

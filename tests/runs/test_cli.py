@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from raypurify import runs
-from raypurify.cleaning.config import CleaningConfig
+from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.runs import cli

@@ -1,32 +1,39 @@
-"""Streams of any length in bounded memory: sorted, kept for another pass, mapped by several threads."""
+"""Streams, tables and sets of names of any length, in bounded memory."""
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import json
 import os
 import tempfile
+from array import array
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
-from types import TracebackType
 from typing import IO, Any, TypeVar, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 Result = TypeVar("Result")
 
-RUN = 1 << 14
+SORTED_ROWS = 1 << 14
 """Records that are sorted in memory at a time."""
 BLOCK = 1 << 14
-"""Bytes that are read at once of a spooled run."""
+"""Bytes that are read at once of a spooled span."""
 SPOOLED = 16 << 20
 """Bytes of a file that are kept in memory before it goes to a temporary file."""
 GROUP_ROWS, GROUP_BYTES = 1 << 12, 16 << 20
 """Rows, and bytes of large values, after which a row group of a spooled table ends."""
+CHUNK = 1 << 16
+"""Digests that are looked up at once."""
 
 
 class Spool:
@@ -35,12 +42,8 @@ class Spool:
     def __init__(self) -> None:
         self.file = tempfile.TemporaryFile()  # noqa: SIM115
 
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Remove the file."""
         self.file.close()
 
     def extend(self, records: Iterable[tuple[Any, ...]]) -> tuple[int, int]:
@@ -112,48 +115,112 @@ class TableSpool:
             self.parquet.close()
 
 
-def ordered(records: Iterable[tuple[Any, ...]], *, run: int = RUN) -> Iterator[tuple[Any, ...]]:
-    """Tuples of strings, numbers and None in ascending order; more than ``run`` are merged from a temporary file.
+def ordered(records: Iterable[tuple[Any, ...]], *, in_memory: int = SORTED_ROWS) -> Iterator[tuple[Any, ...]]:
+    """Tuples of strings, numbers and None in ascending order; more than ``in_memory`` are merged from a temporary file.
 
     Strings are compared by code points, which is the order of their UTF-8 bytes.
     """
     rest = iter(records)
-    chunk = sorted(islice(rest, run))
-    if len(chunk) < run:
+    chunk = sorted(islice(rest, in_memory))
+    if len(chunk) < in_memory:
         yield from chunk
         return
-    with Spool() as spool:
+    with closing(Spool()) as spool:
         spans = []
         while chunk:
             spans.append(spool.extend(chunk))
-            chunk = sorted(islice(rest, run))
+            chunk = sorted(islice(rest, in_memory))
         yield from heapq.merge(*(spool.read(*span) for span in spans))
 
 
 def concurrently(
-    function: Callable[[Item], Result],
-    items: Iterable[Item],
+    function: Callable[[T], Result],
+    items: Iterable[T],
     *,
     at_once: int,
-    when: Callable[[Item], bool] = lambda item: True,
-) -> Iterator[tuple[Item, Result | None]]:
+    when: Callable[[T], bool] = lambda item: True,
+) -> Iterator[tuple[T, Result | None]]:
     """Each item with ``function(item)``, in order, computed by ``at_once`` threads a little ahead.
 
     Args:
         when: items for which it is false have None, at once.
     """
-
-    def resolved(item: Item, future: Future[Result] | None) -> tuple[Item, Result | None]:
-        return item, None if future is None else future.result()
-
     pool = ThreadPoolExecutor(at_once)
-    ahead: deque[tuple[Item, Future[Result] | None]] = deque()
+    ahead: deque[tuple[T, Future[Result] | None]] = deque()
+
+    def oldest() -> tuple[T, Result | None]:
+        item, future = ahead.popleft()
+        return item, future.result() if future else None
+
     try:
         for item in items:
             ahead.append((item, pool.submit(function, item) if when(item) else None))
             while ahead and (len(ahead) > 4 * at_once or ahead[0][1] is None):
-                yield resolved(*ahead.popleft())
+                yield oldest()
         while ahead:
-            yield resolved(*ahead.popleft())
+            yield oldest()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Digests:
+    """64-bit BLAKE2b digests of names, sorted by :meth:`seal`.
+
+    Two names may have one digest, by chance once in 10^5 sets of ten million names: then a name that is not in the set
+    is said to be in it.
+    """
+
+    def __init__(self) -> None:
+        self.values = array("Q")
+
+    def add(self, name: str) -> None:
+        """Add a name to a set that is not sealed."""
+        self.values.append(_digest(name))
+
+    def update(self, digests: NDArray[np.uint64]) -> None:
+        """Add names by their digests."""
+        self.values.frombytes(digests.tobytes())
+
+    def seal(self) -> Digests:
+        """Sort the set, in place: from now on it can be asked, and not added to."""
+        if self.values:
+            np.frombuffer(self.values, np.uint64).sort()
+        return self
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __contains__(self, name: str) -> bool:
+        digest = _digest(name)
+        index = bisect_left(self.values, digest)
+        return index < len(self.values) and self.values[index] == digest
+
+    def holds(self, digests: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of some names are in this sealed set, by their digests."""
+        if not self.values:
+            return np.zeros(len(digests), np.bool_)
+        values = np.frombuffer(self.values, np.uint64)
+        found: NDArray[np.bool_] = values[np.minimum(np.searchsorted(values, digests), len(values) - 1)] == digests
+        return found
+
+    def collisions(self, *others: Digests) -> Digests:
+        """The names of this sealed set that it holds twice, or that are in another."""
+        found = Digests()
+        if not self.values:
+            return found
+        own = np.frombuffer(self.values, np.uint64)
+        found.update(own[1:][own[1:] == own[:-1]])
+        for other in others:
+            for start in range(0, len(own), CHUNK):
+                chunk = own[start : start + CHUNK]
+                found.update(chunk[other.holds(chunk)])
+        return found.seal()
+
+
+def digests_of(names: Iterable[str]) -> NDArray[np.uint64]:
+    """The digest of each name."""
+    return np.array([_digest(name) for name in names], np.uint64)
+
+
+def _digest(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
