@@ -94,6 +94,36 @@ def test_an_interrupted_job_says_so_and_releases_its_output(job: str, number: si
         pass
 
 
+STARTED = """
+import os, signal, threading, time
+from dataclasses import dataclass
+import psutil
+from raypurify.distributed import cluster
+from raypurify.runs import cli
+
+@dataclass
+class Flags:
+    cpus: int = 1
+
+def send():
+    while not psutil.Process().children():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def start(flags):
+    threading.Thread(target=send).start()
+    cluster.connect(cluster.Needs(kind="actor", count=1, cpus=flags.cpus))
+
+cli.run(start, Flags(), [])
+"""
+
+
+def test_a_signal_while_ray_starts_is_an_interrupt() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    job = subprocess.run([sys.executable, "-c", STARTED], env=environment, capture_output=True, text=True, check=False)
+    assert (job.returncode, job.stdout, job.stderr) == (128 + signal.SIGTERM, "", f"{LINE}\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 def test_a_job_that_was_interrupted_three_times_ends_with_the_same_bytes(
