@@ -30,18 +30,16 @@ from raypurify.data.base import DataError
 from raypurify.storage.published import redacted
 from raypurify.storage.retries import NoBucketError, RefusedError, UnavailableError
 
-HASHED_WHOLE = 64 * 2**20
+HASHED = 64 * 2**20
 """Bytes: a local file up to this size is identified by a hash of all its content."""
 
-NEARBY = 64 * 2**10
+LARGEST_GAP = 64 * 2**10
 """Bytes: records that lie no farther apart are fetched by one request."""
 
-FETCHED = 8 * 2**20
+LARGEST_REQUEST = 8 * 2**20
 """Bytes that one request for records fetches at most."""
 
-FETCHES_AT_ONCE = 16
-
-CHANGED = ("mtime", "LastModified", "Last-Modified", "created")
+CHANGE_TIMES = ("mtime", "LastModified", "Last-Modified", "created")
 """What file systems call the time of a file's last change."""
 
 SAMPLED = 64 * 2**10
@@ -81,7 +79,7 @@ def cache_folder() -> Path:
 def described(url: str, info: dict[str, Any]) -> File:
     """A file as a filesystem's listing tells of it."""
     etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
-    changed = next((info[name] for name in CHANGED if info.get(name)), "")
+    changed = next((info[name] for name in CHANGE_TIMES if info.get(name)), "")
     return File(url=url, size=int(info["size"] or 0), version=etag or str(changed), etag=etag)
 
 
@@ -185,10 +183,10 @@ def naming(url: str) -> Iterator[None]:
     except Exception as error:
         # Filesystems raise the errors of the libraries below them: botocore's, aiohttp's, ...
         hides = redacted(str(error)) != str(error)
-        raise DataError(_told(url, error)) from (None if hides else error)
+        raise DataError(_reason(url, error)) from (None if hides else error)
 
 
-def _told(url: str, error: Exception) -> str:
+def _reason(url: str, error: Exception) -> str:
     reason = redacted(str(error))
     if isinstance(error, FileNotFoundError):
         return f"{url}: there is no such file or folder"
@@ -226,15 +224,15 @@ def read_records(url: str, header: int, size: int, rows: NDArray[np.int64]) -> N
     """Some of the records of ``size`` bytes that follow the first ``header`` bytes of a file: (len(rows), size) uint8.
 
     Args:
-        rows: numbers of the records. Those that lie near each other are fetched together, up to ``FETCHED`` bytes.
+        rows: numbers of the records. Those that lie near each other are fetched together.
 
     Raises:
         DataError: the file ends before them, or cannot be read.
     """
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
-    span = np.diff(ascending, prepend=-1) * size > NEARBY
-    block = ascending // max(1, FETCHED // size)
+    span = np.diff(ascending, prepend=-1) * size > LARGEST_GAP
+    block = ascending // max(1, LARGEST_REQUEST // size)
     starts = np.flatnonzero(span | (np.diff(block, prepend=-1) != 0))
     stops = np.append(starts[1:], len(rows))
     records = np.empty((len(rows), size), np.uint8)
@@ -248,7 +246,7 @@ def read_records(url: str, header: int, size: int, rows: NDArray[np.int64]) -> N
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=False):
             fetch(start, stop)
     else:
-        with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
+        with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
             list(pool.map(fetch, starts.tolist(), stops.tolist()))
     return records
 
@@ -271,7 +269,7 @@ def open_file(url: str) -> IO[bytes]:
 def content_identity(file: File) -> str:
     """What identifies the content of a file: a hash of it, or, where that is dear, of its size, tag and both ends."""
     digest = hashlib.sha256(f"{file.size}".encode())
-    if storage.is_local(file.url) and file.size <= HASHED_WHOLE:
+    if storage.is_local(file.url) and file.size <= HASHED:
         digest.update(read_range(file.url, 0, file.size))
         return digest.hexdigest()
     digest.update(file.etag.encode())

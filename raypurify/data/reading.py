@@ -21,7 +21,7 @@ from raypurify.data.base import DataError, Rows, Shard, Source
 FILES_AT_ONCE = 16
 """Files whose labels are read at once."""
 
-TRIED = 100
+IMAGES_TRIED = 100
 """Images that are tried for one that can be decoded."""
 
 
@@ -99,11 +99,11 @@ def shape_of(source: Source) -> tuple[int, int, int]:
     """(H, W, C) of the images: what the files say, or else the first image's that can be decoded.
 
     Raises:
-        DataError: none of the first ``TRIED`` can.
+        DataError: none of the first ``IMAGES_TRIED`` can.
     """
     if source.image_shape is not None:
         return source.image_shape
-    rows = [(shard, row) for shard in source.shards for row in range(min(shard.rows, TRIED))][:TRIED]
+    rows = [(shard, row) for shard in source.shards for row in range(min(shard.rows, IMAGES_TRIED))][:IMAGES_TRIED]
     for shard, row in rows:
         first = read_rows(shard, row, row + 1)
         if first.ids:

@@ -52,7 +52,7 @@ def open_source(
             source = narrowed(source, spread(labels_of(source), limit, seed=0))
         else:
             source = replace(source, shards=_first_rows(source.shards, limit))
-    rows = [(shard.key, *_taken(shard)) for shard in source.shards]
+    rows = [(shard.key, *_row_range(shard)) for shard in source.shards]
     return replace(source, fingerprint=_sha256([rows, found.contents]))
 
 
@@ -88,14 +88,14 @@ def _first_rows(shards: tuple[Shard, ...], limit: int) -> tuple[Shard, ...]:
     return tuple(kept)
 
 
-def _taken(shard: Shard) -> tuple[Any, ...]:
+def _row_range(shard: Shard) -> tuple[Any, ...]:
     """What tells the rows of a shard from others of its file."""
     picked = () if shard.picked is None else (hashlib.sha256(shard.picked.tobytes()).hexdigest(),)
     return (shard.first, shard.rows, *picked)
 
 
 def _origin(found: Found, split: str) -> Origin:
-    rows = _sha256([[_taken(shard) for shard in found.shards], found.contents])
+    rows = _sha256([[_row_range(shard) for shard in found.shards], found.contents])
     return Origin(files=_sha256(found.contents), rows=rows, split=split, split_by=found.split_by)
 
 

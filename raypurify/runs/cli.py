@@ -56,10 +56,10 @@ def run(main: Callable[[Arguments], Any], default: Arguments, argv: Sequence[str
             if received or isinstance(error, KeyboardInterrupt):
                 print("interrupted: what is done stays done; give the same command to go on", file=sys.stderr)
                 sys.exit(128 + (received or [signal.SIGINT])[0])
-            code, told = _judged(error)
+            code, reason = _exit_code(error)
             if not code:
                 raise
-            print(redacted(f"error: {told}"), file=sys.stderr)
+            print(redacted(f"error: {reason}"), file=sys.stderr)
             sys.exit(code)
 
 
@@ -101,18 +101,18 @@ def _send_again(
         report(lost)
 
 
-def _judged(error: BaseException) -> tuple[int, BaseException]:
-    """The exit code of an error, 0 if it is the program's own fault, and the error that tells a person why."""
-    told, from_worker = error, False
-    while isinstance(cause := getattr(told, "cause", None), BaseException):
+def _exit_code(error: BaseException) -> tuple[int, BaseException]:
+    """The exit code of an error, 0 if it is the program's own fault, and the error that says why."""
+    reason, from_worker = error, False
+    while isinstance(cause := getattr(reason, "cause", None), BaseException):
         # Ray wraps what a worker raised, and has it as ``cause``.
-        told, from_worker = cause, True
-    outage = next((one for one in _chain(told) if isinstance(one, UnavailableError)), None)
+        reason, from_worker = cause, True
+    outage = next((one for one in _chain(reason) if isinstance(one, UnavailableError)), None)
     if outage is not None:
         return 1, outage
-    if isinstance(told, REFUSED) and not from_worker:
-        return 2, told
-    return (1 if isinstance(told, REFUSED + FAILED) else 0), told
+    if isinstance(reason, REFUSED) and not from_worker:
+        return 2, reason
+    return (1 if isinstance(reason, REFUSED + FAILED) else 0), reason
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -22,8 +22,8 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.count, self.note = 0, ""
         self._began = time.time()
-        self._said = time.monotonic()
-        self._said_count = -1
+        self._printed = time.monotonic()
+        self._printed_count = -1
         self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:
@@ -56,7 +56,7 @@ class Progress:
         rate = self._rate()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.count, rate=f"{rate:,.0f} {self.unit}/s", note=note)
-        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
             self._line(rate)
 
     def __exit__(
@@ -64,14 +64,14 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._said_count < self.count:
+        elif kind is None and self._printed_count < self.count:
             self._line(self._rate())
 
     def _rate(self) -> float:
         return self.count / max(time.time() - self._began, 1e-9)
 
     def _line(self, rate: float) -> None:
-        self._said, self._said_count = time.monotonic(), self.count
+        self._printed, self._printed_count = time.monotonic(), self.count
         left = max(0, self.total - self.count) / rate if rate else 0.0
         note = f", {self.note}" if self.note else ""
         total, left_over = (f"/{self.total:,}", f", {left:,.0f} s left") if self.total else ("", "")

@@ -29,6 +29,7 @@ from raypurify.storage.files import (
     read_tables,
     remove,
     remove_drafts,
+    replacing,
     stem,
     with_columns,
     without_query,

@@ -78,10 +78,8 @@ def replace(url: str, data: bytes, version: str) -> str | None:
         with _locked(url, version) as path:
             if path is None:
                 return None
-            with storage.draft_beside(path) as (draft, file):
+            with storage.replacing(path) as file:
                 file.write(data)
-                file.close()
-                os.replace(draft, path)
             return _hash(data)
     try:
         return _on_s3(url, lambda fs, path: cast("str | None", fs.put_if(path, data, IfMatch=version)))

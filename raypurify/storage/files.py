@@ -45,21 +45,6 @@ CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 20
 """Seconds to reach an HTTP server, and to wait for its next bytes. :mod:`raypurify.storage.s3` has those of S3."""
 
-S3_ENVIRONMENT = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_CA_BUNDLE",
-    "AWS_CONFIG_FILE",
-    "AWS_DEFAULT_PROFILE",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_PROFILE",
-    "AWS_REGION",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_SHARED_CREDENTIALS_FILE",
-)
-
 
 def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system that ``url`` names, and the path in it.
@@ -88,19 +73,20 @@ def _s3(url: str) -> tuple[AbstractFileSystem, str]:
     from raypurify.storage.s3 import S3
 
     # A client is dear and holds its connections: one a process, until the settings change.
-    settings = [os.environ.get(name) for name in S3_ENVIRONMENT]
-    identity = (os.getpid(), *settings, repr(fsspec.config.conf.get("s3")), *S3._get_kwargs_from_urls(url).items())
-    with _making:
-        fs = _made(S3, identity, **S3._get_kwargs_from_urls(url))
-    return fs, fs._strip_protocol(url)
+    options = S3._get_kwargs_from_urls(url)
+    variables = (item for item in sorted(os.environ.items()) if item[0].startswith("AWS_"))
+    settings = (os.getpid(), *variables, repr(fsspec.config.conf.get("s3")), *options.items())
+    with _client_lock:
+        client = _client(S3, settings, **options)
+    return client, client._strip_protocol(url)
 
 
 _DRAFT = re.compile(r"\..*\.[0-9a-f]{32}", re.DOTALL)
-_making = threading.Lock()
+_client_lock = threading.Lock()
 
 
 @functools.lru_cache(maxsize=8)
-def _made(kind: type[AbstractFileSystem], identity: tuple[object, ...], **options: Any) -> AbstractFileSystem:
+def _client(kind: type[AbstractFileSystem], settings: tuple[object, ...], **options: Any) -> AbstractFileSystem:
     return kind(**options, skip_instance_cache=True)
 
 
@@ -257,10 +243,8 @@ def write_bytes(url: str, data: bytes, content_type: str | None = None) -> None:
     """
     if is_local(url):
         _, path = filesystem(url)
-        with draft_beside(path) as (draft, file):
+        with replacing(path) as file:
             file.write(data)
-            file.close()
-            os.replace(draft, path)
     else:
         on_store(url, lambda fs, path: fs.pipe_file(path, data, **_typed(fs, content_type)))
 
@@ -272,11 +256,9 @@ def write_file(url: str, file: IO[bytes], content_type: str | None = None) -> No
     """
     if is_local(url):
         _, path = filesystem(url)
-        with draft_beside(path) as (draft, target):
+        with replacing(path) as target:
             file.seek(0)
             shutil.copyfileobj(file, target, length=2**20)
-            target.close()
-            os.replace(draft, path)
         return
 
     def put(fs: AbstractFileSystem, path: str) -> None:
@@ -300,6 +282,15 @@ def _typed(fs: AbstractFileSystem, content_type: str | None) -> dict[str, str]:
     if content_type is None or not kinds & {"s3", "gs"}:
         return {}
     return {"ContentType" if "s3" in kinds else "content_type": content_type}
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[IO[bytes]]:
+    """What is written in the block takes the place of a local file, at once, when the block ends without an error."""
+    with draft_beside(path) as (draft, file):
+        yield file
+        file.close()
+        os.replace(draft, path)
 
 
 @contextlib.contextmanager
