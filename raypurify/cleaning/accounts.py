@@ -19,6 +19,7 @@ from raypurify import images, storage
 from raypurify.cleaning import plan
 from raypurify.cleaning.bounded import Digests, TableSpool, concurrently, digests_of
 from raypurify.cleaning.reader import Item
+from raypurify.images import Picture
 from raypurify.runs import schema
 from raypurify.storage.published import published
 
@@ -66,11 +67,8 @@ class Cleaned:
         order = (item.measures["psnr"], item.id)
         if len(self.changes) == CHANGES and order > (self.changes[-1]["psnr"], self.changes[-1]["id"]):
             return
-        pictures = {
-            "input": cast(images.Picture, item.picture).pixels,
-            "cleaned": cast(NDArray[np.uint8], item.cleaned),
-        }
-        small = {name: images.thumbnail(pixels, THUMBNAIL) for name, pixels in pictures.items()}
+        before, after = cast(Picture, item.picture).pixels, cast(NDArray[np.uint8], item.cleaned)
+        small = {"input": images.thumbnail(before, THUMBNAIL), "cleaned": images.thumbnail(after, THUMBNAIL)}
         self.changes.append({"id": item.id, "psnr": item.measures["psnr"], **small})
         self.changes.sort(key=lambda change: (change["psnr"], change["id"]))
         del self.changes[CHANGES:]
@@ -154,7 +152,7 @@ def add_up(output: str) -> Totals:
         reasons.add(rejects["reason"].to_pylist())
         totals.most_changed = heapq.nsmallest(
             MOST_CHANGED,
-            totals.most_changed + _first(manifest, unit.name),
+            totals.most_changed + _most_changed(manifest, unit.name),
             key=lambda row: (row["psnr"], row["id"]),
         )
     if ids.seal().collisions():
@@ -209,7 +207,7 @@ class _Reasons:
         return found
 
 
-def _first(manifest: pa.Table, unit: str) -> list[dict[str, Any]]:
+def _most_changed(manifest: pa.Table, unit: str) -> list[dict[str, Any]]:
     """The images of a unit that its samples show."""
     ordered = manifest.sort_by([("psnr", "ascending"), ("id", "ascending")]).slice(0, CHANGES)
     return [{**row, "unit": unit} for row in ordered.to_pylist()]
@@ -241,7 +239,7 @@ def _accounts(output: str) -> Iterator[tuple[plan.PlannedUnit, pa.Table, pa.Tabl
 def retire(output: str) -> None:
     """Take inputs that a later generation has done anew out of the accounts of the units that did them first.
 
-    Outputs of theirs that nothing writes any more, as when a Parquet file is cut into fewer runs, are removed. A mark
+    Outputs of theirs that nothing writes any more, as when a Parquet file is cut into fewer ranges, are removed. A mark
     in the generation's folder says that it is done.
     """
     marks = {generation.number: storage.join(generation.folder, RETIRED) for generation in plan.generations(output)[1:]}

@@ -52,8 +52,8 @@ class CleaningConfig:
     classifier: str | None = None
     """Labels each image before and after, where it takes images of that shape."""
     shards: writer.Shards = "mirror"
-    """mirror: an image for each image, a Parquet file or tar for each run of one, under their own names. parquet,
-    webdataset: a shard for each unit, images only."""
+    """mirror: an image for each image, a Parquet file for each range of rows of one, a tar for each tar, under their
+    own names. parquet, webdataset: a shard for each unit, images only."""
     format: Format = "png"
     quality: int = 90
     """Of JPEG and WebP: 1 to 100."""
@@ -62,7 +62,7 @@ class CleaningConfig:
     max_pixels: int = images.MAX_PIXELS
     """Images of more pixels (height times width) are rejected."""
     limit: int | None = None
-    """The first files (or runs of rows) only."""
+    """The first files (or ranges of rows) only."""
     precision: Precision = "float32"
     """Of the networks' arithmetic; float32 without TF32."""
     seed: int = 0

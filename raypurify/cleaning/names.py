@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 from raypurify.cleaning.bounded import Digests
 from raypurify.cleaning.folders import Kind
@@ -33,6 +33,10 @@ LONGEST_NAME = 800
 """Bytes of a name with its folders: they leave 200 for the output's own path."""
 HASHED = 2
 """The first level of names with a hash: see :func:`output_name`."""
+
+
+Output = tuple[str, Kind, str]
+"""Key, kind and suffix of an output, as :func:`output_name` takes them."""
 
 
 def output_name(key: str, kind: Kind, *, extension: str, suffix: str = "", level: int = 0) -> str:
@@ -58,46 +62,58 @@ def output_name(key: str, kind: Kind, *, extension: str, suffix: str = "", level
     return _cut(begin, LONGEST_NAME - LONGEST_END) + end
 
 
-def unique_names(
-    outputs: Callable[[], Iterable[tuple[str, Kind, str]]], *, extension: str, taken: Digests, folds: bool
-) -> Iterator[str]:
-    """Give each output a name of its own, in 8 bytes of memory an output, or 32 where all names collide.
+class UniqueNames:
+    """Gives each output a name of its own, in 8 bytes of memory an output, or 32 where all names collide.
 
-    A name that several outputs would have, or that is taken, is given to none of them: each gets its next one.
-
-    Args:
-        outputs: yields key, kind and suffix of each output, as of :func:`output_name`; called several times.
-        extension: of cleaned images, without a dot.
-        taken: names that other outputs have, sealed.
-        folds: names that differ in upper and lower case only are one.
-
-    Yields:
-        The name of each, in their order.
+    A name that several outputs would have, or that is taken, is given to none of them: each gets its next one. So all
+    outputs are told to :meth:`add`, then to :meth:`settle`, before :meth:`name` says what they are called.
     """
 
-    def name(output: tuple[str, Kind, str], level: int) -> str:
-        key, kind, suffix = output
-        return output_name(key, kind, extension=extension, suffix=suffix, level=level)
+    def __init__(self, extension: str, *, folds: bool) -> None:
+        """
+        Args:
+            extension: of cleaned images, without a dot.
+            folds: names that differ in upper and lower case only are one.
+        """
+        self.extension, self.folds = extension, folds
+        self.short, self.full = Digests(), Digests()
 
-    def as_told_apart(name: str) -> str:
-        return folded(name) if folds else name
+    def add(self, output: Output) -> None:
+        """Take note of an output."""
+        self.short.add(self._as_told_apart(self._at(output, 0)))
 
-    short, full = Digests(), Digests()
-    for output in outputs():
-        short.add(as_told_apart(name(output, 0)))
-    collisions = short.seal().collisions(taken)
-    for output in outputs() if collisions else ():
-        if as_told_apart(name(output, 0)) in collisions:
-            full.add(as_told_apart(name(output, 1)))
-    collisions_of_full = full.seal().collisions(short, taken)
-    for output in outputs():
-        level = 0
-        if as_told_apart(name(output, 0)) in collisions:
-            level = HASHED if as_told_apart(name(output, 1)) in collisions_of_full else 1
+    def settle(self, outputs: Iterable[Output], taken: Digests) -> None:
+        """Find the names that collide.
+
+        Args:
+            outputs: all that were added, once more; drawn only where names collide.
+            taken: names that other outputs have, sealed.
+        """
+        self.taken = taken
+        self.collisions = self.short.seal().collisions(taken)
+        for output in outputs if self.collisions else ():
+            if self._as_told_apart(self._at(output, 0)) in self.collisions:
+                self.full.add(self._as_told_apart(self._at(output, 1)))
+        self.full_collisions = self.full.seal().collisions(self.short, taken)
+
+    def name(self, output: Output) -> str:
+        """The name of an output."""
+        for level, collisions in enumerate((self.collisions, self.full_collisions)):
+            name = self._at(output, level)
+            if self._as_told_apart(name) not in collisions:
+                return name
+        level = HASHED
         # A hostile key may look like the name with another's hash.
-        while level >= HASHED and any(as_told_apart(name(output, level)) in names for names in (short, full, taken)):
+        while any(self._as_told_apart(self._at(output, level)) in used for used in (self.short, self.full, self.taken)):
             level += 1
-        yield name(output, level)
+        return self._at(output, level)
+
+    def _at(self, output: Output, level: int) -> str:
+        key, kind, suffix = output
+        return output_name(key, kind, extension=self.extension, suffix=suffix, level=level)
+
+    def _as_told_apart(self, name: str) -> str:
+        return folded(name) if self.folds else name
 
 
 def folded(name: str) -> str:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from raypurify import storage
 from raypurify.cleaning.bounded import SORTED_ROWS, Digests, Spool, concurrently, ordered
 from raypurify.cleaning.folders import InputFile
-from raypurify.cleaning.names import folded, unique_names
+from raypurify.cleaning.names import Output, UniqueNames, folded
 from raypurify.cleaning.plan import (
     REPLACED,
     Counts,
@@ -230,13 +230,14 @@ def _plan(
     storage.remove(generation.folder)
     replaced = PartWriter(generation, "replaced", REPLACED, sizes.part_rows)
     parts = PartWriter(generation, "part", schema.PLAN, sizes.part_rows)
+    folds = _folds(output)
+    names = UniqueNames(extension, folds=folds)
     with closing(Spool()) as spool:
-        spool.extend(islice(_pieces(changed, replaced, sizes), limit))
+        spool.extend(_noted(islice(_pieces(changed, replaced, sizes), limit), names))
         replaced.close()
         if spool.is_empty():
             return None
-        folds = _folds(output)
-        named = _named(spool, extension, taken=_outputs(former, folds), folds=folds)
+        named = _named(spool, names, taken=_outputs(former, folds))
         for number, unit in enumerate(_units(named, sizes)):
             name = f"{generation.number:03d}-{number:06d}"
             parts.add([entry.row(name) for entry in unit], Counts.of(unit, units=1))
@@ -276,9 +277,10 @@ def _pieces(files: Iterable[tuple[InputFile, list[Entry]]], replaced: PartWriter
             suffix = f"-{first:09d}" if cuts and len(cuts) > 1 else ""
             entry = Entry(*file, first, None if file.kind == "tar" else rows, known.get(first, ""))
             pieces.append(Piece(entry, suffix, joins))
-        outputs = {piece.entry.output for piece in pieces}
-        rows_replaced = [(*entry.row(""), entry.output not in outputs) for entry in former]
-        replaced.add(rows_replaced, Counts.of(former, units=0))
+        if former:
+            outputs = {piece.entry.output for piece in pieces}
+            rows_replaced = [(*entry.row(""), entry.output not in outputs) for entry in former]
+            replaced.add(rows_replaced, Counts.of(former, units=0))
         yield from pieces
 
 
@@ -286,15 +288,26 @@ def _spooled(spool: Spool) -> Iterator[Piece]:
     return (Piece(Entry(*entry), suffix, joins) for entry, suffix, joins in spool.read())
 
 
-def _named(spool: Spool, extension: str, *, taken: Digests, folds: bool) -> Iterator[Piece]:
+def _output(piece: Piece) -> Output:
+    return piece.entry.key, piece.entry.kind, piece.suffix
+
+
+def _noted(pieces: Iterable[Piece], names: UniqueNames) -> Iterator[Piece]:
+    """The pieces, on their way; those whose outputs need names are noted."""
+    for piece in pieces:
+        if not piece.entry.output:
+            names.add(_output(piece))
+        yield piece
+
+
+def _named(spool: Spool, names: UniqueNames, taken: Digests) -> Iterator[Piece]:
     """The pieces in a spool, each with a name for its output."""
-
-    def unnamed() -> Iterator[tuple[str, Any, str]]:
-        return ((entry.key, entry.kind, suffix) for entry, suffix, _ in _spooled(spool) if not entry.output)
-
-    names = unique_names(unnamed, extension=extension, taken=taken, folds=folds)
+    names.settle((_output(piece) for piece in _spooled(spool) if not piece.entry.output), taken)
     for piece in _spooled(spool):
-        yield piece if piece.entry.output else piece._replace(entry=piece.entry._replace(output=next(names)))
+        if piece.entry.output:
+            yield piece
+        else:
+            yield piece._replace(entry=piece.entry._replace(output=names.name(_output(piece))))
 
 
 def _units(pieces: Iterable[Piece], sizes: Sizes) -> Iterator[list[Entry]]:

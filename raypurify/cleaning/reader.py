@@ -81,7 +81,7 @@ class Item:
     picture: Picture | None = None
     """The decoded image."""
     stage: str = ""
-    """Of a reject: "read", "decode" or "purify"; empty for others."""
+    """Of a reject: "read", "decode", "purify" or "encode"; empty for others."""
     reason: str = ""
     """Of a reject."""
     waits: bool = False
@@ -118,16 +118,16 @@ def sections(unit: Unit, limits: Limits) -> Iterator[Section]:
         unit: planned inputs.
         limits: of what is decoded.
     """
-    for kind, run in groupby(unit.entries, key=lambda entry: entry.kind):
-        entries = tuple(run)
+    for kind, same in groupby(unit.entries, key=lambda entry: entry.kind):
+        entries = tuple(same)
         if kind == "image":
             yield Section(entry=entries[0], items=_decoded(_files(entries, limits), limits))
         elif kind == "tar":
             for entry in entries:
                 yield Section(entry=entry, items=_decoded(_members(entry, limits), limits))
         else:
-            for _, same in groupby(entries, key=lambda entry: entry.url):
-                yield from _ranges_of_rows(tuple(same), limits)
+            for _, ranges in groupby(entries, key=lambda entry: entry.url):
+                yield from _ranges_of_rows(tuple(ranges), limits)
 
 
 def is_passing(error: BaseException, url: str) -> bool:
@@ -253,7 +253,7 @@ def _rows(entry: Entry, values: Iterable[bytes | NDArray[np.uint8] | ValueError]
 
 
 def _tables(entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | ValueError]:
-    """The rows of each run of a Parquet file, all columns, or why they can't be read; it is gone through once."""
+    """The rows of each range of a Parquet file, all columns, or why they can't be read; it is gone through once."""
     given = 0
     try:
         if limits.announce and (left := [entry.id for entry in entries if entry.id not in limits.killers]):

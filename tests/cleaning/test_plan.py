@@ -18,7 +18,7 @@ from raypurify.cleaning import plan, planner, reader
 from raypurify.cleaning.bounded import Digests
 from raypurify.cleaning.folders import InputFile, kind_of
 from raypurify.cleaning.inputs import listed
-from raypurify.cleaning.names import folded, output_name, unique_names
+from raypurify.cleaning.names import Output, UniqueNames, folded, output_name
 from raypurify.cleaning.plan import Counts, Entry, Unit
 from raypurify.cleaning.planner import Sizes
 from raypurify.runs import schema
@@ -278,9 +278,12 @@ def test_full_names_that_are_taken_get_a_hash(tmp_path: Path):
 
 def test_where_case_is_not_told_apart_names_differ_in_more():
     keys = sorted(["A.png", "a.png", "b.png", "X/c.png", "x/c.png", "e\u0301.png", "\u00e9.png"])
-    found = list(
-        unique_names(lambda: [(key, "image", "") for key in keys], extension="png", taken=Digests(), folds=True)
-    )
+    outputs: list[Output] = [(key, "image", "") for key in keys]
+    names = UniqueNames("png", folds=True)
+    for output in outputs:
+        names.add(output)
+    names.settle(outputs, Digests())
+    found = [names.name(output) for output in outputs]
     assert found[keys.index("b.png")] == "b.png"
     assert len({folded(name) for name in found}) == len(keys)
 
