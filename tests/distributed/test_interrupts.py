@@ -57,9 +57,9 @@ def interrupt(words: list[str], number: signal.Signals, output: Path, moment: st
     with log.open("wb") as file:
         job = subprocess.Popen(words, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
         try:
-            wait_for(lambda: job.poll() is not None or has_come(moment, output, log), 180, moment)
+            wait_for(lambda: job.poll() is not None or has_come(moment, output, log), 600, moment)
             job.send_signal(number)
-            return job.wait(60), log.read_text()
+            return job.wait(120), log.read_text()
         finally:
             if job.poll() is None:
                 os.killpg(job.pid, signal.SIGKILL)
