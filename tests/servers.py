@@ -73,6 +73,21 @@ def s3() -> Iterator[str]:
     server.wait()
 
 
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Lists folders, and knows no ranges."""
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@contextlib.contextmanager
+def serving(folder: Path, handler: type[http.server.SimpleHTTPRequestHandler] = QuietHandler) -> Iterator[int]:
+    """A web server of a folder's files; its port."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
 @contextlib.contextmanager
 def faulty(faults: Faults) -> Iterator[Proxy]:
     """The S3 server of the environment behind a proxy that fails; the environment's endpoint is the proxy meanwhile."""
@@ -95,7 +110,7 @@ def guarded_web(folder: Path, *, withheld: str = "") -> Iterator[str]:
     """
     basic = "Basic " + base64.b64encode(f"{USER}:{WORD}".encode()).decode()
 
-    class Guard(http.server.SimpleHTTPRequestHandler):
+    class Guard(QuietHandler):
         def send_head(self):  # type: ignore[no-untyped-def]
             if self.headers.get("Authorization") == basic or f"sig={SIGNATURE}" in self.path:
                 return super().send_head()
@@ -106,12 +121,8 @@ def guarded_web(folder: Path, *, withheld: str = "") -> Iterator[str]:
             if keyword != withheld:
                 super().send_header(keyword, value)
 
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Guard, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serving(folder, Guard) as port:
+        yield f"127.0.0.1:{port}"
 
 
 def files_with(text: str, folder: Path) -> list[str]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from servers import serving
 
 from raypurify import storage
 from raypurify.cleaning.bounded import concurrently, ordered
@@ -90,14 +88,8 @@ def web(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and where it is on a web server."""
     root = tmp_path / "web"
     root.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield root, f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serving(root) as port:
+        yield root, f"http://127.0.0.1:{port}"
 
 
 def test_local_folder_and_s3_list_the_same_keys_in_the_same_order(tmp_path: Path, s3: str, output: str):

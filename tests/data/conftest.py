@@ -1,21 +1,13 @@
 from __future__ import annotations
 
-import functools
 import gzip
-import http.server
-import socket
 import struct
-import subprocess
-import sys
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from servers import serving
 
 
 @pytest.fixture(autouse=True)
@@ -48,51 +40,10 @@ def write_mnist() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     return write
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def http_root(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and the URL at which a real HTTP server serves it. The server lists folders, and knows no ranges."""
     folder = tmp_path / "served"
     folder.mkdir()
-    handler = functools.partial(_Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of an empty bucket on a real S3 server (moto), with the credentials in the environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    endpoint = f"http://127.0.0.1:{port}"
-    program = Path(sys.executable).with_name("moto_server")
-    with subprocess.Popen([program, "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL) as server:
-        try:
-            _wait_for(endpoint)
-            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-            monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-            urllib.request.urlopen(urllib.request.Request(f"{endpoint}/data", method="PUT"), timeout=10).close()
-            yield "s3://data"
-        finally:
-            server.terminate()
-
-
-def _wait_for(url: str) -> None:
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(url, timeout=10).close()
-            return
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    raise TimeoutError(f"{url} does not answer")
+    with serving(folder) as port:
+        yield folder, f"http://127.0.0.1:{port}"

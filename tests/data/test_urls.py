@@ -77,10 +77,10 @@ def test_http(local: Path, http_root) -> None:
     assert sum(open_source(f"{url}/local/{name}", split=split).rows for split in ("train", "test")) == 12
 
 
-def test_s3(local: Path, s3_bucket: str) -> None:
-    fs, _ = fsspec.url_to_fs(s3_bucket)
-    fs.put(str(local), f"{s3_bucket}/sets", recursive=True)
-    check(local, f"{s3_bucket}/sets")
+def test_s3(local: Path, s3: str) -> None:
+    fs, _ = fsspec.url_to_fs(s3)
+    fs.put(str(local), f"{s3}/sets", recursive=True)
+    check(local, f"{s3}/sets")
     with pytest.raises(DataError, match="no-such-bucket"):
         open_source("s3://no-such-bucket/a", split="train")
 

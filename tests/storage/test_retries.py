@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import http.server
 import os
 import pickle
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fault_proxy import Faults, Proxy, running
-from servers import answers, faulty, free_port, wait_for
+from servers import answers, faulty, free_port, serving, wait_for
 
 from raypurify import storage
 from raypurify.data import DataError, files
@@ -366,16 +365,8 @@ def test_credentials_that_run_out_are_read_anew(
 @pytest.fixture
 def http_site(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     """A folder and the port at which a real HTTP server serves it."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield tmp_path, server.server_address[1]
-        server.shutdown()
+    with serving(tmp_path) as port:
+        yield tmp_path, port
 
 
 def test_http_is_tried_again_and_signed_addresses_are_not_shown(http_site: tuple[Path, int]) -> None:

@@ -232,7 +232,7 @@ def test_many_files_come_in_order_and_missing_ones_as_errors(place: str) -> None
 
 
 def test_many_small_files_take_one_request_each_at_once(s3: str) -> None:
-    urls = [f"{s3}/many/{number}" for number in range(24)]
+    urls = [f"{s3}/small/{number}" for number in range(24)]
     for url in urls:
         storage.write_bytes(url, b"x")
     with faulty(Faults(trickle=1.0, trickle_seconds=0.3)) as proxy:

@@ -9,7 +9,7 @@ A record is a byte of label, then 32x32 pixels of red, of green and of blue, row
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 SHAPE = (32, 32, 3)
 RECORD = 1 + 32 * 32 * 3
 
-_BATCH = re.compile(r"(?:data_batch_(?P<number>\d+)|test_batch)(?P<binary>\.bin)?")
+_BATCH = re.compile(r"(?:data_batch_(\d+)|test_batch)(?:\.bin)?")
 
 
 def find(place: Place, split: str) -> Found | None:
@@ -38,11 +38,8 @@ def find(place: Place, split: str) -> Found | None:
         DataError: a batch is missing, truncated, or holds something that the official files don't.
     """
     by_name = {file.name: file for file in place.files} if place.is_folder else {}
-    for binary in (True, False):
-        names = batches(by_name, split, url=place.url, binary=binary)
-        if names:
-            return found([_shard(by_name[name]) for name in names], [by_name[name] for name in names])
-    return None
+    listed = [by_name[name] for name in batches(by_name, split, url=place.url)]
+    return found([_shard(file) for file in listed], listed) if listed else None
 
 
 def _shard(file: File) -> Shard:
@@ -51,25 +48,36 @@ def _shard(file: File) -> Shard:
     return replace(shard, rows=count(file if records == file.url else files.stat(records), url=file.url))
 
 
-def is_batch(name: str, *, binary: bool) -> bool:
-    match = _BATCH.fullmatch(name)
-    return match is not None and (match["binary"] is not None) == binary
+def is_batch(name: str) -> bool:
+    return _BATCH.fullmatch(name) is not None
 
 
-def batches(names: Iterable[str], split: str, *, url: str, binary: bool) -> list[str]:
-    """The batches of a split among the names of files, in order; none where there are none.
+def is_binary(name: str) -> bool:
+    """Whether a batch is of the binary version."""
+    return name.endswith(".bin")
+
+
+def batches(names: Iterable[str], split: str, *, url: str) -> list[str]:
+    """The batches of a split among the names of files, in order: the binary version's, or else the Python version's.
 
     Raises:
         DataError: a number is missing between the first training batch and the last.
     """
-    matches = [_BATCH.fullmatch(name) for name in names if is_batch(name, binary=binary)]
-    if split == "test":
-        return [match[0] for match in matches if match and match["number"] is None]
-    numbered = {int(match["number"]): match[0] for match in matches if match and match["number"]}
-    missing = sorted(set(range(1, max(numbered, default=0) + 1)) - set(numbered))
+    for binary in (True, False):
+        matches = [match for match in map(_BATCH.fullmatch, names) if match and is_binary(match[0]) == binary]
+        training = {int(match[1]): match[0] for match in matches if match[1]}
+        test = [match[0] for match in matches if not match[1]]
+        of_split = test if split == "test" else _in_order(training, url)
+        if of_split:
+            return of_split
+    return []
+
+
+def _in_order(training: Mapping[int, str], url: str) -> list[str]:
+    missing = set(range(1, max(training, default=0) + 1)) - set(training)
     if missing:
-        raise DataError(f"{url}: batch {missing[0]} of the training data is missing; there are {sorted(numbered)}")
-    return [name for _, name in sorted(numbered.items())]
+        raise DataError(f"{url}: batch {min(missing)} of the training data is missing; there are {sorted(training)}")
+    return [training[number] for number in sorted(training)]
 
 
 def found(shards: Iterable[Shard], batches: Iterable[File]) -> Found:
@@ -106,8 +114,7 @@ def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _records(shard: Shard) -> str:
     """The file of records that a batch is, or is brought to."""
-    binary = is_batch(shard.key, binary=True)
-    return shard.url if binary else files.unpacked(shard.url, shard.extra["version"], write_records)
+    return shard.url if is_binary(shard.key) else files.unpacked(shard.url, shard.extra["version"], write_records)
 
 
 def write_records(url: str, path: Path) -> None:

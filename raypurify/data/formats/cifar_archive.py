@@ -42,7 +42,7 @@ def _in_archive(archive: File, split: str) -> Found:
     # An archive is unpacked first: its members are known at its end alone.
     listed, _ = files.list_folder(files.unpacked(archive.url, archive.version, unpack))
     by_name = {file.name: file for file in listed}
-    names = [name for binary in (True, False) for name in cifar.batches(by_name, split, url=archive.url, binary=binary)]
+    names = cifar.batches(by_name, split, url=archive.url)
     if not names:
         raise DataError(f"{archive.url}: expected batches of CIFAR-10's {split} split, got {sorted(by_name) or 'none'}")
     shards = []
@@ -90,10 +90,10 @@ def unpack(url: str, folder: Path) -> None:
 
 def _write_batch(archive: tarfile.TarFile, member: tarfile.TarInfo, url: str, folder: Path) -> None:
     name = member.name.rpartition("/")[2]
-    binary = cifar.is_batch(name, binary=True)
-    if not member.isfile() or not (binary or cifar.is_batch(name, binary=False)):
+    if not member.isfile() or not cifar.is_batch(name):
         return
     content = archive.extractfile(member)
-    if content is not None:
-        data = content.read() if binary else _cifar_pickle.records(content, f"{url}, member {member.name}")
-        (folder / name).write_bytes(data)
+    if content is not None and cifar.is_binary(name):
+        (folder / name).write_bytes(content.read())
+    elif content is not None:
+        (folder / name).write_bytes(_cifar_pickle.records(content, f"{url}, member {member.name}"))

@@ -125,11 +125,12 @@ def read_parts(shard: Shard, parts: Sequence[NDArray[np.int64]]) -> Iterator[Row
 
 def _decoded(table: pa.Table, rows: NDArray[np.int64], shard: Shard) -> Rows:
     named = "id" in table.column_names
+    label = columns.label_column(table.schema)
     return decoded(
         columns.encoded_images(table),
         ids=table["id"].to_pylist() if named else [f"{shard.key}#{shard.first + row}" for row in rows],
         urls=[shard.url] * len(rows),
-        labels=_labels(table, shard, rows),
+        labels=_labels(table[label] if label else None, shard, rows),
     )
 
 
@@ -139,15 +140,18 @@ def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     Raises:
         DataError: a label is missing or out of range.
     """
-    count = _metadata(shard.url, shard.extra["version"]).row_group(shard.row_group).num_rows
-    column = _column(shard, columns.label_column)
-    table = pa.table({"image": pa.nulls(count)} if column is None else {columns.LABEL_COLUMNS[0]: column})
-    return _labels(table, shard, np.arange(count))[rows]
+    every_row = np.arange(_row_group_rows(shard))
+    return _labels(_column(shard, columns.label_column), shard, every_row)[rows]
 
 
 def own_ids(shard: Shard) -> pa.ChunkedArray | None:
     """The column ``id`` of a row group, where there is one."""
     return _column(shard, lambda schema: "id" if "id" in schema.names else None)
+
+
+def _row_group_rows(shard: Shard) -> int:
+    metadata = _metadata(shard.url, shard.extra["version"])
+    return int(metadata.row_group(shard.row_group).num_rows)
 
 
 def _column(shard: Shard, choose: Callable[[pa.Schema], str | None]) -> pa.ChunkedArray | None:
@@ -156,7 +160,7 @@ def _column(shard: Shard, choose: Callable[[pa.Schema], str | None]) -> pa.Chunk
     if name is None:
         return None
     column = _read_column(shard.url, shard.extra["version"], name)
-    return column.slice(shard.first, metadata.row_group(shard.row_group).num_rows)
+    return column.slice(shard.first, _row_group_rows(shard))
 
 
 @lru_cache(maxsize=32)
@@ -243,11 +247,10 @@ def _read_table(shard: Shard, rows: NDArray[np.int64]) -> pa.Table:
             return pa.Table.from_batches(batches)
 
 
-def _labels(table: pa.Table, shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    label = columns.label_column(table.schema)
-    if label is None:
-        return np.full(len(table), NO_LABEL, np.int64)
-    column = table[label]
+def _labels(column: pa.ChunkedArray | None, shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of some rows, in whose order the column is; None: there is no such column."""
+    if column is None:
+        return np.full(len(rows), NO_LABEL, np.int64)
     if column.null_count:
         row = shard.first + int(rows[np.flatnonzero(column.is_null().to_numpy())[0]])
         raise DataError(f"{shard.url}, row {row}: the label is null; leave the column out for images without")
