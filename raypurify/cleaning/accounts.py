@@ -34,6 +34,7 @@ KINDS = 1000
 """Reasons that are counted apart."""
 READS_AT_ONCE = 16
 PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))
+"""Folders of accounts, and the columns of their files."""
 RETIRED = "_RETIRED"
 """In a generation's folder: what it took the place of is no longer in the accounts."""
 

@@ -31,7 +31,7 @@ class Sink:
         raise NotImplementedError
 
     def reject(self, item: Item) -> None:
-        """Leave a rejected image out, and remove what a former version of it has left."""
+        """Leave a rejected image out."""
 
     def pass_on(self, item: Item) -> None:
         """Take a tar's member that is no image, if it belongs in the output."""
@@ -99,6 +99,7 @@ class FileSink(Sink):
         storage.write_bytes(url, data, content_type=self.content_type)
 
     def reject(self, item: Item) -> None:
+        """Remove what a former version of the image has left."""
         self.check_lease()
         storage.remove(storage.join(self.folder, item.entry.output))
 
