@@ -96,7 +96,7 @@ class S3(S3FileSystem):
                 client = await self.get_s3(kwargs.get("Bucket"))
                 return await self._attempt(client, method, *akwarglist, **kwargs)
             except Exception as error:
-                failure = await self._named(client, error, method, kwargs)
+                failure = await self._with_reason(client, error, method, kwargs)
                 if not renewed and code_of(failure) in EXPIRED_CODES:
                     renewed = True
                     if await self._renew(client):
@@ -137,7 +137,7 @@ class S3(S3FileSystem):
                 raise
             raise TimeoutError(f"{size} bytes took longer than {seconds:.0f} s") from error
 
-    async def _named(self, client: Any, error: Exception, method: str, kwargs: dict[str, Any]) -> Exception:
+    async def _with_reason(self, client: Any, error: Exception, method: str, kwargs: dict[str, Any]) -> Exception:
         """``error``, or where it answers a HEAD, and so has no body that says why, the error of a request that has."""
         if method not in ("head_object", "head_bucket") or status_of(error) not in (400, 403, 404):
             return error
