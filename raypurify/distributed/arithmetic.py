@@ -1,4 +1,4 @@
-"""How an actor or a worker computes on CPUs."""
+"""Threads and memory of the processes that compute on CPUs, and of those that read."""
 
 from __future__ import annotations
 
@@ -9,18 +9,33 @@ import torch
 
 KEPT_BYTES = 256 * 2**20
 """Tensors up to this size take memory that was freed before, of which a process keeps so much."""
+RETURNED_BYTES = 256 * 2**10
+"""Memory of this size and more goes back to the system at once, in a process that reads."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's malloc.h."""
 
 
-def on_cpus(threads: int) -> None:
+def compute_on_cpus(threads: int) -> None:
     """Let this process compute with so many threads, in memory that it keeps.
 
     By itself glibc gives a freed tensor of over 32 MiB back to the kernel, which clears every page of the next one. In
-    an attack on 250 MNIST images that takes a third of the time. C libraries without ``mallopt`` are left alone.
+    an attack on 250 MNIST images that takes a third of the time.
     """
     torch.set_num_threads(threads)
+    _mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+    _mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def return_freed_memory() -> None:
+    """Let this process give the memory of decoded images back when they are freed.
+
+    By itself glibc keeps up to 64 MiB of it for each of many threads.
+    """
+    _mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    """Set a parameter of glibc's memory; other C libraries are left alone."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(parameter, value)

@@ -20,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.data import Dataset, Datasource, ReadTask
+from ray.data import Dataset, Datasource, ExecutionResources, ReadTask
 from ray.data.block import Block, BlockMetadata
 
 from raypurify.data import DataError, Rows, Shard, Source, narrowed, read_parts, spread, take_rows
+from raypurify.data.formats import parquet
+from raypurify.distributed.arithmetic import return_freed_memory
 from raypurify.seeds import seed_of
 
 ORDER = 2
@@ -36,6 +38,10 @@ WINDOW_BYTES = 256 * 2**20
 """Bytes of the decoded images of a window of all lanes: what a read holds at most, encoded or raw."""
 BLOCK_BYTES = 64 * 2**20
 """Bytes of the decoded images of a block of all lanes."""
+AHEAD_BYTES = 256 * 2**20
+"""Bytes of blocks that lie ready for a worker at most: what it, and tasks that read, map of the object store."""
+KEPT_BYTES = 256 * 2**20
+"""Bytes of Parquet that a process keeps for the next windows: a row group lies in most windows of a short epoch."""
 PIECE = 16
 """Rows of a shard that stay together in an epoch of few windows."""
 LONGEST_PIECE = 128
@@ -232,6 +238,7 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
     Raises:
         DataError: an image of another shape, or none can be decoded.
     """
+    parquet.keep_row_groups(KEPT_BYTES)
     lanes = order.window(epoch, number)
     cuts = range(0, lanes.shape[1], order.block_rows)
     blocks = [_laid_out(lanes[:, start : start + order.block_rows], order.part) for start in cuts]
@@ -350,6 +357,7 @@ class _ReadWindow:
         self.order, self.epoch, self.number = order, epoch, number
 
     def __call__(self) -> Iterator[Block]:
+        return_freed_memory()
         return read_window(_fetched(self.order), self.epoch, self.number)
 
 
@@ -374,7 +382,7 @@ def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) 
         for epoch in epochs
         for number, count in enumerate(rows)
     ]
-    return _dataset(tasks, "Images", read_cpus, ordered=True)
+    return _dataset(tasks, "Images", read_cpus, ordered=True, ahead=AHEAD_BYTES)
 
 
 def read_blocks(tasks, read, *, name: str, read_cpus: float, ordered: bool) -> Dataset:  # type: ignore[no-untyped-def]
@@ -389,9 +397,12 @@ def _task(read: Any, rows: int | None, size: int) -> ReadTask:
     return ReadTask(read, BlockMetadata(num_rows=rows, size_bytes=size, exec_stats=None, input_files=None))
 
 
-def _dataset(tasks: Sequence[ReadTask], name: str, read_cpus: float, *, ordered: bool) -> Dataset:
+def _dataset(
+    tasks: Sequence[ReadTask], name: str, read_cpus: float, *, ordered: bool, ahead: int | None = None
+) -> Dataset:
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = ordered
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead)
     context.target_max_block_size = None
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):

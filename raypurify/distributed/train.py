@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from raypurify import models, plugins, runs, storage
 from raypurify.data import DataError, Source, check_ids, labels_of, narrowed, open_source, shape_of, spread
 from raypurify.distributed import cluster, snapshots, streams
-from raypurify.distributed.arithmetic import on_cpus
+from raypurify.distributed.arithmetic import compute_on_cpus
 from raypurify.distributed.global_batch import with_global_batch
 from raypurify.evaluation import preflight
 from raypurify.report import formats
@@ -510,7 +510,7 @@ class Worker:
         self.job, self.rank, self.workers = job, rank, workers
         self.config, self.device = job.config, device
         if self.device == "cpu":
-            on_cpus(job.resources.cpus_per_worker)
+            compute_on_cpus(job.resources.cpus_per_worker)
         self.order = job.order(rank, workers)
         self.epoch = 0
         self.curve: list[pa.Table] = []

@@ -24,7 +24,7 @@ from raypurify import runs, storage
 from raypurify.cleaning import accounts
 from raypurify.data import Rows, Source, narrowed, read_rows, shape_of
 from raypurify.distributed import cluster, streams
-from raypurify.distributed.arithmetic import on_cpus
+from raypurify.distributed.arithmetic import compute_on_cpus
 from raypurify.report import formats
 from raypurify.runs import fields, schema
 from raypurify.runs.progress import Progress
@@ -321,7 +321,7 @@ def account(work: Work, unit: Unit, rejects: Sequence[Mapping[str, str]]) -> Uni
 def set_threads(pool: ActorPool) -> None:
     """Let this process compute with as many threads as the pool gives an actor."""
     if pool.device == "cpu":
-        on_cpus(pool.cpus_per_actor)
+        compute_on_cpus(pool.cpus_per_actor)
 
 
 def name_unit(unit: Unit) -> pa.Table:

@@ -11,7 +11,8 @@ import pytest
 from permissions import unreadable
 
 from raypurify import images
-from raypurify.data import NO_LABEL, DataError, Origin, labels_of, open_source, read_parts, read_rows
+from raypurify.data import NO_LABEL, DataError, Origin, files, labels_of, open_source, read_parts, read_rows
+from raypurify.data.formats import parquet
 
 ROWS = 25
 LABELS = [row % 4 for row in range(ROWS)]
@@ -279,3 +280,25 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b""], "label": [0]}), path)
     with unreadable(path), pytest.raises(DataError, match=r"^\S+/train\.parquet: access is denied.*$"):
         open_source(str(tmp_path), split="train")
+
+
+def test_a_kept_row_group_is_read_from_the_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"image": encoded(), "label": np.arange(ROWS)})
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=3)
+    first, second = open_source(str(tmp_path), split="train").shards[:2]
+    opened: list[str] = []
+    open_file = files.open_file
+    monkeypatch.setattr(files, "open_file", lambda url: [opened.append(url), open_file(url)][1])
+    monkeypatch.setattr(parquet, "_kept", {})
+    parts = [np.array([2]), np.array([1, 0])]
+    room = pq.ParquetFile(tmp_path / "train.parquet").metadata.row_group(0).total_byte_size
+    monkeypatch.setattr(parquet, "_room", room)
+    for shard, reads in ((first, 1), (second, 2)):
+        opened.clear()
+        for _ in range(2):
+            found = list(read_parts(shard, parts))
+            assert [rows.ids for rows in found] == [
+                [f"train.parquet#{shard.first + row}" for row in part] for part in parts
+            ]
+            assert [rows.labels.tolist() for rows in found] == [(shard.first + part).tolist() for part in parts]
+        assert len(opened) == reads

@@ -6,7 +6,7 @@ import sys
 SCRIPT = """
 import resource
 import torch
-from raypurify.distributed.arithmetic import on_cpus
+from raypurify.distributed.arithmetic import compute_on_cpus
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -15,7 +15,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults())
-on_cpus(1)
+compute_on_cpus(1)
 faults()
 print(faults())
 """

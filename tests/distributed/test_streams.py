@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify.data import DataError, Shard, Source, labels_of, narrowed, open_source, read_rows
+from raypurify.data.formats import parquet
 from raypurify.distributed import streams
 from raypurify.distributed.streams import LANES, EpochOrder, held_out_rows, hold_out, read_window, runs_of
 from raypurify.images import encode_png
@@ -110,6 +111,24 @@ def test_each_batch_of_sorted_data_holds_all_classes(tmp_path: Path, each: int, 
         # How often a row group is read for the rows that are taken of it.
         read = sum(source.shards[shard].rows for shard in np.unique(window[:, :, 0]).tolist())
         assert read / window[:, :, 0].size <= max(8, part.windows)
+
+
+def test_the_windows_of_an_epoch_read_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = sorted_parquet(tmp_path, classes=10, each=2000, group=1000)
+    part = EpochOrder(source=source, image_shape=(2, 2, 1), seed=0, batch=128)
+    assert part.windows > 1
+    read: list[int] = []
+    read_table = parquet._read_table
+
+    def counted(shard: Shard, rows: np.ndarray) -> pa.Table:
+        read.append(len(rows))
+        return read_table(shard, rows)
+
+    monkeypatch.setattr(parquet, "_read_table", counted)
+    monkeypatch.setattr(parquet, "_kept", {})
+    monkeypatch.setattr(parquet, "_room", 0)
+    assert len(table(part, 0)) == part.steps * 128
+    assert sum(read) == source.rows
 
 
 def test_large_images_come_in_blocks_of_bounded_bytes(tmp_path: Path) -> None:

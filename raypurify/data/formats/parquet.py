@@ -27,6 +27,11 @@ RANK = 3
 EXPECTED = "Parquet (*.parquet)"
 BATCH = 1024
 
+_kept: dict[tuple[str, str, int | None], pa.Table] = {}
+"""Row groups that this process keeps, by file, its version, and number."""
+_room = 0
+"""Bytes of row groups that this process may keep."""
+
 Tables = list[tuple[str, File]]
 """Key and file of each Parquet file."""
 
@@ -117,7 +122,8 @@ def read_parts(shard: Shard, parts: Sequence[NDArray[np.int64]]) -> Iterator[Row
         DataError: the file is damaged, a label is missing or out of range.
     """
     wanted = np.unique(np.concatenate(parts))
-    table = _read_table(shard, wanted)
+    kept = _kept_table(shard)
+    table = _read_table(shard, wanted) if kept is None else kept.take(wanted)
     for rows in parts:
         part = table if np.array_equal(rows, wanted) else table.take(np.searchsorted(wanted, rows))
         yield _decoded(part, rows, shard)
@@ -225,6 +231,22 @@ def _classes_reached(file: File, metadata: pq.FileMetaData, label: str) -> int:
             return int(np.max(column.drop_null().to_numpy(), initial=NO_LABEL)) + 1
         largest = max(largest, statistics.max)
     return int(largest) + 1
+
+
+def keep_row_groups(room: int) -> None:
+    """Let this process keep the row groups that it reads first, up to ``room`` bytes, for whoever reads them again."""
+    global _room
+    _room = room
+
+
+def _kept_table(shard: Shard) -> pa.Table | None:
+    """The needed columns of a whole row group, where this process keeps it."""
+    key = shard.url, shard.extra["version"], shard.row_group
+    if _room and key not in _kept:
+        group = _metadata(shard.url, shard.extra["version"]).row_group(shard.row_group)
+        if group.total_byte_size + sum(table.nbytes for table in _kept.values()) <= _room:
+            _kept[key] = _read_table(shard, np.arange(group.num_rows))
+    return _kept.get(key)
 
 
 def _read_table(shard: Shard, rows: NDArray[np.int64]) -> pa.Table:
