@@ -36,9 +36,9 @@ WINDOW = 512
 """Rows of a lane that are mixed with each other, where the images are small."""
 WINDOW_BYTES = 256 * 2**20
 """Bytes of the decoded images of a window of all lanes: what a read holds at most, encoded or raw."""
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 32 * 2**20
 """Bytes of the decoded images of a block of all lanes."""
-AHEAD_BYTES = 256 * 2**20
+AHEAD_BYTES = 128 * 2**20
 """Bytes of blocks that lie ready for a worker at most: what it, and tasks that read, map of the object store."""
 KEPT_BYTES = 256 * 2**20
 """Bytes of Parquet that a process keeps for the next windows: a row group lies in most windows of a short epoch."""
@@ -377,12 +377,13 @@ def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) 
         len(order.lanes) * (min(start + order.window_rows, order.steps * order.part) - start)
         for start in range(0, order.steps * order.part, order.window_rows)
     ]
+    row_bytes = int(np.prod(order.image_shape))
     tasks = [
-        _task(_ReadWindow(reference, epoch, number), count, count * int(np.prod(order.image_shape)))
+        _task(_ReadWindow(reference, epoch, number), count, count * row_bytes)
         for epoch in epochs
         for number, count in enumerate(rows)
     ]
-    return _dataset(tasks, "Images", read_cpus, ordered=True, ahead=AHEAD_BYTES)
+    return _dataset(tasks, "Images", read_cpus, ordered=True, block=len(order.lanes) * order.block_rows * row_bytes)
 
 
 def read_blocks(tasks, read, *, name: str, read_cpus: float, ordered: bool) -> Dataset:  # type: ignore[no-untyped-def]
@@ -398,12 +399,16 @@ def _task(read: Any, rows: int | None, size: int) -> ReadTask:
 
 
 def _dataset(
-    tasks: Sequence[ReadTask], name: str, read_cpus: float, *, ordered: bool, ahead: int | None = None
+    tasks: Sequence[ReadTask], name: str, read_cpus: float, *, ordered: bool, block: int | None = None
 ) -> Dataset:
+    """A dataset of what tasks read; without ``block``, each task's blocks are joined.
+
+    With it, blocks of so many bytes stay as they are, and few lie ready.
+    """
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = ordered
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead)
-    context.target_max_block_size = None
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=block and AHEAD_BYTES)
+    context.target_max_block_size = block
     context.enable_progress_bars = False
     with ray.data.DataContext.current(context):
         return ray.data.read_datasource(

@@ -135,7 +135,7 @@ def test_large_images_come_in_blocks_of_bounded_bytes(tmp_path: Path) -> None:
     source = sorted_parquet(tmp_path, classes=4, each=60, group=80, side=2)
     shape = (2048, 2048, 3)
     large = EpochOrder(source=source, image_shape=shape, seed=0, batch=16)
-    assert large.block_rows == large.part == 2, "a batch of 16 is over 64 MiB already"
+    assert large.block_rows == large.part == 2, "a batch of 16 is over 32 MiB already"
     assert large.window_rows * LANES * int(np.prod(shape)) <= streams.WINDOW_BYTES
     small = EpochOrder(source=source, image_shape=(512, 512, 3), seed=0, batch=16)
     assert small.block_rows * LANES * 512 * 512 * 3 <= streams.BLOCK_BYTES < small.window_rows * LANES * 512 * 512 * 3
