@@ -238,7 +238,6 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
     Raises:
         DataError: an image of another shape, or none can be decoded.
     """
-    parquet.keep_row_groups(KEPT_BYTES)
     lanes = order.window(epoch, number)
     cuts = range(0, lanes.shape[1], order.block_rows)
     blocks = [_laid_out(lanes[:, start : start + order.block_rows], order.part) for start in cuts]
@@ -358,6 +357,7 @@ class _ReadWindow:
 
     def __call__(self) -> Iterator[Block]:
         return_freed_memory()
+        parquet.keep_row_groups(KEPT_BYTES)
         return read_window(_fetched(self.order), self.epoch, self.number)
 
 

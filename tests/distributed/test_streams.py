@@ -126,7 +126,7 @@ def test_the_windows_of_an_epoch_read_each_row_group_once(tmp_path: Path, monkey
 
     monkeypatch.setattr(parquet, "_read_table", counted)
     monkeypatch.setattr(parquet, "_kept", {})
-    monkeypatch.setattr(parquet, "_room", 0)
+    monkeypatch.setattr(parquet, "_room", streams.KEPT_BYTES)
     assert len(table(part, 0)) == part.steps * 128
     assert sum(read) == source.rows
 
