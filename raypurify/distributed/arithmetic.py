@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 
+import numpy as np
 import torch
 
 KEPT_BYTES = 256 * 2**20
@@ -13,6 +15,8 @@ RETURNED_BYTES = 256 * 2**10
 """Memory of this size and more goes back to the system at once, in a process that reads."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's malloc.h."""
+MADV_DONTNEED = 4
+"""Number of Linux' sys/mman.h."""
 
 
 def compute_on_cpus(threads: int) -> None:
@@ -32,6 +36,17 @@ def return_freed_memory() -> None:
     By itself glibc keeps up to 64 MiB of it for each of many threads.
     """
     _mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
+
+
+def drop_pages(array: np.ndarray) -> None:
+    """Take the pages of an array that nobody reads any more out of this process; its contents are lost.
+
+    A process counts each page of the object store that it has touched, also long after the object is gone.
+    """
+    start = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (array.ctypes.data + array.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if sys.platform == "linux" and array.flags.c_contiguous and size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_DONTNEED)
 
 
 def _mallopt(parameter: int, value: int) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from raypurify import models, plugins, runs, storage
 from raypurify.data import DataError, Source, check_ids, labels_of, narrowed, open_source, shape_of, spread
 from raypurify.distributed import cluster, snapshots, streams
-from raypurify.distributed.arithmetic import compute_on_cpus
+from raypurify.distributed.arithmetic import compute_on_cpus, drop_pages
 from raypurify.distributed.global_batch import with_global_batch
 from raypurify.evaluation import preflight
 from raypurify.report import formats
@@ -589,6 +589,7 @@ class Worker:
         """Train on a batch of the stream: see :func:`raypurify.training.train_step`."""
         self._reject(json.loads(text) for text in rows["reject"] if text)
         batch = batch_of(rows["image"], rows["label"], rows["seed"].tolist(), self.device)
+        drop_pages(rows["image"])
         return train_step(self.model, self.objective, self.optimization, batch, step, self.device)
 
     def _validate(self) -> dict[str, float]:
