@@ -17,7 +17,8 @@ import torch
 from raypurify import plugins, storage
 from raypurify.data import open_source, read_rows
 from raypurify.distributed.train import TrainingResources, prepare, train
-from raypurify.training import ClassifierObjective, Optimization, TrainingConfig, batch_of, train_step
+from raypurify.objectives import ClassifierObjective, Setup, train_step
+from raypurify.training import TrainingConfig, batch_of
 
 THREADS = 2
 
@@ -42,8 +43,8 @@ def bare_loop(config: TrainingConfig) -> float:
     network = plugins.build("raypurify.classifiers", prepare(config, TrainingResources()).network)
     network = network.train().to(memory_format=torch.channels_last)
     steps = len(images) // config.batch
-    optimization = Optimization(parameters=list(network.parameters()), config=config, total_steps=config.epochs * steps)
-    objective = ClassifierObjective(augmentation=config.augmentation)
+    setup = Setup(config=config, network=network, total_steps=config.epochs * steps, device="cpu")
+    objective = ClassifierObjective(setup)
     generator = np.random.default_rng(0)
     started = 0.0
     for epoch in range(config.epochs):
@@ -53,8 +54,8 @@ def bare_loop(config: TrainingConfig) -> float:
         for step in range(steps):
             picked = order[step * config.batch : (step + 1) * config.batch]
             batch = batch_of(images[picked], labels[picked], picked.tolist(), "cpu")
-            loss, _ = train_step(network, objective, optimization, batch, epoch * steps + step, "cpu")
-            loss.item()
+            losses, _ = train_step(objective, batch, epoch * steps + step)
+            losses["loss"].item()
     return (config.epochs - 1) * steps * config.batch / (time.perf_counter() - started)
 
 

@@ -113,11 +113,19 @@ def shaped_for(kind: Kind, text: str, image_shape: tuple[int, int, int], classes
         ValueError: an unknown plugin, or images that it does not take.
     """
     spec = plugins.Spec.parse(text)
-    builder = plugins.find(PACKAGES[kind], spec.name)
-    module = importlib.import_module(builder.__module__)
-    params_for = getattr(module, "params_for", None)
+    params_for = beside(kind, spec, "params_for")
     fitted = params_for(image_shape, classes) if params_for else {}
     return plugins.Spec(name=spec.name, params={**fitted, **_tuples(spec.params)})
+
+
+def beside(kind: Kind, spec: plugins.Spec, name: str) -> Any:
+    """What stands under ``name`` in the file that defines a network's callable, or None.
+
+    Raises:
+        ValueError: an unknown plugin.
+    """
+    builder = plugins.find(PACKAGES[kind], spec.name)
+    return getattr(importlib.import_module(builder.__module__), name, None)
 
 
 def _from_checkpoint(kind: Kind, spec: plugins.Spec) -> Model:

@@ -1,22 +1,19 @@
-"""Training in plain torch: the configuration, one step, one validation. Nothing here knows of workers."""
+"""Training in plain torch: the configuration, batches, precision, and checks. Nothing here knows of workers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raypurify import plugins
-from raypurify.attacks import Attack, run_attack
 from raypurify.runs import fields
-from raypurify.seeds import derive, seed_of
 
 Precision = Literal["float32", "bfloat16"]
 Augmentation = Literal["none", "affine", "flip_crop"]
@@ -36,6 +33,8 @@ PHOTOGRAPH_ATTACKS = (
 )
 """The mixture for photographs: ε is 8/255."""
 CLEAN_SHARE = 0.15
+ATTACKS = "attacks"
+"""Of ``raypurify.pairs``, the source of a purifier's pairs that is taken where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +49,9 @@ class TrainingConfig:
     """Checkpoint of the classifier that a purifier is trained for; none when a classifier is trained."""
     initial: str | None = None
     """Checkpoint whose weights the training starts from; random ones (for CRU-Net, the identity) if none is given."""
+    train_against: str = ATTACKS
+    """Where a purifier's adversarial images come from: attacks (on the classifier), adaptive (the attacks, through the
+    purifier as it is), noise[,sigma=0.25] (Gaussian; no attack), or my_package.module:callable[,KEY=VALUE...]."""
     attacks: tuple[str, ...] = DIGIT_ATTACKS
     """Attacks that make a purifier's adversarial images: NAME[,KEY=VALUE...] each, in equal shares, so that one named
     twice has twice the share."""
@@ -96,6 +98,7 @@ class TrainingConfig:
         if self.classifier is not None:
             return
         usual = {"attacks": (DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS), "clean_share": (CLEAN_SHARE,)}
+        usual["train_against"] = (ATTACKS,)
         for name, values in usual.items():
             if getattr(self, name) not in values:
                 raise ValueError(
@@ -132,12 +135,20 @@ def fast_precision(device: str) -> Precision:
     return "bfloat16" if native is not None and native() else "float32"
 
 
+def precision_of(config: TrainingConfig, device: str) -> Precision:
+    """The precision of a training on ``device``."""
+    return fast_precision(device) if config.precision == "auto" else config.precision
+
+
 @contextmanager
 def autocast(device: str, precision: Precision) -> Iterator[None]:
     """Arithmetic of ``precision`` in what runs inside."""
     with (
         full_float32(enabled=precision == "float32"),
-        torch.autocast(device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16"),
+        # A cached copy of a weight, made where no gradient is recorded, would pass for it where one is.
+        torch.autocast(
+            device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+        ),
     ):
         yield
 
@@ -199,161 +210,6 @@ def _flip_crop(x: Tensor, draws: Tensor) -> Tensor:
     return cropped.permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierObjective:
-    """Cross-entropy of the logits."""
-
-    augmentation: Augmentation
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean over the batch."""
-        x = augment(batch.x, batch.seeds, self.augmentation)
-        return F.cross_entropy(model(x).float(), batch.y)
-
-    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the batch: images classified right."""
-        return {"accuracy": (model(batch.x).argmax(dim=1) == batch.y).sum()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PurifierObjective:
-    """A purifier's own loss on adversarial pairs: attacked image to clean image."""
-
-    victim: nn.Module
-    """The classifier, in eval and frozen."""
-    attacks: tuple[Attack, ...]
-    clean_share: float
-    augmentation: Augmentation
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """``model``'s training loss on the attacked batch; ``model`` is :class:`PurifierLoss`, maybe wrapped."""
-        x = augment(batch.x, batch.seeds, self.augmentation)
-        return model(self.attacked(Batch(x=x, y=batch.y, seeds=batch.seeds)), x)
-
-    def score(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the batch: attacked images classified right when purified, and not; clean ones when purified."""
-        purifier = model.purifier if isinstance(model, PurifierLoss) else model
-        x_adv = self.attacked(batch, clean_share=0)
-        right = {
-            "accuracy_purified": self.victim(purifier(x_adv)),
-            "accuracy_adversarial": self.victim(x_adv),
-            "accuracy_clean_purified": self.victim(purifier(batch.x)),
-        }
-        return {name: (logits.argmax(dim=1) == batch.y).sum() for name, logits in right.items()}
-
-    def attacked(self, batch: Batch, clean_share: float | None = None) -> Tensor:
-        """Each image under the attack that its seed picks, or as it is: (N, C, H, W)."""
-        share = self.clean_share if clean_share is None else clean_share
-        picks = np.array([seed_of(seed, "mixture") / 2**63 for seed in batch.seeds])
-        chosen = np.where(picks < share, -1, (picks - share) / max(1 - share, 1e-9) * len(self.attacks)).astype(int)
-        x_adv = batch.x.clone()
-        for index, attack in enumerate(self.attacks):
-            rows = np.flatnonzero(chosen == index)
-            if rows.size:
-                seeds = derive([batch.seeds[row] for row in rows.tolist()], attack)
-                where = torch.from_numpy(rows).to(batch.x.device)
-                x_adv[where] = run_attack(attack, self.victim, batch.x[where], batch.y[where], seeds=seeds).x_adv
-        return x_adv
-
-
-class PurifierLoss(nn.Module):
-    """A purifier whose forward is its training loss, so that data-parallel wrapping sees one forward."""
-
-    def __init__(self, purifier: nn.Module) -> None:
-        super().__init__()
-        self.purifier = purifier
-
-    def forward(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        loss: Tensor = cast(Any, self.purifier).training_loss(x_adv, x)
-        return loss
-
-
-Objective = ClassifierObjective | PurifierObjective
-
-
-def build_attacks(texts: Sequence[str]) -> tuple[Attack, ...]:
-    """Attacks from ``NAME[,KEY=VALUE...]``.
-
-    Raises:
-        ValueError: an unknown attack or parameter.
-    """
-    return tuple(plugins.build("raypurify.attacks", plugins.Spec.parse(text)) for text in texts)
-
-
-@dataclass(kw_only=True)
-class Optimization:
-    """AdamW under a one-cycle learning rate that is a function of the step, so that resuming needs no state of it."""
-
-    parameters: list[nn.Parameter]
-    config: TrainingConfig
-    total_steps: int
-    optimizer: torch.optim.AdamW = field(init=False)
-
-    def __post_init__(self) -> None:
-        decayed = [parameter for parameter in self.parameters if parameter.ndim > 1]
-        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.config.rate)
-
-    def rate(self, step: int) -> float:
-        """Learning rate of ``step``, counted from 0: up linearly for a tenth, then down along a cosine to 0."""
-        warm = max(1, self.total_steps // 10)
-        if step < warm:
-            return self.config.rate * (step + 1) / warm
-        return self.config.rate * (1 + math.cos(math.pi * (step - warm) / max(1, self.total_steps - warm))) / 2
-
-    def apply(self, step: int) -> float:
-        """Clip the gradients that are there, update the parameters, clear the gradients; returns the learning rate."""
-        rate = self.rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return rate
-
-    def state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors by name, for a checkpoint without pickle."""
-        tensors = {}
-        for index, parameter in enumerate(self._ordered()):
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{index}.{name}"] = value
-        return tensors
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what :meth:`state` gave."""
-        for index, parameter in enumerate(self._ordered()):
-            names = {key.partition(".")[2] for key in tensors if key.startswith(f"{index}.")}
-            state = {name: tensors[f"{index}.{name}"] for name in names}
-            self.optimizer.state[parameter] = {
-                name: value.to(parameter.device) if name != "step" else value for name, value in state.items()
-            }
-
-    def _ordered(self) -> Iterator[nn.Parameter]:
-        for group in self.optimizer.param_groups:
-            yield from group["params"]
-
-
-def train_step(
-    model: nn.Module, objective: Objective, optimization: Optimization, batch: Batch, step: int, device: str
-) -> tuple[Tensor, float]:
-    """One step: forward, backward, clip, update.
-
-    Returns:
-        The loss of this batch (a detached scalar, still on the device) and the learning rate.
-    """
-    asked = optimization.config.precision
-    precision = fast_precision(device) if asked == "auto" else asked
-    with autocast(device, precision):
-        loss = objective.loss(model, batch)
-    with full_float32(enabled=precision == "float32"):
-        loss.backward()
-    return loss.detach(), optimization.apply(step)
-
-
 def check_finite(losses: np.ndarray, rates: Sequence[float], model: nn.Module, *, epoch: int, first_step: int) -> None:
     """Check an epoch before anything of it is kept.
 
@@ -378,16 +234,3 @@ def check_finite(losses: np.ndarray, rates: Sequence[float], model: nn.Module, *
         f"{rates[index]:.4g}. Nothing of this epoch is kept; the checkpoint of the epoch before is. Give a lower "
         "--rate or --clip-norm, and another --output"
     )
-
-
-def validate(model: nn.Module, objective: Objective, batches: Iterator[Batch]) -> dict[str, float]:
-    """Sums of the objective's scores over ``batches``, in float32, and ``n``, the number of images."""
-    model.eval()
-    sums: dict[str, float] = {"n": 0.0}
-    with torch.no_grad(), full_float32():
-        for batch in batches:
-            sums["n"] += len(batch.y)
-            for name, value in objective.score(model, batch).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-    model.train()
-    return sums

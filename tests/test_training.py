@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -6,24 +7,28 @@ import pytest
 import torch
 from torch import nn
 
+from raypurify.objectives import (
+    ClassifierObjective,
+    Objective,
+    Optimization,
+    PurifierObjective,
+    Setup,
+    build_attacks,
+    build_pairs,
+    train_step,
+    validate,
+)
 from raypurify.purifiers import cru_net
 from raypurify.training import (
     Batch,
-    ClassifierObjective,
     DivergedError,
-    Optimization,
     Precision,
-    PurifierLoss,
-    PurifierObjective,
     TrainingConfig,
     augment,
     autocast,
     batch_of,
-    build_attacks,
     check_finite,
     fast_precision,
-    train_step,
-    validate,
 )
 
 CONFIG = TrainingConfig(data="digits", model="a_net", precision="float32")
@@ -32,6 +37,11 @@ CONFIG = TrainingConfig(data="digits", model="a_net", precision="float32")
 def small_classifier() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+
+def classifier_objective(network: nn.Module, total_steps: int = 6, **changes: object) -> ClassifierObjective:
+    config = dataclasses.replace(CONFIG, **changes)
+    return ClassifierObjective(Setup(config=config, network=network, total_steps=total_steps, device="cpu"))
 
 
 def batch(n: int = 12) -> Batch:
@@ -81,26 +91,21 @@ def test_the_rate_warms_up_and_ends_near_zero() -> None:
 
 
 def test_resuming_repeats_the_undisturbed_run() -> None:
-    def start() -> tuple[nn.Module, Optimization]:
-        network = small_classifier()
-        return network, Optimization(parameters=list(network.parameters()), config=CONFIG, total_steps=6)
-
-    objective = ClassifierObjective(augmentation="none")
-    whole, optimization = start()
+    whole = classifier_objective(small_classifier())
     for step in range(6):
-        train_step(whole, objective, optimization, batch(), step, "cpu")
+        train_step(whole, batch(), step)
 
-    first, optimization = start()
+    first = classifier_objective(small_classifier())
     for step in range(3):
-        train_step(first, objective, optimization, batch(), step, "cpu")
-    weights = {name: value.clone() for name, value in first.state_dict().items()}
-    saved = {name: value.clone() for name, value in optimization.state().items()}
-    second, optimization = start()
-    second.load_state_dict(weights)
-    optimization.load_state(saved)
+        train_step(first, batch(), step)
+    weights = {name: value.clone() for name, value in first.setup.network.state_dict().items()}
+    saved = {name: value.clone() for name, value in first.state().items()}
+    second = classifier_objective(small_classifier())
+    second.setup.network.load_state_dict(weights)
+    second.load_state(saved)
     for step in range(3, 6):
-        train_step(second, objective, optimization, batch(), step, "cpu")
-    for a, b in zip(whole.parameters(), second.parameters(), strict=True):
+        train_step(second, batch(), step)
+    for a, b in zip(whole.setup.network.parameters(), second.setup.network.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -118,11 +123,8 @@ def test_an_epoch_with_a_loss_or_a_weight_that_is_not_finite_is_refused() -> Non
 def test_auto_is_what_this_machine_has_instructions_for(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = {}
     for precision in ("auto", "bfloat16", "float32"):
-        network = small_classifier()
-        config = dataclasses.replace(CONFIG, precision=precision)
-        optimization = Optimization(parameters=list(network.parameters()), config=config, total_steps=6)
-        objective = ClassifierObjective(augmentation="none")
-        losses[precision] = float(train_step(network, objective, optimization, batch(), 0, "cpu")[0])
+        objective = classifier_objective(small_classifier(), precision=precision)
+        losses[precision] = float(train_step(objective, batch(), 0)[0]["loss"])
     assert losses["bfloat16"] != losses["float32"]
     assert losses["auto"] == losses[fast_precision("cpu")]
     for native, precision in ((True, "bfloat16"), (False, "float32")):
@@ -142,13 +144,18 @@ def test_gradients_are_clipped() -> None:
     assert network.weight.grad is None
 
 
-def purifier_objective(clean_share: float) -> PurifierObjective:
-    return PurifierObjective(
-        victim=small_classifier().eval().requires_grad_(False),
+def purifier_objective(clean_share: float, against: str = "attacks", **changes: object) -> PurifierObjective:
+    torch.manual_seed(1)
+    setup = Setup(
+        config=dataclasses.replace(CONFIG, classifier="x/y", clean_share=clean_share, **changes),
+        network=cru_net.build(width=4, levels=2),
+        classifier=small_classifier().eval().requires_grad_(False),
         attacks=build_attacks(["fgsm,epsilon=0.1", "pgd,epsilon=0.2,steps=2"]),
-        clean_share=clean_share,
-        augmentation="none",
+        pairs=build_pairs(against),
+        total_steps=150,
+        device="cpu",
     )
+    return PurifierObjective(setup)
 
 
 def test_the_mixture_has_its_shares_and_depends_on_the_seed_alone() -> None:
@@ -156,25 +163,104 @@ def test_the_mixture_has_its_shares_and_depends_on_the_seed_alone() -> None:
     x = torch.full((400, 1, 8, 8), 0.5)
     seeds = list(range(400))
     data = Batch(x=x, y=torch.zeros(400, dtype=torch.int64), seeds=seeds)
-    sizes = (objective.attacked(data) - x).abs().flatten(1).amax(dim=1)
+    sizes = (objective.attacked(data, 0.25) - x).abs().flatten(1).amax(dim=1)
     assert (sizes == 0).float().mean() == pytest.approx(0.25, abs=0.07)
     assert (sizes > 0.11).float().mean() == pytest.approx(0.375, abs=0.07)
     part = Batch(x=x[:7], y=data.y[:7], seeds=seeds[:7])
-    torch.testing.assert_close(objective.attacked(part), objective.attacked(data)[:7], rtol=0, atol=1e-5)
+    torch.testing.assert_close(objective.attacked(part, 0.25), objective.attacked(data, 0.25)[:7], rtol=0, atol=1e-5)
 
 
 def test_training_a_purifier_lowers_its_loss_and_scores_it() -> None:
-    objective = purifier_objective(0.0)
-    network = cru_net.build(width=4, levels=2)
-    model = PurifierLoss(network)
-    config = dataclasses.replace(CONFIG, rate=1e-2)
-    optimization = Optimization(parameters=list(network.parameters()), config=config, total_steps=150)
-    losses = [float(train_step(model, objective, optimization, batch(), step, "cpu")[0]) for step in range(150)]
+    objective = purifier_objective(0.0, rate=1e-2)
+    losses = [float(train_step(objective, batch(), step)[0]["loss"]) for step in range(150)]
     assert losses[-1] < 0.6 * losses[0]
-    sums = validate(network, objective, iter([batch(), batch(5)]))
+    sums = validate(objective, iter([batch(), batch(5)]))
     assert sums["n"] == 17
     assert sums["accuracy_adversarial"] <= sums["accuracy_purified"] <= 17
+    assert objective.setup.network.training
+
+
+def images(n: int) -> Batch:
+    x = torch.full((n, 1, 8, 8), 0.5)
+    return Batch(x=x, y=torch.zeros(n, dtype=torch.int64), seeds=list(range(n)))
+
+
+def test_noise_makes_pairs_without_an_attack() -> None:
+    objective = purifier_objective(0.25, "noise,sigma=0.1")
+    x_adv = objective.attacked(images(400), 0.25)
+    changes = (x_adv - 0.5).flatten(1)
+    assert (changes.abs().amax(dim=1) == 0).float().mean() == pytest.approx(0.25, abs=0.07)
+    assert changes[changes.abs().amax(dim=1) > 0].std() == pytest.approx(0.1, rel=0.05)
+    assert torch.equal(objective.attacked(images(7), 0.25), x_adv[:7])
+    with pytest.raises(ValueError, match="sigma must be above 0"):
+        build_pairs("noise,sigma=0")
+    with pytest.raises(ValueError, match="known are adaptive, attacks, noise"):
+        build_pairs("noises")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_adaptive_pairs_go_through_the_purifier_and_leave_it_as_it_was(precision: Precision) -> None:
+    objective = purifier_objective(0.0, "adaptive", precision=precision)
+    network = objective.setup.network
+    data = batch(12)
+    with autocast("cpu", precision):
+        static = purifier_objective(0.0).attacked(data, 0)
+        assert torch.equal(objective.attacked(data, 0), static), "a new CRU-Net is the identity"
+        nn.init.normal_(network.output.weight, std=0.5)
+        assert not torch.equal(objective.attacked(data, 0), static)
     assert network.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in network.parameters())
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    train_step(objective, data, 0)
+    assert all(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)), "all are trained"
+
+
+class Adversarial(PurifierObjective):
+    """A GAN's two players: a critic that takes two steps, and the purifier."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        make = functools.partial(torch.optim.Adam, betas=(0.5, 0.9))
+        self.critic = self.train_beside(
+            "critic", nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False)), optimizer=make
+        )
+
+    def step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        x_adv, x = self.pairs(batch)
+        for _ in range(2):
+            with torch.no_grad():
+                pure = self.setup.network(x_adv)
+            told = self.optimizations["critic"].minimise((self.critic(pure) - self.critic(x)).mean(), step)
+        loss = self.setup.network.training_loss(x_adv, x) - self.critic(self.setup.network(x_adv)).mean()
+        return {"loss": self.optimizations["network"].minimise(loss, step), "critic": told}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_objective_with_two_optimisers_learns_and_resumes(precision: Precision) -> None:
+    def start() -> Objective:
+        return Adversarial(purifier_objective(0.1, precision=precision).setup)
+
+    def weights(objective: Objective) -> list[torch.Tensor]:
+        return [*objective.setup.network.state_dict().values(), *objective.networks["critic"].state_dict().values()]
+
+    undisturbed = start()
+    beginning = [value.clone() for value in weights(undisturbed)]
+    for step in range(4):
+        losses, rate = train_step(undisturbed, batch(), step)
+    assert set(losses) == {"loss", "critic"}
+    assert rate == undisturbed.optimizations["network"].rate(3)
+    assert all(not torch.equal(a, b) for a, b in zip(beginning, weights(undisturbed), strict=True))
+    assert {value["step"].item() for value in undisturbed.optimizations["critic"].optimizer.state.values()} == {8}
+
+    first = start()
+    for step in range(2):
+        train_step(first, batch(), step)
+    second = start()
+    second.setup.network.load_state_dict({k: v.clone() for k, v in first.setup.network.state_dict().items()})
+    second.load_state({name: value.clone() for name, value in first.state().items()})
+    for step in range(2, 4):
+        train_step(second, batch(), step)
+    assert all(torch.equal(a, b) for a, b in zip(weights(undisturbed), weights(second), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -188,6 +274,7 @@ def test_training_a_purifier_lowers_its_loss_and_scores_it() -> None:
         ({"limit": 0}, "limit must be at least 1; got 0"),
         ({"classifier": "x/y", "attacks": ()}, "attacks"),
         ({"attacks": ("fgsm",)}, r"attacks = \('fgsm',\) would change nothing"),
+        ({"train_against": "noise"}, "train_against = 'noise' would change nothing"),
         ({"clean_share": 0.0}, r"clean_share = 0\.0 would change nothing"),
     ],
 )
@@ -215,9 +302,7 @@ def test_float32_is_not_tf32_and_what_was_set_is_put_back(precision: Precision, 
     network = small_classifier()
     network.register_forward_hook(look)
     network[1].weight.register_hook(look)
-    config = dataclasses.replace(CONFIG, precision=precision)
-    optimization = Optimization(parameters=list(network.parameters()), config=config, total_steps=1)
-    train_step(network, ClassifierObjective(augmentation="none"), optimization, batch(), 0, "cpu")
+    train_step(classifier_objective(network, precision=precision), batch(), 0)
     assert seen == [(precision == "bfloat16",) * 2] * 2, "the way there and the way back"
     with pytest.raises(RuntimeError), autocast("cpu", precision):
         raise RuntimeError

@@ -5,7 +5,8 @@ A plugin file defines a frozen keyword-only dataclass, whose fields are the atta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -77,6 +78,23 @@ def run_attack(
     """
     result = attack(victim, x, y, seeds=seeds, target=target)
     return replace(result, x_adv=numbers(result.x_adv, x))
+
+
+@contextmanager
+def frozen(victim: nn.Module) -> Iterator[None]:
+    """The victim in eval and its parameters frozen, for a time."""
+    modes = [(module, module.training) for module in victim.modules()]
+    trained = [parameter for parameter in victim.parameters() if parameter.requires_grad]
+    try:
+        victim.eval()
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def numbers(x_adv: Tensor, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypurify.attacks import Attacked, counted, numbers, radius_of
+from raypurify.attacks import Attacked, counted, frozen, numbers, radius_of
 from raypurify.attacks._gradients import predicted, project, vanishes
 from raypurify.seeds import seed_of
 
@@ -150,7 +150,7 @@ class TorchAttack:
         if self.name in _SQUARE_IMAGES and x.shape[2] != x.shape[3]:
             raise ValueError(f"torchattacks.{self.name} takes square images only; got {tuple(x.shape)}")
         counter = _Counter(victim, x.device, len(x))
-        with _as_found(victim), _seeded(seed_of(*seeds)), torch.enable_grad():
+        with frozen(victim), _seeded(seed_of(*seeds)), torch.enable_grad():
             x_adv = self._attacked(counter, x_clean, y, target, seed_of(*seeds))
             x_adv = self._settled(counter, x_adv.detach().float(), x_clean, y, target)
         queries = counter.forwards + counter.backwards
@@ -271,23 +271,6 @@ class _Counter(nn.Module):
 
     def _backward(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)
-
-
-@contextmanager
-def _as_found(victim: nn.Module) -> Iterator[None]:
-    """The victim in eval and its parameters frozen, for a time."""
-    modes = [(module, module.training) for module in victim.modules()]
-    trained = [parameter for parameter in victim.parameters() if parameter.requires_grad]
-    try:
-        victim.eval()
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 @contextmanager

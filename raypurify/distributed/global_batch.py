@@ -39,6 +39,25 @@ def with_global_batch(network: nn.Module, generators: Sequence[torch.Generator])
     return network
 
 
+def average(gradients: Sequence[Tensor]) -> None:
+    """Exchange gradients, in place, for their means over all workers."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1 or not gradients:
+        return
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(together)
+    together /= torch.distributed.get_world_size()
+    for gradient, mean in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def share_weights(network: nn.Module) -> nn.Module:
+    """``network`` with the weights and statistics of the first worker's, wherever its own came from."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        for value in network.state_dict().values():
+            torch.distributed.broadcast(value, src=0)
+    return network
+
+
 class PlacedDropout(nn.Module):
     """Dropout whose masks follow from generators of runs of images, and not from the number of images at hand."""
 

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -33,30 +33,25 @@ from raypurify import models, plugins, runs, storage
 from raypurify.data import DataError, Source, check_ids, labels_of, narrowed, open_source, shape_of, spread
 from raypurify.distributed import cluster, snapshots, streams
 from raypurify.distributed.arithmetic import compute_on_cpus, drop_pages
-from raypurify.distributed.global_batch import with_global_batch
+from raypurify.distributed.global_batch import average, share_weights, with_global_batch
 from raypurify.evaluation import preflight
+from raypurify.objectives import (
+    ClassifierObjective,
+    Objective,
+    PurifierObjective,
+    Setup,
+    build_attacks,
+    build_pairs,
+    train_step,
+    validate,
+)
 from raypurify.report import formats
 from raypurify.runs import schema
 from raypurify.runs.progress import print_table
 from raypurify.seeds import seed_of
 from raypurify.storage import checkpoints
 from raypurify.storage.published import published, redacted
-from raypurify.training import (
-    Batch,
-    ClassifierObjective,
-    DivergedError,
-    Objective,
-    Optimization,
-    PurifierLoss,
-    PurifierObjective,
-    TrainingConfig,
-    batch_of,
-    build_attacks,
-    check_finite,
-    fast_precision,
-    train_step,
-    validate,
-)
+from raypurify.training import ATTACKS, Batch, DivergedError, TrainingConfig, batch_of, check_finite, fast_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +166,7 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         raise ValueError(f"{config.data}: a training needs labels, and these images have none")
     victim = None if config.classifier is None else models.load("classifier", config.classifier)
     build_attacks(config.attacks)
+    build_pairs(config.train_against)
     kind: models.Kind = "classifier" if victim is None else "purifier"
     initial = None if config.initial is None else models.load(kind, config.initial)
     # A purifier to start from knows no classes: those of its own data do not bind this training's.
@@ -184,8 +180,11 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     built = plugins.build(models.PACKAGES[kind], network)
     if initial is not None and initial.spec != network:
         raise ValueError(f"initial: {config.initial} holds {initial.spec}, and this training is of {network}")
-    if kind == "purifier" and not hasattr(built, "training_loss"):
-        raise ValueError(f"{config.model}: this purifier has nothing to train; give one with a training_loss")
+    if kind == "purifier" and not hasattr(built, "training_loss") and not models.beside(kind, network, "objective"):
+        raise ValueError(
+            f"{config.model}: this purifier has nothing to train; give one with a training_loss, or with an objective "
+            "in its file"
+        )
     out = preflight.tried(built, kind, config.model, shape)
     if kind == "classifier" and out.shape[1] != _count(source.classes):
         raise ValueError(f"{config.model}: it knows {out.shape[1]} classes, the data have {_count(source.classes)}")
@@ -254,7 +253,7 @@ def dry_run(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     worker = Worker(job, 0, resources.workers, device)
     for step, rows in enumerate(islice(streams.first_batches(worker.order), 2)):
         began = time.perf_counter()
-        loss = worker.step(step, rows)[0].item()
+        loss = worker.step(step, rows)[0]["loss"].item()
         seconds = time.perf_counter() - began  # of the last step: the first one warms up
     steps = config.epochs * worker.order.steps
     return {
@@ -305,6 +304,8 @@ def train(
     job = prepare(config, resources, max_rejects)
     identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": streams.ORDER}
     identity["attacks"] = list(config.attacks)
+    if config.train_against == ATTACKS:  # as before there was another
+        del identity["train_against"]
     for name, model in (("classifier", job.victim), ("initial", job.initial)):
         if model is not None:
             identity[f"{name}_sha256"] = model.identity
@@ -479,7 +480,6 @@ def _train_part(job: Job) -> None:
         rank=context.get_world_rank(),
         workers=context.get_world_size(),
         device=str(ray.train.torch.get_device()),
-        wrap=ray.train.torch.prepare_model,
     )
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -497,15 +497,7 @@ def _train_part(job: Job) -> None:
 class Worker:
     """One data-parallel worker: its model, its part of the stream, its part of the validation."""
 
-    def __init__(
-        self,
-        job: Job,
-        rank: int,
-        workers: int,
-        device: str,
-        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
-    ) -> None:
-        """``wrap`` makes a network data-parallel."""
+    def __init__(self, job: Job, rank: int, workers: int, device: str) -> None:
         cluster.quiet()
         self.job, self.rank, self.workers = job, rank, workers
         self.config, self.device = job.config, device
@@ -521,26 +513,30 @@ class Worker:
         if job.initial is not None and job.initial.state is not None:
             self.network.load_state_dict(dict(job.initial.state))
         self.masks = {lane: torch.Generator(self.device) for lane in self.order.lanes}
-        self.network = with_global_batch(models.placed(self.network, self.device), list(self.masks.values()))
-        trained = self.network if job.victim is None else PurifierLoss(self.network)
-        self.model = wrap(trained)
+        self.network = self._prepared(self.network)
         self.objective = self._objective()
-        self.optimization = Optimization(
-            parameters=list(self.network.parameters()),
-            config=self.config,
-            total_steps=self.config.epochs * self.order.steps,
-        )
+
+    def _prepared(self, network: nn.Module) -> nn.Module:
+        """A network on the device, alike on all workers, its batch norms and dropouts over the global batch."""
+        placed = with_global_batch(models.placed(network, self.device), list(self.masks.values()))
+        return share_weights(placed)
 
     def _objective(self) -> Objective:
-        if self.job.victim is None:
-            return ClassifierObjective(augmentation=self.config.augmentation)
-        victim = models.placed(self.job.victim.build(), self.device)
-        return PurifierObjective(
-            victim=victim,
-            attacks=build_attacks(self.config.attacks),
-            clean_share=self.config.clean_share,
-            augmentation=self.config.augmentation,
+        job, victim = self.job, self.job.victim
+        make = models.beside(job.kind, job.network, "objective")
+        setup = Setup(
+            config=self.config,
+            network=self.network,
+            classifier=None if victim is None else models.placed(victim.build(), self.device),
+            attacks=() if victim is None else build_attacks(self.config.attacks),
+            pairs=None if victim is None else build_pairs(self.config.train_against),
+            total_steps=self.config.epochs * self.order.steps,
+            device=self.device,
+            prepared=self._prepared,
+            average=average,
         )
+        objective: Objective = (make or (ClassifierObjective if victim is None else PurifierObjective))(setup)
+        return objective
 
     def epochs(self) -> Iterator[dict[str, float]]:
         """Train the epochs that are left; after each, its metrics."""
@@ -562,39 +558,45 @@ class Worker:
             yield self._say(curve)
 
     def _train_epoch(self, epoch: int, batches: Iterator[dict[str, np.ndarray]]) -> pa.Table:
-        losses, rates, seconds = [], [], []
+        losses: dict[str, list[Tensor]] = {}
+        rates, seconds = [], []
         before = time.perf_counter()
         for step in range(epoch * self.order.steps, (epoch + 1) * self.order.steps):
-            loss, rate = self.step(step, next(batches))
-            losses.append(loss.float())
+            of_step, rate = self.step(step, next(batches))
+            for name, loss in of_step.items():
+                losses.setdefault(name, []).append(loss.float())
             rates.append(rate)
             now = time.perf_counter()
             seconds.append(now - before)
             before = now
-        mean = self._mean(torch.stack(losses)).cpu().double().numpy()
+        together = torch.stack([torch.stack(values) for values in losses.values()])
+        means = dict(zip(losses, self._mean(together).cpu().double().numpy(), strict=True))
         first = epoch * self.order.steps
-        check_finite(mean, rates, self.network, epoch=epoch + 1, first_step=first)
+        for network in (self.network, *self.objective.networks.values()):
+            check_finite(means["loss"], rates, network, epoch=epoch + 1, first_step=first)
+        others = {f"loss_{name}": values for name, values in means.items() if name != "loss"}
         return pa.table(
             {
-                "step": np.arange(first, first + len(losses)),
-                "epoch": np.full(len(losses), epoch),
-                "loss": mean,
+                "step": np.arange(first, first + len(rates)),
+                "epoch": np.full(len(rates), epoch),
+                "loss": means["loss"],
                 "rate": rates,
                 "images_per_second": self.config.batch / np.array(seconds),
+                **others,
             },
-            schema=schema.METRICS,
+            schema=pa.schema([*schema.METRICS, *(pa.field(name, pa.float64(), nullable=False) for name in others)]),
         )
 
-    def step(self, step: int, rows: dict[str, np.ndarray]) -> tuple[Tensor, float]:
-        """Train on a batch of the stream: see :func:`raypurify.training.train_step`."""
+    def step(self, step: int, rows: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], float]:
+        """Train on a batch of the stream: see :func:`raypurify.objectives.train_step`."""
         self._reject(json.loads(text) for text in rows["reject"] if text)
         batch = batch_of(rows["image"], rows["label"], rows["seed"].tolist(), self.device)
         drop_pages(rows["image"])
-        return train_step(self.model, self.objective, self.optimization, batch, step, self.device)
+        return train_step(self.objective, batch, step)
 
     def _validate(self) -> dict[str, float]:
         """Scores of the held-out images, shared out among the workers."""
-        sums = validate(self.network, self.objective, self._held_out())
+        sums = validate(self.objective, self._held_out())
         names = sorted(sums) if self.job.held_out.rows else []
         if self.workers > 1:
             names = _all_names(names)
@@ -649,7 +651,7 @@ class Worker:
         return metrics
 
     def save(self, folder: str) -> None:
-        """Write a checkpoint: the model as its readers want it, the optimizer, the curve."""
+        """Write a checkpoint: the model as its readers want it, the objective's state, the curve."""
         metrics = {
             "epoch": self.epoch,
             "images": self.epoch * self.order.steps * self.config.batch,
@@ -658,7 +660,7 @@ class Worker:
         checkpoints.save(
             storage.join(folder, "model"), self.job.checkpoint_config(), self.network.state_dict(), metrics
         )
-        optimizer = {name: value.contiguous().cpu() for name, value in self.optimization.state().items()}
+        optimizer = {name: value.contiguous().cpu() for name, value in self.objective.state().items()}
         safetensors.torch.save_file(optimizer, str(Path(folder, "optimizer.safetensors")))
         storage.write_table(storage.join(folder, "metrics.parquet"), pa.concat_tables(self.curve))
         rejects = pa.Table.from_pylist(published([*self.rejects.values()]), schema.REJECTS)
@@ -668,7 +670,7 @@ class Worker:
         """Go on from what :meth:`save` wrote."""
         _, state, _ = checkpoints.load(storage.join(folder, "model"))
         self.network.load_state_dict(state)
-        self.optimization.load_state(safetensors.torch.load_file(str(Path(folder, "optimizer.safetensors"))))
+        self.objective.load_state(safetensors.torch.load_file(str(Path(folder, "optimizer.safetensors"))))
         metrics = storage.read_json(storage.join(folder, "model/metrics.json"))
         self.epoch, self.validations = metrics["epoch"], metrics["validation"]
         self.curve = [storage.read_table(storage.join(folder, "metrics.parquet"))]

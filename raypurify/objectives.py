@@ -1,0 +1,310 @@
+"""What a training does with a batch: the loss, the optimisers and the score.
+
+A plugin file of a network may name ``objective``, a callable ``(setup) -> Objective``: a loss of its own, or optimisers
+and steps of its own. Without one a classifier is trained by :class:`ClassifierObjective`, a purifier by
+:class:`PurifierObjective`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raypurify import plugins
+from raypurify.attacks import Attack
+from raypurify.pairs import Pairs
+from raypurify.training import Batch, TrainingConfig, augment, autocast, full_float32, precision_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What an objective is made of, on one of the data-parallel workers."""
+
+    config: TrainingConfig
+    network: nn.Module
+    """The network that is trained, on the device."""
+    total_steps: int
+    device: str
+    classifier: nn.Module | None = None
+    """The classifier that a purifier is trained for, in eval and frozen."""
+    attacks: tuple[Attack, ...] = ()
+    """The config's attacks."""
+    pairs: Pairs | None = None
+    """Where a purifier's adversarial images come from."""
+    prepared: Callable[[nn.Module], nn.Module] = lambda network: network
+    """Puts a network that is trained beside on the device, its batch norms and dropouts over the global batch."""
+    average: Callable[[Sequence[Tensor]], None] = lambda gradients: None
+    """Exchanges gradients, in place, for their means over all workers."""
+
+    def optimization(
+        self, network: nn.Module, *, rate: float | None = None, optimizer: Callable[..., Any] = torch.optim.AdamW
+    ) -> Optimization:
+        """An optimiser of all of a network's parameters.
+
+        Args:
+            network: on the device.
+            rate: peak learning rate; the config's if None.
+            optimizer: an optimiser's class, or one with some arguments given, as by ``functools.partial``.
+        """
+        return Optimization(
+            parameters=list(network.parameters()),
+            config=self.config if rate is None else replace(self.config, rate=rate),
+            total_steps=self.total_steps,
+            device=self.device,
+            average=self.average,
+            make=optimizer,
+        )
+
+
+@dataclass(kw_only=True)
+class Optimization:
+    """AdamW under a one-cycle learning rate that is a function of the step, so that resuming needs no state of it."""
+
+    parameters: list[nn.Parameter]
+    config: TrainingConfig
+    total_steps: int
+    device: str = "cpu"
+    average: Callable[[Sequence[Tensor]], None] = lambda gradients: None
+    """Exchanges gradients, in place, for their means over all workers."""
+    make: Callable[..., Any] = torch.optim.AdamW
+    """Makes the optimiser of groups of parameters and ``lr``."""
+    optimizer: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        decayed = [parameter for parameter in self.parameters if parameter.ndim > 1]
+        others = [parameter for parameter in self.parameters if parameter.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = self.make(groups, lr=self.config.rate)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of ``step``, counted from 0: up linearly for a tenth, then down along a cosine to 0."""
+        warm = max(1, self.total_steps // 10)
+        if step < warm:
+            return self.config.rate * (step + 1) / warm
+        return self.config.rate * (1 + math.cos(math.pi * (step - warm) / max(1, self.total_steps - warm))) / 2
+
+    def minimise(self, loss: Tensor, step: int) -> Tensor:
+        """Go one step down along the gradient of a loss; returns it, detached.
+
+        Gradients that another loss left in the parameters do not count.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        precision = precision_of(self.config, self.device)
+        with torch.autocast(self.device.partition(":")[0], enabled=False), full_float32(enabled=precision == "float32"):
+            loss.backward()
+            self.apply(step)
+        return loss.detach()
+
+    def apply(self, step: int) -> float:
+        """Average the gradients that are there over the workers, clip them, update the parameters, clear the gradients.
+
+        Returns:
+            The learning rate.
+        """
+        self.average([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        rate = self.rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return rate
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors by name, for a checkpoint without pickle."""
+        tensors = {}
+        for index, parameter in enumerate(self._ordered()):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{index}.{name}"] = value
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave."""
+        for index, parameter in enumerate(self._ordered()):
+            names = {key.partition(".")[2] for key in tensors if key.startswith(f"{index}.")}
+            state = {name: tensors[f"{index}.{name}"] for name in names}
+            self.optimizer.state[parameter] = {
+                name: value.to(parameter.device) if name != "step" else value for name, value in state.items()
+            }
+
+    def _ordered(self) -> Iterator[nn.Parameter]:
+        for group in self.optimizer.param_groups:
+            yield from group["params"]
+
+
+NETWORK = "network"
+
+
+class Objective:
+    """What a training does with each batch. A subclass names :meth:`loss`, or :meth:`step`; and :meth:`score`.
+
+    ``optimizations`` are by name, that of the trained network under ``network``; ``networks`` are those that are
+    trained beside it. The states of both are in the checkpoints; the published model is the trained network alone.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.optimizations = {NETWORK: setup.optimization(setup.network)}
+        self.networks: dict[str, nn.Module] = {}
+
+    def train_beside(self, name: str, network: nn.Module, **options: Any) -> nn.Module:
+        """Have a network trained beside, such as a critic, by an optimiser of its own.
+
+        Args:
+            name: of the network and of its optimiser.
+            network: its weights drawn from torch's global generator, which is seeded.
+            options: of :meth:`Setup.optimization`.
+
+        Returns:
+            The network as it is to be called.
+        """
+        self.networks[name] = self.setup.prepared(network.train())
+        self.optimizations[name] = self.setup.optimization(self.networks[name], **options)
+        return self.networks[name]
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over the batch."""
+        raise NotImplementedError
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Learn from a batch, by one update or several.
+
+        Args:
+            batch: this worker's part of the global batch.
+            step: of the training, from 0.
+
+        Returns:
+            Detached scalars: ``loss``, and more under other names, each a column ``loss_NAME`` of ``metrics.parquet``.
+        """
+        return {"loss": self.optimizations[NETWORK].minimise(self.loss(batch), step)}
+
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the batch; networks are in eval."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """All but the trained network's weights, by names that :meth:`load_state` knows."""
+        tensors: dict[str, Tensor] = {}
+        for name, optimization in self.optimizations.items():
+            prefix = "" if name == NETWORK else f"{name}/"
+            tensors |= {prefix + key: value for key, value in optimization.state().items()}
+        for name, network in self.networks.items():
+            tensors |= {f"networks/{name}/{key}": value for key, value in network.state_dict().items()}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` gave."""
+        for name, optimization in self.optimizations.items():
+            optimization.load_state(_under("" if name == NETWORK else f"{name}/", tensors))
+        for name, network in self.networks.items():
+            network.load_state_dict(_under(f"networks/{name}/", tensors))
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+class ClassifierObjective(Objective):
+    """Cross-entropy of the logits."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        x = augment(batch.x, batch.seeds, self.setup.config.augmentation)
+        return F.cross_entropy(self.setup.network(x).float(), batch.y)
+
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        """Images classified right."""
+        return {"accuracy": (self.setup.network(batch.x).argmax(dim=1) == batch.y).sum()}
+
+
+class PurifierObjective(Objective):
+    """A purifier's own ``training_loss`` on adversarial pairs: attacked image to clean image."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        loss: Tensor = cast(Any, self.setup.network).training_loss(*self.pairs(batch))
+        return loss
+
+    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Attacked images, or clean ones in their share, and the clean images that they were made of: (N, C, H, W)."""
+        x = augment(batch.x, batch.seeds, self.setup.config.augmentation)
+        return self.attacked(replace(batch, x=x), self.setup.config.clean_share), x
+
+    def attacked(self, batch: Batch, clean_share: float) -> Tensor:
+        """The images of a batch as the source of pairs makes them: (N, C, H, W)."""
+        setup = self.setup
+        assert setup.pairs is not None
+        assert setup.classifier is not None
+        return setup.pairs(
+            batch,
+            network=setup.network,
+            classifier=setup.classifier,
+            attacks=setup.attacks,
+            clean_share=clean_share,
+        )
+
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        """Attacked images classified right when purified, and not; clean ones when purified."""
+        classifier, purifier = cast(Any, self.setup.classifier), self.setup.network
+        x_adv = self.attacked(batch, clean_share=0)
+        logits = {
+            "accuracy_purified": classifier(purifier(x_adv)),
+            "accuracy_adversarial": classifier(x_adv),
+            "accuracy_clean_purified": classifier(purifier(batch.x)),
+        }
+        return {name: (values.argmax(dim=1) == batch.y).sum() for name, values in logits.items()}
+
+
+def train_step(objective: Objective, batch: Batch, step: int) -> tuple[dict[str, Tensor], float]:
+    """Let an objective learn from a batch, in the training's precision.
+
+    Returns:
+        The losses of this batch (detached scalars, still on the device) and the learning rate.
+    """
+    setup = objective.setup
+    with autocast(setup.device, precision_of(setup.config, setup.device)):
+        losses = objective.step(batch, step)
+    return losses, objective.optimizations[NETWORK].rate(step)
+
+
+def validate(objective: Objective, batches: Iterator[Batch]) -> dict[str, float]:
+    """Sums of the objective's scores over ``batches``, in float32, and ``n``, the number of images."""
+    networks = (objective.setup.network, *objective.networks.values())
+    for network in networks:
+        network.eval()
+    sums: dict[str, float] = {"n": 0.0}
+    with torch.no_grad(), full_float32():
+        for batch in batches:
+            sums["n"] += len(batch.y)
+            for name, value in objective.score(batch).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+    for network in networks:
+        network.train()
+    return sums
+
+
+def build_attacks(texts: Sequence[str]) -> tuple[Attack, ...]:
+    """Attacks from ``NAME[,KEY=VALUE...]``.
+
+    Raises:
+        ValueError: an unknown attack or parameter.
+    """
+    return tuple(plugins.build("raypurify.attacks", plugins.Spec.parse(text)) for text in texts)
+
+
+def build_pairs(text: str) -> Pairs:
+    """A source of pairs from ``NAME[,KEY=VALUE...]``.
+
+    Raises:
+        ValueError: an unknown source or parameter.
+    """
+    pairs: Pairs = plugins.build("raypurify.pairs", plugins.Spec.parse(text))
+    return pairs
