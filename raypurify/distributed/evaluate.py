@@ -35,6 +35,7 @@ from raypurify.evaluation.batch import Evaluator, Scored
 from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.report import write_report
+from raypurify.report.page import users_sections
 from raypurify.runs import schema
 from raypurify.runs.progress import print_table
 from raypurify.training import Batch, batch_of
@@ -49,11 +50,15 @@ class EvaluationArguments:
     destination: runs.Destination
     max_rejects: float = 0.1
     """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+    sections: tuple[str, ...] = ()
+    """Of the report, beside its own: my_package.module:callable, which takes a raypurify.report.Page and returns
+    a raypurify.report.Section."""
     dry_run: bool = False
     """Send 32 images through the whole grid, estimate the time, and write nothing."""
 
     def __post_init__(self) -> None:
         runs.check_max_rejects(self.max_rejects)
+        users_sections(self.sections)
 
 
 def main(arguments: EvaluationArguments) -> None:
@@ -65,6 +70,7 @@ def main(arguments: EvaluationArguments) -> None:
         arguments.evaluation,
         arguments.resources,
         max_rejects=arguments.max_rejects,
+        sections=arguments.sections,
         **dataclasses.asdict(arguments.destination),
     )
     columns = ["setting", "attack", "eps", "victim", "classifier", "purifier", "accuracy_clean", "accuracy_adversarial"]
@@ -87,6 +93,7 @@ def evaluate(
     output: str,
     *,
     max_rejects: float = 1.0,
+    sections: Sequence[str] = (),
     overwrite: bool = False,
     shared_filesystem: bool = False,
 ) -> pa.Table:
@@ -97,6 +104,7 @@ def evaluate(
         resources: who does it.
         output: URL of the run's folder.
         max_rejects: share of the images, in [0, 1]; when more cannot be decoded the work stops.
+        sections: of the report, beside its own: see :func:`raypurify.report.write_report`.
         overwrite: start afresh.
         shared_filesystem: a local output is one that every host sees.
 
@@ -134,7 +142,7 @@ def evaluate(
                 scored = source.rows - run.counts["rejected"]
                 results.write_summary(output, cells, own, scored, built_metrics(config))
                 _write_samples(work, resources, planned)
-            write_report(output, curves=_curves(config))
+            write_report(output, curves=_curves(config), sections=sections)
             run.finish()
     summary = storage.read_table(storage.join(output, "summary.parquet"))
     return summary.filter(pc.is_in(summary["cell"], pa.array([cell.hash for cell in grid.cells])))

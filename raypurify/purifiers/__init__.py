@@ -1,8 +1,9 @@
 """Purifiers map images (N, C, H, W) float32 in [0, 1] to images of the same shape and range: one file a purifier.
 
 A plugin file names a callable ``build(**params) -> nn.Module``, and holds the whole network. Where it learns, the
-module has ``training_loss(x_adv, x) -> scalar``, and the file ``params_for(image_shape, classes) -> dict``, by which a
-training shapes the network to its data. What an adaptive attacker has to know, the module says:
+module has ``training_loss(x_adv, x) -> scalar``, or the file an ``objective`` (see :mod:`raypurify.objectives`); and
+the file ``params_for(image_shape, classes) -> dict``, by which a training shapes the network to its data. What an
+attacker or a reader has to know, the module says:
 
 - ``differentiable = False``: its gradient is zero or absent; the attack goes around it.
 - ``random = True``: it draws at random; ``forward(x, seeds)`` takes one seed for each image.

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from raypurify.runs.schema import NO_ATTACK
 
 Row = dict[str, Any]
 """One row of ``summary.parquet``."""
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], tuple[Any, ...]]) -> dict[tuple[Any, ...], list[Row]]:
+    """The rows by a key, in the order in which each key comes first."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def featured(rows: Iterable[Row]) -> list[str]:
@@ -31,26 +39,15 @@ def surrogate(row: Row) -> str | None:
 
 def series(row: Row) -> tuple[Any, ...]:
     """What the cells of a security curve have in common: all of an attack but its radius, and whom it attacks."""
-    return (
-        row["setting"],
-        row["dataset"],
-        row["classifier"],
-        surrogate(row),
-        row["attack"],
-        row["norm"],
-        _without_radius(row),
-    )
-
-
-def _without_radius(row: Row) -> str:
     params = row["params"]
     try:
         values = json.loads(params)
     except json.JSONDecodeError:
-        return str(params)
-    if not isinstance(values, dict):
-        return str(params)
-    return json.dumps({key: value for key, value in values.items() if key != row["radius"]}, sort_keys=True)
+        values = None
+    if isinstance(values, dict):
+        params = json.dumps({key: value for key, value in values.items() if key != row["radius"]}, sort_keys=True)
+    target = row["setting"], row["dataset"], row["classifier"], surrogate(row)
+    return *target, row["attack"], row["norm"], params
 
 
 def reference_radius(rows: Sequence[Row]) -> float | None:
@@ -63,8 +60,8 @@ def reference_radius(rows: Sequence[Row]) -> float | None:
     shown = featured(rows)
     bounded = [row for row in rows if row["eps"] is not None and row["attack"] != NO_ATTACK]
     static, adaptive = (
-        {(row["purifier"], row["eps"]) for row in bounded if (row["setting"] == "adaptive") == known}
-        for known in (False, True)
+        {(row["purifier"], row["eps"]) for row in bounded if (row["setting"] == "adaptive") == knows}
+        for knows in (False, True)
     )
     common = {pair for pair in static & adaptive if pair[0] in shown}
     return max((eps for _, eps in common or static or adaptive), default=None)
@@ -72,13 +69,10 @@ def reference_radius(rows: Sequence[Row]) -> float | None:
 
 def at_one_radius(rows: Sequence[Row]) -> list[Row]:
     """The rows without those of a curve that are not at its reference radius, or at its largest where it lacks that."""
-    spaces: dict[tuple[Any, ...], list[Row]] = {}
-    radii: dict[tuple[Any, ...], set[float]] = {}
-    for row in rows:
-        spaces.setdefault(threat(row)[:3], []).append(row)
-        if row["eps"] is not None:
-            radii.setdefault(series(row), set()).add(row["eps"])
+    bounded = [row for row in rows if row["eps"] is not None]
+    spaces = grouped(rows, lambda row: threat(row)[:3])
     references = {space: reference_radius(members) for space, members in spaces.items()}
+    radii = {curve: {row["eps"] for row in members} for curve, members in grouped(bounded, series).items()}
 
     def chosen(row: Row) -> bool:
         if row["eps"] is None:

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from raypurify.report.cells import Row, featured, reference_radius, surrogate, threat
+from raypurify.evaluation.masking import weaknesses
+from raypurify.report import attempts, formats
+from raypurify.report.cells import Row, featured, grouped, reference_radius, surrogate, threat
+from raypurify.report.sections import Page, Section
 from raypurify.runs.schema import NO_ATTACK
 
 
-@dataclass(frozen=True, kw_only=True)
-class Headline:
-    """The key figures of one classifier: its strongest attack, and the learned purifier with the best worst case.
+def section(page: Page) -> Section:
+    """What the run warns of, and the key figures of each classifier."""
+    classifiers = grouped(page.rows, lambda row: (row["dataset"], row["classifier"]))
+    return page.section(
+        "headlines",
+        "",
+        headlines=[_headline(rows) for rows in classifiers.values()],
+        warnings=attempts.warnings(page.run),
+        weaknesses=weaknesses(page.rows),
+        ball=formats.ball,
+    )
 
-    ``adaptive`` is the lowest adaptive cell of that purifier in the same ball, whatever its attack.
+
+def _headline(rows: Sequence[Row]) -> dict[str, Any]:
+    """The strongest attack on one classifier, and the learned purifier with the best worst case.
+
+    ``adaptive`` is the lowest adaptive cell of that purifier in the same ball, whatever its attack; ``radii`` says at
+    how many radii of the ball's norm the classifier was attacked.
     """
-
-    dataset: str
-    classifier: str
-    clean: float
-    static: Row | None
-    adaptive: Row | None
-    radii: int
-    """At how many radii of the ball's norm the classifier was attacked."""
-
-
-def headlines(rows: Sequence[Row]) -> list[Headline]:
-    """The key figures of each classifier of a summary, in the order of their first rows."""
-    classifiers = dict.fromkeys((row["dataset"], row["classifier"]) for row in rows)
-    return [
-        _headline([row for row in rows if (row["dataset"], row["classifier"]) == classifier])
-        for classifier in classifiers
-    ]
-
-
-def _headline(rows: Sequence[Row]) -> Headline:
     adaptive = [row for row in rows if row["setting"] == "adaptive"]
     attacked = [row for row in rows if row["setting"] != "adaptive" and row["attack"] != NO_ATTACK]
     attacked = [row for row in attacked if row["setting"] == "white-box"] or attacked
@@ -49,15 +44,9 @@ def _headline(rows: Sequence[Row]) -> Headline:
         static, partner = max(choices, key=lambda choice: _worst_case(*choice))
     else:
         partner = min(members, key=lambda row: row["accuracy_purified"], default=None)
-    shown_row = static or partner or rows[0]
-    return Headline(
-        dataset=shown_row["dataset"],
-        classifier=shown_row["classifier"],
-        clean=shown_row["accuracy_clean"],
-        static=static,
-        adaptive=partner,
-        radii=len({row["eps"] for row in [*attacked, *adaptive] if row["norm"] == shown_row["norm"]} - {None}),
-    )
+    row = static or partner or rows[0]
+    radii = {other["eps"] for other in [*attacked, *adaptive] if other["norm"] == row["norm"]} - {None}
+    return {"row": row, "static": static, "adaptive": partner, "radii": len(radii)}
 
 
 def _in_one_ball(rows: Sequence[Row], adaptive: Sequence[Row]) -> list[Row]:
@@ -72,8 +61,7 @@ def _in_one_ball(rows: Sequence[Row], adaptive: Sequence[Row]) -> list[Row]:
         return list(rows)
     balls = []
     for norm in dict.fromkeys(row["norm"] for row in bounded):
-        space = [row for row in [*bounded, *adaptive] if row["norm"] == norm]
-        radius = reference_radius(space)
+        radius = reference_radius([row for row in [*bounded, *adaptive] if row["norm"] == norm])
         balls.append([row for row in bounded if (row["norm"], row["eps"]) == (norm, radius)])
     return max(balls, key=lambda ball: (any(_lowest_adaptive(row, adaptive) for row in ball), len(ball)))
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from raypurify.report import formats
-from raypurify.report.cells import Row, at_one_radius, featured, surrogate
+from raypurify.report.cells import Row, at_one_radius, featured, grouped, surrogate
+from raypurify.report.sections import Page, Section
 from raypurify.runs.schema import NO_ATTACK
 from raypurify.storage.published import redacted
 
@@ -24,88 +24,32 @@ Pixels = NDArray[np.float32]
 Sample = dict[str, Any]
 """One row of ``samples/``, its images as :data:`Pixels`."""
 
+KINDS = {"random": "Chosen at random", "worst": "The worst: least like the original after purification"}
 COLUMNS = 8  # of a gallery with few attacks; with many, two examples each
 SHOWN_SIDE = 76  # CSS pixels
 LARGEST_SIDE = 192  # pixels; larger images are shrunk, which keeps the page light
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """One image of the page."""
-
-    uri: str
-    alt: str
-    note: str
-    right: bool | None = None
-    """Whether the classifier is right on it; None for a perturbation, which nobody classifies."""
-    fine: bool = False
-    """Whether it has more pixels than it is shown with, so that a browser had better blend them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """The examples of one attack."""
-
-    attack: str
-    ball: str
-    ids: tuple[str, ...]
-    labels: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Examples of one kind, ``random`` or ``worst``. Each row holds one picture for each example."""
-
-    kind: str
-    columns: tuple[Column, ...]
-    rows: dict[str, tuple[Picture, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """Examples of one classifier and purifier in one setting."""
-
-    dataset: str
-    classifier: str
-    surrogate: str | None
-    purifier: str
-    setting: str
-    grids: tuple[Grid, ...]
-
-
-def galleries(rows: Sequence[Row], samples: pa.Table) -> list[Gallery]:
+def section(page: Page) -> Section | None:
     """The samples of the featured purifiers' cells: for each of them, random ones and the worst.
-    An attack at several radii is shown at one.
+    An attack at several radii is shown at one."""
+    galleries = list(_galleries(at_one_radius(page.rows), page.samples))
+    return page.section("images", "Images", galleries=galleries) if galleries else None
 
-    Args:
-        rows: of the summary.
-        samples: of the schema ``SAMPLES``.
-    """
-    rows = at_one_radius(rows)
-    by_cell: dict[str, list[Sample]] = {}
-    for sample in _samples(samples):
-        by_cell.setdefault(sample["cell"], []).append(sample)
-    shown = featured(row for row in rows if row["cell"] in by_cell)
-    grouped: dict[tuple[Any, ...], list[Row]] = {}
-    for setting in dict.fromkeys(["white-box", "adaptive", *(row["setting"] for row in rows)]):
-        for row in rows:
-            if row["setting"] == setting and row["purifier"] in shown and row["attack"] != NO_ATTACK:
-                key = (setting, row["dataset"], row["classifier"], surrogate(row), row["purifier"])
-                grouped.setdefault(key, []).append(row)
-    made = []
-    for (setting, dataset, classifier, made_on, purifier), cells in grouped.items():
-        grids = [_grid(cells, by_cell, kind) for kind in ("random", "worst")]
-        made.append(
-            Gallery(
-                dataset=dataset,
-                classifier=classifier,
-                surrogate=made_on,
-                purifier=purifier,
-                setting=setting,
-                grids=tuple(grid for grid in grids if grid),
-            )
-        )
-    return [gallery for gallery in made if gallery.grids]
+
+def _galleries(rows: Sequence[Row], samples: pa.Table) -> Iterator[dict[str, Any]]:
+    """Examples of one classifier and purifier in one setting each, in tables by :data:`KINDS`."""
+    by_cell = grouped(_samples(samples), lambda sample: (sample["cell"],))
+    shown = featured(row for row in rows if (row["cell"],) in by_cell)
+    order = list(dict.fromkeys(["white-box", "adaptive", *(row["setting"] for row in rows)]))
+    attacked = [row for row in rows if row["purifier"] in shown and row["attack"] != NO_ATTACK]
+    attacked.sort(key=lambda row: order.index(row["setting"]))
+    names = ("setting", "dataset", "classifier", "purifier")
+    for cells in grouped(attacked, lambda row: (*(row[name] for name in names), surrogate(row))).values():
+        of_cells = [(cell, by_cell.get((cell["cell"],), [])) for cell in cells]
+        tables = [table for kind in KINDS if (table := _table(of_cells, kind))]
+        if tables:
+            yield {"row": cells[0], "surrogate": surrogate(cells[0]), "tables": tables}
 
 
 def _samples(table: pa.Table) -> list[Sample]:
@@ -120,28 +64,21 @@ def _samples(table: pa.Table) -> list[Sample]:
     return samples
 
 
-def _grid(cells: Sequence[Row], by_cell: dict[str, list[Sample]], kind: str) -> Grid | None:
+def _table(cells: Sequence[tuple[Row, Sequence[Sample]]], kind: str) -> dict[str, Any] | None:
+    """Examples of one kind: attacks side by side, and a row for each sort of picture."""
     per_attack = max(2, COLUMNS // len(cells))
-    columns, pictures = [], []
-    for cell in cells:
-        examples = [sample for sample in by_cell.get(cell["cell"], []) if sample["kind"] == kind][:per_attack]
+    attacks, pictures = [], []
+    for cell, samples in cells:
+        examples = [sample for sample in samples if sample["kind"] == kind][:per_attack]
         if examples:
-            columns.append(
-                Column(
-                    attack=cell["attack"],
-                    ball=formats.ball(cell["norm"], cell["eps"]),
-                    ids=tuple(sample["id"] for sample in examples),
-                    labels=tuple(sample["label"] for sample in examples),
-                )
-            )
+            attacks.append((cell["attack"], formats.ball(cell["norm"], cell["eps"]), examples))
             pictures += _pictures(examples)
-    if not columns:
-        return None
     names = ("Original", "Perturbation", "Adversarial", "Restored")
-    return Grid(kind=kind, columns=tuple(columns), rows=dict(zip(names, zip(*pictures, strict=True), strict=True)))
+    rows = dict(zip(names, zip(*pictures, strict=True), strict=True)) if pictures else {}
+    return {"kind": kind, "title": KINDS[kind], "attacks": attacks, "rows": rows} if attacks else None
 
 
-def _pictures(examples: Sequence[Sample]) -> list[tuple[Picture, ...]]:
+def _pictures(examples: Sequence[Sample]) -> list[tuple[dict[str, Any], ...]]:
     """Four pictures for each example of one attack; their perturbations are amplified alike."""
     changes = [sample["adversarial"] - sample["clean"] for sample in examples]
     gain = amplification(max(float(np.abs(change).max()) for change in changes))
@@ -165,30 +102,24 @@ def amplification(largest: float) -> float:
     return float(np.floor(gain / digit + 1e-4) * digit)
 
 
-def _classified(sample: Sample, kind: str, name: str) -> Picture:
+def _classified(sample: Sample, kind: str, name: str) -> dict[str, Any]:
     label, prediction = sample["label"], sample[f"pred_{kind}"]
-    verdict = "right" if prediction == label else "wrong"
-    return Picture(
-        uri=png(sample[kind]),
-        alt=f"{name} image {sample['id']}, label {label}, classified as {prediction}: {verdict}",
-        note=str(prediction),
-        right=prediction == label,
-        fine=_is_fine(sample[kind]),
-    )
+    right = prediction == label
+    verdict = "right" if right else "wrong"
+    alt = f"{name} image {sample['id']}, label {label}, classified as {prediction}: {verdict}"
+    return _picture(sample[kind], alt, str(prediction), right)
 
 
-def _perturbation(key: str, change: Pixels, gain: float) -> Picture:
+def _perturbation(key: str, change: Pixels, gain: float) -> dict[str, Any]:
     largest = float(np.abs(change).max())
-    return Picture(
-        uri=png(0.5 + gain * change),
-        alt=f"Perturbation of image {key}, amplified {gain:g} times, at most {largest:.3f}",
-        note=f"×{gain:g}",
-        fine=_is_fine(change),
-    )
+    alt = f"Perturbation of image {key}, amplified {gain:g} times, at most {largest:.3f}"
+    return _picture(0.5 + gain * change, alt, f"×{gain:g}", None)
 
 
-def _is_fine(pixels: Pixels) -> bool:
-    return bool(max(pixels.shape[:2]) > SHOWN_SIDE)
+def _picture(pixels: Pixels, alt: str, note: str, right: bool | None) -> dict[str, Any]:
+    """``fine``: it has more pixels than it is shown with, so that a browser had better blend them."""
+    fine = max(pixels.shape[:2]) > SHOWN_SIDE
+    return {"uri": png(pixels), "alt": alt, "note": note, "right": right, "fine": fine}
 
 
 def png(pixels: Pixels) -> str:

@@ -1,22 +1,39 @@
-"""What the page says about a summary: rows grouped by attack, each white-box figure beside its adaptive one."""
+"""The figures of a summary: rows grouped by attack, each white-box figure beside its adaptive one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from raypurify.report import formats
-from raypurify.report.cells import Row, at_one_radius, series, surrogate, threat
-from raypurify.runs.schema import NO_ATTACK
+from raypurify.report.cells import Row, at_one_radius, grouped, series, surrogate, threat
+from raypurify.runs import schema
+
+if TYPE_CHECKING:
+    from raypurify.report.sections import Page, Section
+
+HEADINGS = {"similarity": "Similarity of purified to clean", "perturbation": "Perturbation"}
+"""Over the columns of metrics."""
+
+
+def section(page: Page) -> Section | None:
+    """All figures: one table for each setting, what each attack spent, and every cell."""
+    if not page.rows:
+        return None
+    shown = schema.shown(page.schema)
+    metrics = {
+        title: {name: how for name, how in shown.items() if how.group == group} for group, title in HEADINGS.items()
+    }
+    detects = any(row["detection_rate"] is not None for row in page.rows)
+    return page.section("figures", "All figures", metrics=metrics, detects=detects, budgets=_budgets(page.rows))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """One purifier against one attack. A figure is None where its cell was not run."""
 
-    purifier: str
     static: Row | None
     """The cell whose attacker does not know the purifier."""
     adaptive: Row | None
@@ -24,6 +41,16 @@ class Line:
     adaptive_note: str = ""
     best: bool = False
     best_adaptive: bool = False
+
+    @property
+    def any(self) -> Row:
+        row = self.static or self.adaptive
+        assert row is not None
+        return row
+
+    @property
+    def purifier(self) -> str:
+        return str(self.any["purifier"])
 
     @property
     def trivial(self) -> bool:
@@ -35,51 +62,56 @@ class Line:
         return bool(self.adaptive and self.adaptive["masking"])
 
     @property
-    def any(self) -> Row:
-        row = self.static or self.adaptive
-        assert row is not None
-        return row
+    def shares(self) -> dict[str, float | None]:
+        """Accuracy without a defense, purified, and under the adaptive attacker."""
+        static, adaptive = self.static, self.adaptive
+        return {
+            "adversarial": static["accuracy_adversarial"] if static else None,
+            "purified": static["accuracy_purified"] if static else None,
+            "adaptive": adaptive["accuracy_purified"] if adaptive else None,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class Comparison:
     """All purifiers against one attack on one classifier: learned first."""
 
-    dataset: str
-    classifier: str
-    surrogate: str | None
-    """The classifier that the images were made on, where it is another one."""
-    attack: str
-    norm: str | None
-    eps: float | None
-    series: tuple[Any, ...]
-    """What the groups of a security curve have in common."""
+    row: Row
+    """Any of its cells, for what they have in common."""
     shown: bool
     """Whether it is at the radius that stands for its curve; so is every attack at one radius."""
-    params: dict[str, str]
     n: int
     lines: tuple[Line, ...]
 
     @property
+    def surrogate(self) -> str | None:
+        """The classifier that the images were made on, where it is another one."""
+        return surrogate(self.row)
+
+    @property
     def ball(self) -> str:
-        return "" if self.attack == NO_ATTACK else formats.ball(self.norm, self.eps)
+        return "" if self.row["attack"] == schema.NO_ATTACK else formats.ball(self.row["norm"], self.row["eps"])
+
+    @property
+    def params(self) -> dict[str, str]:
+        return formats.parameters(self.row["params"], self.row["radius"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The groups of one setting."""
+    """The comparisons of one setting."""
 
     setting: str
-    groups: tuple[Group, ...]
+    comparisons: tuple[Comparison, ...]
 
     @property
-    def shown(self) -> list[Group]:
-        return [group for group in self.groups if group.shown]
+    def shown(self) -> list[Comparison]:
+        return [comparison for comparison in self.comparisons if comparison.shown]
 
     @property
-    def others(self) -> list[Group]:
-        """The groups at the other radii of security curves."""
-        return [group for group in self.groups if not group.shown]
+    def others(self) -> list[Comparison]:
+        """Those at the other radii of security curves."""
+        return [comparison for comparison in self.comparisons if not comparison.shown]
 
 
 def read_tables(rows: Sequence[Row]) -> list[Table]:
@@ -88,15 +120,16 @@ def read_tables(rows: Sequence[Row]) -> list[Table]:
     adaptive = [row for row in rows if row["setting"] == "adaptive"]
     static = [row for row in rows if row["setting"] != "adaptive"]
     partners = {_match(row) for row in static}
-    orphans = [row for row in adaptive if _match(row) not in partners]
     shown = {row["cell"] for row in at_one_radius(rows)}
-    settings = dict.fromkeys(["white-box", *(row["setting"] for row in static)])
     tables = []
-    for setting in settings:
+    for setting in dict.fromkeys(["white-box", *(row["setting"] for row in static)]):
         members = [row for row in static if row["setting"] == setting]
-        lone = orphans if setting == "white-box" else []
-        if members or lone:
-            tables.append(Table(setting=setting, groups=tuple(_groups(members, lone, adaptive, shown))))
+        if setting == "white-box":
+            members += [row for row in adaptive if _match(row) not in partners]
+        attacks = grouped(members, lambda row: (*threat(row), surrogate(row), row["attack"], row["params"]))
+        if attacks:
+            comparisons = tuple(_comparison(cells, adaptive, shown) for cells in attacks.values())
+            tables.append(Table(setting=setting, comparisons=comparisons))
     return tables
 
 
@@ -104,37 +137,19 @@ def _match(row: Row) -> tuple[Any, ...]:
     return *threat(row), row["attack"], row["purifier"]
 
 
-def _groups(
-    static: Sequence[Row], orphans: Sequence[Row], adaptive: Sequence[Row], shown: AbstractSet[str]
-) -> list[Group]:
-    grouped: dict[tuple[Any, ...], list[Row]] = {}
-    for row in [*static, *orphans]:
-        grouped.setdefault((*threat(row), surrogate(row), row["attack"], row["params"]), []).append(row)
-    return [_group(members, adaptive, shown) for members in grouped.values()]
-
-
-def _group(members: Sequence[Row], adaptive: Sequence[Row], shown: AbstractSet[str]) -> Group:
-    first = members[0]
+def _comparison(members: Sequence[Row], adaptive: Sequence[Row], shown: AbstractSet[str]) -> Comparison:
     lines = []
     for row in members:
         same = [other for other in adaptive if _match(other) == _match(row)]
         lowest = min(same, key=lambda other: other["accuracy_purified"], default=None)
         static = None if row["setting"] == "adaptive" else row
-        note = _difference(first, lowest, count=len(same)) if lowest else ""
-        lines.append(Line(purifier=row["purifier"], static=static, adaptive=lowest, adaptive_note=note))
-    lines.sort(key=lambda line: line.trivial)
-    return Group(
-        dataset=first["dataset"],
-        classifier=first["classifier"],
-        surrogate=surrogate(first),
-        attack=first["attack"],
-        norm=first["norm"],
-        eps=first["eps"],
-        series=series(first)[1:],
+        note = _difference(members[0], lowest, count=len(same)) if lowest else ""
+        lines.append(Line(static=static, adaptive=lowest, adaptive_note=note))
+    return Comparison(
+        row=members[0],
         shown=any(row["cell"] in shown for row in members),
-        params=formats.parameters(first["params"], first["radius"]),
         n=max(row["n"] for row in members),
-        lines=tuple(_with_best(lines)),
+        lines=tuple(_with_best(sorted(lines, key=lambda line: line.trivial))),
     )
 
 
@@ -147,18 +162,33 @@ def _difference(row: Row, adaptive: Row, *, count: int) -> str:
 
 def _with_best(lines: Sequence[Line]) -> list[Line]:
     """Mark the best figures, ties included, where there is a choice."""
-    static = [line.static["accuracy_purified"] for line in lines if line.static]
-    adaptive = [line.adaptive["accuracy_purified"] for line in lines if line.adaptive]
+
+    def best(kind: str) -> float | None:
+        known = [share for line in lines if (share := line.shares[kind]) is not None]
+        return max(known) if len(known) > 1 else None
+
+    static, adaptive = best("purified"), best("adaptive")
     return [
-        Line(
-            purifier=line.purifier,
-            static=line.static,
-            adaptive=line.adaptive,
-            adaptive_note=line.adaptive_note,
-            best=line.static is not None and len(static) > 1 and line.static["accuracy_purified"] == max(static),
-            best_adaptive=line.adaptive is not None
-            and len(adaptive) > 1
-            and line.adaptive["accuracy_purified"] == max(adaptive),
+        replace(
+            line,
+            best=static is not None and line.shares["purified"] == static,
+            best_adaptive=adaptive is not None and line.shares["adaptive"] == adaptive,
         )
         for line in lines
+    ]
+
+
+def _budgets(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What each attack spent on an image, once for all victims and balls where it spent the same."""
+    names = ("steps_mean", "steps_max", "queries_mean", "queries_max")
+    attacked = [row for row in rows if row["attack"] != schema.NO_ATTACK]
+    spent = grouped(attacked, lambda row: (*series(row)[4:], *(row[name] for name in names)))
+    return [
+        {
+            "row": members[0],
+            "params": formats.parameters(members[0]["params"], members[0]["radius"]),
+            "victims": list(dict.fromkeys(row["victim"] for row in members)),
+            "balls": [formats.ball(row["norm"], row["eps"]) for row in members],
+        }
+        for members in spent.values()
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from typing import Any
 
@@ -11,13 +12,23 @@ from raypurify.report import formats
 
 
 def render(name: str, *styles: str, **values: Any) -> str:
-    """Fill the template ``name``; every value that is not marked as safe is escaped.
+    """Fill the template of a page; every value that is not marked as safe is escaped.
 
     Args:
         name: a file of this package; it extends ``base.html.j2``.
         styles: style sheets of this package that go behind the one that all pages share.
         values: what the template names; ``title`` among them.
     """
+    return fill(name, style="\n".join(_packaged(sheet) for sheet in ("style.css", *styles)), **values)
+
+
+def fill(name: str, **values: Any) -> str:
+    """Fill the template ``name`` of this package; every value that is not marked as safe is escaped."""
+    return _environment().get_template(name).render(**values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -25,19 +36,9 @@ def render(name: str, *styles: str, **values: Any) -> str:
         lstrip_blocks=True,
         loader=jinja2.FunctionLoader(_packaged),
     )
-    environment.filters |= {
-        "balls": formats.balls,
-        "decimal": formats.decimal,
-        "epsilon": formats.epsilon,
-        "integer": formats.integer,
-        "mean_count": formats.mean_count,
-        "pairs": formats.pairs,
-        "percent": formats.percent,
-        "share": formats.share,
-        "size": formats.size,
-    }
-    style = "\n".join(_packaged(sheet) for sheet in ("style.css", *styles))
-    return environment.get_template(name).render(style=style, **values)
+    filters = ("balls", "decimal", "epsilon", "integer", "mean_count", "pairs", "percent", "share", "size")
+    environment.filters |= {name: getattr(formats, name) for name in filters}
+    return environment
 
 
 def _packaged(name: str) -> str:

@@ -1,0 +1,57 @@
+"""What a page is made of: what the run wrote, and sections, each with a module and a template of its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from raypurify.report import templates
+from raypurify.report.cells import Row
+from raypurify.report.tables import Table, read_tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page."""
+
+    id: str
+    """Anchor, unique in the page: the ``id`` of the element."""
+    title: str
+    """In the page's contents; empty for a section that is not in them."""
+    html: str
+    """Elements whose values are escaped; they ask nothing of the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What a run wrote. Names in it are not yet escaped; credentials are not in them."""
+
+    rows: list[Row]
+    """Of the summary."""
+    schema: pa.Schema
+    """Of the summary: :func:`raypurify.runs.schema.shown` tells how its metrics are shown."""
+    samples: pa.Table
+    """Of the schema ``SAMPLES``."""
+    rejects: pa.Table
+    """Of the schema ``REJECTS``."""
+    run: Mapping[str, Any]
+    """``run.json``; it may lack anything."""
+    curves: Mapping[str, pa.Table]
+    """Tables of the schema ``METRICS``, by the trainings' names."""
+
+    @functools.cached_property
+    def tables(self) -> list[Table]:
+        """The rows grouped by setting and attack."""
+        return read_tables(self.rows)
+
+    @functools.cached_property
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(row["dataset"] for row in self.rows))
+
+    def section(self, id: str, title: str, **values: Any) -> Section:
+        """The section that the template ``ID.html.j2`` of this package makes of ``values`` and ``page``."""
+        return Section(id=id, title=title, html=templates.fill(f"{id}.html.j2", page=self, **values))

@@ -1,0 +1,37 @@
+"""The loss of the trainings that made the purifiers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypurify.report import figures
+from raypurify.report.sections import Page, Section
+from raypurify.storage.published import redacted
+
+
+def section(page: Page) -> Section | None:
+    """A curve for each training that has a finite loss."""
+    curves = [_curve(name, table, number) for number, (name, table) in enumerate(page.curves.items())]
+    shown = [curve for curve in curves if curve]
+    return page.section("training", "Training", curves=shown) if shown else None
+
+
+def _curve(name: str, table: pa.Table, number: int) -> dict[str, Any] | None:
+    table = table.sort_by("step")
+    loss = table["loss"].to_numpy()
+    finite = loss[np.isfinite(loss)]
+    if not len(finite):
+        return None
+    return {
+        "name": redacted(name),
+        "steps": len(loss),
+        "epochs": len(table["epoch"].unique()),
+        "broken": len(loss) - len(finite),
+        "first": float(figures.smooth(finite)[0]),
+        "last": float(finite[-max(1, len(finite) // 20) :].mean()),
+        "rate": float(np.median(table["images_per_second"].to_numpy())),
+        "svg": figures.loss_curve(table["step"].to_numpy(), loss, name=f"loss{number}"),
+    }
