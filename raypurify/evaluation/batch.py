@@ -75,7 +75,7 @@ class Evaluator:
             "queries": attacked.queries,
             **measured(self.metrics, "adversarial", x_adv, clean.x),
             "zero_gradient": attacked.zero_gradient,
-            **(self._masking(group, attack, clean) if group.through is not None else {}),
+            **(self._masking(group, attack, clean) if group.known_purifier is not None else {}),
         }
         for cell in cells:
             classifier = self.classifiers[cell.classifier]
@@ -107,9 +107,9 @@ class Evaluator:
     def _victim(self, group: Group, draws: str, *, straight_through: bool = False) -> nn.Module:
         """What a group's attacker attacks; what a random purifier draws for him follows from ``draws``."""
         classifier = self.classifiers[group.victim]
-        if group.through is None:
+        if group.known_purifier is None:
             return classifier
-        purifier = self.purifiers[group.through]
+        purifier = self.purifiers[group.known_purifier]
         return Composite(
             classifier,
             purifier,
@@ -125,9 +125,9 @@ class Evaluator:
         if not chosen:
             return {"zero_gradient": None} if self.grid.masking_share else {}
         epsilon = (radius_of(attack) if attack.norm == "linf" else None) or MaskingCheck.epsilon
-        key = (group.victim, group.through, epsilon)
+        key = (group.victim, group.known_purifier, epsilon)
         if key not in clean.masking:
-            purifier = self.purifiers[cast(int, group.through)]
+            purifier = self.purifiers[cast(int, group.known_purifier)]
             clipped = hasattr(purifier, "unclipped") and is_differentiable(purifier)
             clean.masking[key] = MaskingCheck(epsilon=epsilon)(
                 self._victim(group, "masking"),

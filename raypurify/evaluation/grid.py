@@ -100,7 +100,7 @@ class Group:
     """The attack with all its parameters: what its seeds come from, however it was written."""
     victim: int
     """The classifier that is attacked, by its number."""
-    through: int | None
+    known_purifier: int | None
     """The purifier that an adaptive attacker attacks through, by its number; None for an attacker who knows none."""
     cells: tuple[Cell, ...]
     couples_batch: bool
@@ -284,7 +284,7 @@ class _Layout:
         return [index for index in self._own(victim) if self.config.purifiers[index] in chosen]
 
     def _group(
-        self, spec: plugins.Spec, victim: int, through: int | None, pairs: Sequence[tuple[str, int, int]]
+        self, spec: plugins.Spec, victim: int, known_purifier: int | None, pairs: Sequence[tuple[str, int, int]]
     ) -> Group:
         attack, attacked = built_attack(spec), self.classifiers[victim]
         resolved = plugins.resolved(spec, attack)
@@ -294,11 +294,11 @@ class _Layout:
             params["batch"] = self.batch
         seen: list[Any] = [attacked.identity, plugins.source_hash(spec, [type(attack)])]
         name = attacked.name
-        if through is not None:
-            name = f"{self.purifiers[through].name}+{name}"
-            adaptation = self._adaptation(through)
+        if known_purifier is not None:
+            name = f"{self.purifiers[known_purifier].name}+{name}"
+            adaptation = self._adaptation(known_purifier)
             params |= adaptation
-            seen += [self.purifiers[through].identity, self.masking_share]
+            seen += [self.purifiers[known_purifier].identity, self.masking_share]
             if "bpda" in adaptation and self.stand_in is not None:
                 seen.append(self.stand_in.identity)
         cells = []
@@ -318,20 +318,20 @@ class _Layout:
             identity = [row, str(resolved), seen, evaluated, self.config.precision, self.config.seed]
             text = json.dumps(plugins.normalised(identity))
             digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-            told = {"radius": radius_name(attack), "trivial": self.trivial[purifier]}
-            cells.append(Cell(row={"cell": digest, **row, **told}, classifier=classifier, purifier=purifier))
+            facts = {"radius": radius_name(attack), "trivial": self.trivial[purifier]}
+            cells.append(Cell(row={"cell": digest, **row, **facts}, classifier=classifier, purifier=purifier))
         return Group(
             attack=spec,
             resolved=resolved,
             victim=victim,
-            through=through,
+            known_purifier=known_purifier,
             cells=tuple(cells),
             couples_batch=couples_batch,
         )
 
-    def _adaptation(self, through: int) -> dict[str, Any]:
+    def _adaptation(self, known_purifier: int) -> dict[str, Any]:
         """What an adaptive attacker adds to an attack's parameters, where the purifier asks for it."""
-        purifier = self.purifiers[through].build()
+        purifier = self.purifiers[known_purifier].build()
         added: dict[str, Any] = {}
         if not is_differentiable(purifier):
             added["bpda"] = self.stand_in.name if self.stand_in else "none"

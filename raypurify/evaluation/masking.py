@@ -63,11 +63,11 @@ class MaskingCheck:
             ``pred_unbounded`` and, where it was given, ``pred_straight_through`` (N,) int64: the victim's predictions.
         """
         ball = PGD(epsilon=self.epsilon, steps=self.steps, restarts=self.restarts)
-        whole = PGD(epsilon=1.0, steps=self.steps, restarts=self.restarts)
+        unbounded = PGD(epsilon=1.0, steps=self.steps, restarts=self.restarts)
         attacks: dict[str, tuple[Attack, nn.Module]] = {
             "single_step": (FGSM(epsilon=self.epsilon), victim),
             "multi_step": (ball, victim),
-            "unbounded": (whole, victim),
+            "unbounded": (unbounded, victim),
         }
         if straight_through is not None:
             attacks["straight_through"] = ball, straight_through

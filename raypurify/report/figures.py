@@ -252,8 +252,10 @@ def _draw_span(axes: Axes, span: Span, place: float, width: float, *, named: boo
     axes.axvspan(place, place + width, facecolor=_VARIABLES["rule"], alpha=0.55, lw=0)
     if named:
         text = duration(span.seconds) + (f", {span.cut_off} cut off" if span.cut_off else "")
-        whole = axes.get_xaxis_transform()
-        axes.text(place + width / 2, 0.5, text, transform=whole, rotation=90, ha="center", va="center", fontsize=7.5)
+        transform = axes.get_xaxis_transform()
+        axes.text(
+            place + width / 2, 0.5, text, transform=transform, rotation=90, ha="center", va="center", fontsize=7.5
+        )
 
 
 def _clock_ticks(spans: Sequence[Span], places: Sequence[tuple[float, float]], total: float) -> dict[float, str]:

@@ -27,12 +27,12 @@ def percent(share: float | None) -> str:
     return decimal(None if share is None else 100 * share)
 
 
-def share(count: float, whole: float) -> str:
+def share(count: float, total: float) -> str:
     """A part as percent, with its sign; never 0 of something, nor all where some is missing."""
-    text = "" if whole == 0 else f"{percent(count / whole)}%"
+    text = "" if total == 0 else f"{percent(count / total)}%"
     if text == "0.00%" and count > 0:
         return "< 0.01%"
-    return "> 99.99%" if text == "100.00%" and count < whole else text
+    return "> 99.99%" if text == "100.00%" and count < total else text
 
 
 def integer(value: float | None) -> str:

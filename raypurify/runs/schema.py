@@ -43,13 +43,13 @@ class Shown:
 
 def shown(schema: pa.Schema) -> dict[str, Shown]:
     """The columns of a summary that hold a metric, as the report shows them."""
-    told = {field.name: (field.metadata or {}).get(b"shown") for field in schema}
-    return {name: Shown(**json.loads(text)) for name, text in told.items() if text}
+    texts = {field.name: (field.metadata or {}).get(b"shown") for field in schema}
+    return {name: Shown(**json.loads(text)) for name, text in texts.items() if text}
 
 
 def _field(name: str, kind: pa.DataType, metric: Metric, shown: Shown | None = None) -> pa.Field:
-    told = {"unit": metric.unit, **({"shown": json.dumps(asdict(shown))} if shown else {})}
-    return pa.field(name, kind, nullable=metric.nullable, metadata=told)
+    metadata = {"unit": metric.unit, **({"shown": json.dumps(asdict(shown))} if shown else {})}
+    return pa.field(name, kind, nullable=metric.nullable, metadata=metadata)
 
 
 def _scores_of(metrics: Iterable[Metric]) -> Iterator[pa.Field]:
