@@ -54,7 +54,9 @@ def share_weights(network: nn.Module) -> nn.Module:
     """``network`` with the weights and statistics of the first worker's, wherever its own came from."""
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         for value in network.state_dict().values():
-            torch.distributed.broadcast(value, src=0)
+            shared = value.contiguous()  # weights may lie channels-last
+            torch.distributed.broadcast(shared, src=0)
+            value.copy_(shared)
     return network
 
 

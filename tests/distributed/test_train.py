@@ -52,6 +52,7 @@ def test_a_run_writes_what_its_readers_need(undisturbed: str) -> None:
     assert storage.is_success(undisturbed)
     run = storage.read_json(storage.join(undisturbed, "run.json"))
     assert run["identity"]["seed"] == 7
+    assert "train_against" not in run["identity"], "an output of before there was a choice goes on"
     assert run["attempts"][0]["ended"]
     assert run["attempts"][0]["counts"]["in"] == len(losses) * 64
     model = models.load("classifier", storage.join(undisturbed, "model"))
