@@ -45,8 +45,8 @@ def test_an_objective_and_pairs_of_the_users_train_alike_whatever_the_workers(tr
     assert curves[0]["loss_critic"].nunique() == len(curves[0])
     weights = [safetensors.torch.load_file(Path(output, "model/model.safetensors")) for output in trained.values()]
     assert weights[0].keys() == {"convolution.weight", "convolution.bias"}, "the critic stays with the training"
-    checkpoint = max(Path(trained[2], "checkpoints").glob("checkpoint_*"))
-    names = set(safetensors.torch.load_file(checkpoint / "optimizer.safetensors"))
+    saved = max(Path(trained[2], "checkpoints").glob("checkpoint_*/optimizer.safetensors"))
+    names = set(safetensors.torch.load_file(saved))
     assert {"0.exp_avg", "critic/0.exp_avg", "networks/critic/1.weight"} <= names
     identity = storage.read_json(storage.join(trained[1], "run.json"))["identity"]
     assert identity["train_against"] == "additions:Faded,strength=0.5"
