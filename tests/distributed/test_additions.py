@@ -56,7 +56,7 @@ def test_a_format_an_attack_a_detector_a_metric_and_a_section_of_the_users(
     trained: dict[int, str], small_classifier: str, tmp_path: Path
 ) -> None:
     config = EvaluationConfig(
-        data="additions:drawings,rows=40",
+        data="additions:drawings",
         classifiers=(small_classifier,),
         purifiers=(f"{trained[1]}/model,plugin=additions:Watchful", "identity"),
         attacks=("none", "additions:Darken"),
