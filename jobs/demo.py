@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from raypurify import storage
 from raypurify.distributed.evaluate import EvaluationArguments
 from raypurify.distributed.evaluate import main as evaluate
+from raypurify.distributed.pool import ActorPool
 from raypurify.distributed.train import TrainingResources, train
-from raypurify.distributed.units import ActorPool
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.runs import Destination
 from raypurify.runs.cli import run

@@ -17,7 +17,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -112,6 +112,10 @@ class PlannedUnit:
     """URL of the plan's file that holds its entries."""
     images: int | None
     """Those of its inputs that no later generation plans anew; None for a tar, whose images nobody has counted."""
+
+    def read(self) -> Unit:
+        """Its entries. The last files of a plan stay in memory: a worker does many units of one."""
+        return unit_in(_kept_part(self.part), self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +320,9 @@ def load_unit(part: str, name: str) -> Unit:
 def read_part(part: str) -> pa.Table:
     """A file of a plan, for :func:`unit_in`."""
     return storage.read_table(part, schema.PLAN.names)
+
+
+_kept_part = lru_cache(maxsize=2)(read_part)
 
 
 def unit_in(table: pa.Table, name: str) -> Unit:

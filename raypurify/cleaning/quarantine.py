@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from raypurify import storage
 from raypurify.cleaning import reader
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, channels_of, fits, is_of_machine
 from raypurify.cleaning.plan import Unit
@@ -27,6 +28,10 @@ CULPRITS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGKILL", "SIGS
 """How a fault ends a process; SIGKILL is how the system takes back memory."""
 OUT_OF_MEMORY = 77
 """Exit status of a process that was given less memory than it asked for."""
+DEATHS = 2
+"""Workers that may end while they are at a unit before its inputs are looked at one by one."""
+MOST_DEATHS = 10
+"""Workers that may end at a unit: some end at the fault of another unit, or of none."""
 MANY = 20
 """Inputs that may end their process before it is asked whether the model does."""
 
@@ -102,6 +107,25 @@ def first_look(work: Cleaning, unit: Unit, count: int) -> list[str]:
         f"{purifier.name} was trained on images of {trained[0]}x{trained[1]} pixels "
         f"({purifier.config.get('data', 'of unknown data')}); these are of {shown}: look at some before you use them"
     ]
+
+
+def killers(work: Cleaning, unit: Unit, attempt: str) -> dict[str, str]:
+    """Look at a unit's inputs one by one, if workers of this attempt have ended while they were at it.
+
+    Raises:
+        RuntimeError: they ended although each of its inputs can be cleaned.
+    """
+    url = storage.join(work.output, "starts", attempt, f"{unit.name}.json")
+    starts = storage.read_json(url) if storage.exists(url) else 0
+    if starts > MOST_DEATHS:
+        raise RuntimeError(
+            f"unit {unit.name}: its worker has ended {starts} times, but each of its inputs can be cleaned alone: "
+            "is there enough memory for a worker? The dashboard's log of the actor says how it ended"
+        )
+    storage.write_json(url, starts + 1)
+    if starts < DEATHS:
+        return {}
+    return inspect(unit, work.config.max_pixels, work=work).killers
 
 
 def _end(status: int) -> str:

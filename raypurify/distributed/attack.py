@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 
 from raypurify import plugins, runs, storage
-from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
-from raypurify.distributed import cluster, units
-from raypurify.distributed.units import ActorPool, Unit, batches_of, rows_of_unit, stream, units_of
-from raypurify.evaluation import preflight
+from raypurify.data import Source, open_source
+from raypurify.distributed import pool, rows
+from raypurify.distributed.pool import ActorPool
+from raypurify.distributed.rows import Process, RowWork
+from raypurify.evaluation import preflight, units
+from raypurify.evaluation.adaptive import is_random
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, rounding_effect
 from raypurify.runs import schema
 from raypurify.runs.progress import print_table
-from raypurify.training import Batch, batch_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ def main(arguments: AttackArguments) -> None:
         arguments.generation,
         arguments.resources,
         max_rejects=arguments.max_rejects,
-        **dataclasses.asdict(arguments.destination),
+        **asdict(arguments.destination),
     )
     print_table(pa.Table.from_pylist([figures]))
     print(f"images: {storage.join(storage.absolute(arguments.destination.output), 'images')}")
@@ -85,72 +84,48 @@ def attack(
     output = storage.absolute(output)
     source, networks, about = _prepare(config)
     identity = _identity(config, source, networks, resources.batch)
-    unit = rows_of_unit(output, source.rows, coupled=identity.get("batch", 0), overwrite=overwrite)
-    # By its name a reader of the images knows which split they are, and takes them all.
-    planned = [dataclasses.replace(one, name=f"{config.split}-{one.name}") for one in units_of(source, unit)]
-    with runs.hold(output, {**identity, "unit": unit}, overwrite=overwrite) as run:
+    size = units.rows_of_unit(output, source.rows, coupled=identity.get("batch", 0), overwrite=overwrite)
+    with runs.hold(output, {**identity, "unit": size}, overwrite=overwrite) as run:
         if not run.finished:
-            written = {storage.stem(url) for url in storage.list_files(storage.join(output, "images"), ".parquet")}
-            missing = [unit for unit in planned if unit.name not in written]
+            work = Generation(config=config, networks=networks, output=output)
+            # By its name a reader of the images knows which split they are, and takes them all.
+            todo = pool.undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
             print("\n".join(about))
-            hardware = cluster.connect(resources.needs)
-            cluster.check_output(output, shared_filesystem=shared_filesystem)
-            with run.attempt(hardware, dataclasses.asdict(resources)):
-                work = Generation(config=config, networks=networks, output=output)
-                run.counts.update(stream(work, missing, resources, "attacking", max_rejects))
+            with pool.attempt(run, resources, shared_filesystem=shared_filesystem) as attempt:
+                attempt.stream(work, todo, "attacking", max_rejects)
                 run.counts.update(_figures(output, source))
             run.finish()
     return _figures(output, source)
 
 
 def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
-    """What :func:`raypurify.distributed.units.dry_run` tells of an attack; lines on the data are printed."""
+    """What :func:`raypurify.distributed.rows.dry_run` tells of an attack; lines on the data are printed."""
     source, networks, about = _prepare(config)
     print("\n".join(about))
-
-    def start(device: str) -> Callable[[Batch, Sequence[str]], object]:
-        generate = Generator(config, networks, device)
-        return lambda batch, ids: generate(batch.x, batch.y, ids)
-
-    return units.dry_run(source, resources, start)
+    return rows.dry_run(source, resources, Generation(config=config, networks=networks, output=""))
 
 
 def _prepare(config: GenerationConfig) -> tuple[Source, Networks, list[str]]:
-    """Open the data and the networks and hold them against each other, before any work.
-
-    Returns:
-        The source with its labels numbered as the networks number their classes, these, and lines on the data.
-
-    Raises:
-        ValueError: images, labels or classes that do not fit; names the model.
-    """
+    """Open the data and the networks, and hold them against each other: lines on the data."""
     source = open_source(config.input, split=config.split, limit=config.limit)
-    if not source.classes:
-        raise ValueError(f"{config.input}: an attack needs labels, and these images have none")
     networks = Networks.load(config)
-    source = preflight.matched(source, [networks.classifier])
-    labels = labels_of(source)
-    check_ids(source)
-    shape = shape_of(source)
-    for model in (networks.classifier, *([networks.purifier] if networks.purifier else [])):
-        preflight.check_network(model, source, labels, shape)
-    missing = preflight.missing_classes(source, labels, "attacked")
-    return source, networks, [preflight.described(source, labels), *(f"warning: {text}" for text in missing)]
+    source, about, warnings = preflight.checked(config.input, source, networks.all, job="an attack", done="attacked")
+    return source, networks, [about, *(f"warning: {text}" for text in warnings)]
 
 
 def _identity(config: GenerationConfig, source: Source, networks: Networks, batch: int) -> dict[str, Any]:
     spec = plugins.Spec.parse(config.attack)
     attack = plugins.build("raypurify.attacks", spec)
+    identity = {**asdict(config), "attack": str(plugins.resolved(spec, attack)), "dataset": source.fingerprint}
+    if networks.purifier is None or not is_random(networks.purifier.build()):
+        del identity["eot"]
+    identity |= {"names": "SPLIT-UNIT", **{f"{model.kind}_sha256": model.identity for model in networks.all}}
     code = plugins.source_hash(spec, [type(attack)])
-    coupled = {"batch": batch} if getattr(attack, "couples_batch", False) else {}
-    text = str(plugins.resolved(spec, attack))
-    hashes = {"classifier_sha256": networks.classifier.identity}
-    if networks.purifier is not None:
-        hashes["purifier_sha256"] = networks.purifier.identity
-    asked = {**dataclasses.asdict(config), "attack": text}
     if code:
-        hashes["attack_sha256"] = code
-    return {**asked, "dataset": source.fingerprint, "names": "SPLIT-UNIT", **hashes, **coupled}
+        identity["attack_sha256"] = code
+    if getattr(attack, "couples_batch", False):
+        identity["batch"] = batch
+    return identity
 
 
 def _figures(output: str, source: Source) -> dict[str, Any]:
@@ -161,8 +136,7 @@ def _figures(output: str, source: Source) -> dict[str, Any]:
     """
     narrow = pa.schema([column for column in schema.IMAGES if column.name not in ("image", "clean")])
     table = storage.read_tables(storage.list_files(storage.join(output, "images"), ".parquet"), narrow)
-    rejects = storage.list_files(storage.join(output, "rejects"), ".parquet")
-    rejected = len(storage.read_tables(rejects, schema.REJECTS))
+    rejected = rows.rejected(output)
     if len(table) + rejected != source.rows:
         raise RuntimeError(f"{output}: {len(table)} images written and {rejected} rejected, of {source.rows}")
     if not len(table):
@@ -171,39 +145,32 @@ def _figures(output: str, source: Source) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
-    """What every actor knows: see :class:`raypurify.distributed.units.Work`."""
+class Generation(RowWork):
+    """An attack, as every actor knows it: a table of images."""
 
     config: GenerationConfig
     networks: Networks
-    output: str
 
-    def begin_anew(self, unit: Unit) -> Unit:
-        """A unit is always made whole."""
-        return unit
+    @property
+    def columns(self) -> pa.Schema:
+        """Of the images."""
+        return schema.IMAGES
 
-    def start(self, pool: ActorPool) -> Writer:
-        """The networks, on the actor's device."""
-        return Writer(self, pool)
+    @property
+    def marks(self) -> dict[str, str]:
+        """The folder of the images."""
+        return {"images": storage.join(self.output, "images")}
 
+    def process(self, device: str) -> Process:
+        """The attacked images of a batch."""
+        generate = Generator(self.config, self.networks, device)
+        return lambda batch, ids, marks: [("images", generate(batch.x, batch.y, ids))]
 
-class Writer:
-    """Attacks units and writes the images."""
-
-    def __init__(self, work: Generation, pool: ActorPool) -> None:
-        self.work, self.device, self.batch = work, pool.device, pool.batch
-        self.generate = Generator(work.config, work.networks, self.device)
-
-    def __call__(self, unit: Unit, pieces: Sequence[Rows]) -> None:
+    def write(self, url: str, table: pa.Table) -> None:
         """Write the images of a unit: PNG files first, so that a Parquet file that is there says that they are."""
-        tables = [schema.IMAGES.empty_table()]
-        for ids, images, labels in batches_of(pieces, self.batch):
-            batch = batch_of(images, labels, (), self.device)
-            tables.append(self.generate(batch.x, batch.y, ids))
-        table = pa.concat_tables(tables)
-        if self.work.config.png:
-            folder = storage.join(self.work.output, "png", self.work.config.split)
+        if self.config.png:
+            folder = storage.join(self.output, "png", self.config.split)
             for row in table.select(["id", "label", "image"]).to_pylist():
                 name = f"{quote(row['id'], safe='')}.png"
                 storage.write_bytes(storage.join(folder, str(row["label"]), name), row["image"])
-        storage.write_table(storage.join(self.work.output, "images", f"{unit.name}.parquet"), table)
+        super().write(url, table)

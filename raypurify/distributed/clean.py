@@ -3,47 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from raypurify import images, runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
-from raypurify.cleaning.plan import Counts, Unit
-from raypurify.cleaning.quarantine import first_look
-from raypurify.distributed import cluster, streams
-from raypurify.distributed.units import ENOUGH, ActorPool, check_rejects, set_threads, through
+from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
+from raypurify.distributed import pool
+from raypurify.distributed.pool import ActorPool, Made, Make
 from raypurify.report import formats
 from raypurify.report.cleaning import write_cleaning_report
 from raypurify.runs import lease
-from raypurify.runs.progress import Progress, print_table
-from raypurify.storage import retries
-from raypurify.storage.published import escaped, unescaped
+from raypurify.runs.progress import print_table
 
-DEATHS = 2
-"""Workers that may end while they are at a unit before its inputs are looked at one by one."""
-MOST_DEATHS = 10
-"""Workers that may end at a unit: some end at the fault of another unit, or of none."""
 REASONS = 20
 """Of rejects, that are printed."""
 TRIED = 32
 """Images that are tried before the work; eight times as many in a dry run."""
 TRIAL_SECONDS = 10
 """Of a dry run, about."""
-POINTS = 100
-"""Of the timeline, at least, once there are as many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,185 +113,109 @@ def clean(
         RuntimeError: images that are in neither manifest nor rejects, or there twice.
     """
     output = storage.absolute(output)
-    config = dataclasses.replace(config, input=inputs.absolute(config.input))
-    mark = retries.counts()
-    inputs.check_apart(config.input, output)
-    work = Cleaning.load(config, output)
-    runs.check_lasting(output)
-    with lease.hold(output) as held:
-        # The last bit of a pixel may turn on which images share a batch.
-        identity = {**work.identity(), "batch": resources.batch}
-        run = runs.open_run(output, identity, overwrite=overwrite, held=held)
+    config = _placed(config, output)
+    work = CleaningWork(cleaning=Cleaning.load(config, output))
+    # The last bit of a pixel may turn on which images share a batch.
+    identity = {**work.cleaning.identity(), "batch": resources.batch}
+    with runs.hold(output, identity, overwrite=overwrite) as run:
         is_whole = run.finished and accounts.is_complete(output)
         if is_whole and not update:
             print("already finished: nothing is left to do; --update looks for what is new or has changed")
             return accounts.add_up(output)
         is_behind = update and not is_whole and bool(plan.generations(output))
-        with _nothing_left(output, is_new=not run.attempts):
-            run.begin()
-            if is_whole:
+        _begin(run, work.cleaning, is_update=is_whole)
+        with pool.attempt(run, resources, shared_filesystem=shared_filesystem) as attempt:
+            if is_behind:
+                print("update: first what an earlier command has planned and not done")
+                # Its rejects are not judged: the update may mend them.
+                attempt.stream(work, pool.undone(work, plan.units(output)), "cleaning")
                 _update(config, output)
-            else:
-                _plan(config, output, output=output)
-            run.counts["warnings"] = _warn(work, output)
-        storage.remove(storage.join(output, storage.SUCCESS))
-        hardware = cluster.connect(resources.needs)
-        cluster.check_output(output, shared_filesystem=shared_filesystem)
-        with run.attempt(hardware, dataclasses.asdict(resources)):
-            counts = Tally(mark)
-            try:
-                if is_behind:
-                    print("update: first what an earlier command has planned and not done")
-                    # Its rejects are not judged: the update may mend them.
-                    _stream(work, resources, counts, 1.0, held)
-                    _update(config, output)
-                _stream(work, resources, counts, max_rejects, held)
-            finally:
-                run.counts.update(counts.shown())
-            held.check()
-            storage.remove(storage.join(output, "starts"))
-            storage.remove_drafts(output)
-            accounts.retire(output)
-            totals = accounts.add_up(output)
-            check_rejects(output, totals.rejected, totals.n, max_rejects)
-        held.check()
+            attempt.stream(work, pool.undone(work, plan.units(output)), "cleaning", max_rejects)
+            totals = _conclude(run, max_rejects)
         write_cleaning_report(output, totals, accounts.read_changes(output, totals))
         run.finish()
     return totals
 
 
-@contextmanager
-def _nothing_left(output: str, *, is_new: bool) -> Iterator[None]:
-    """Let an input that is refused before a run's first attempt leave nothing that the next command would run into."""
+def _placed(config: CleaningConfig, output: str) -> CleaningConfig:
+    """The config, with its input as seen from anywhere, which is neither inside the output nor around it."""
+    config = dataclasses.replace(config, input=inputs.absolute(config.input))
+    inputs.check_apart(config.input, output)
+    return config
+
+
+def _begin(run: runs.Run, work: Cleaning, *, is_update: bool) -> None:
+    """Plan what is to be done, and warn of what the first images tell.
+
+    An input that is refused before a run's first attempt leaves nothing that the next command would run into.
+    """
+    is_new = not run.attempts
     try:
-        yield
+        run.begin()
+        if is_update:
+            _update(work.config, run.output)
+        else:
+            _plan(work.config, run.output, output=run.output)
+        run.counts["warnings"] = _warn(work, run.output)
     except (ValueError, FileNotFoundError):
         if is_new:
             for name in ("plan", "run.json"):
-                storage.remove(storage.join(output, name))
+                storage.remove(storage.join(run.output, name))
         raise
 
 
-class Tally:
-    """What an attempt has done so far, for ``run.json``."""
-
-    def __init__(self, mark: dict[str, int]) -> None:
-        """``mark``: this process' requests so far."""
-        self.mark = mark
-        self.sums = dict.fromkeys(("in", "out", "rejected", "bytes_in", "bytes_out", "requests", "retries"), 0)
-        self.timeline: list[tuple[float, int]] = []
-        self.started, self.first, self.last = time.time(), math.inf, 0.0
-
-    def add(self, row: dict[str, Any]) -> None:
-        """Add what an actor says of a unit."""
-        for name in self.sums:
-            self.sums[name] += row[name]
-        self.first, self.last = min(self.first, row["started"]), max(self.last, row["ended"])
-        self.timeline[:1] = [(round(self.first - self.started, 1), 0)]
-        self.timeline.append((round(self.last - self.started, 1), self.sums["in"]))
-        if len(self.timeline) > 2 * POINTS:
-            del self.timeline[1:-1:2]
-
-    def shown(self) -> dict[str, Any]:
-        """As ``run.json`` has it."""
-        seconds = max(self.last - self.first, 1e-9)
-        rate = {"images_per_second": round(self.sums["in"] / seconds, 1)} if self.sums["in"] else {}
-        mine = {name: self.sums[name] + count for name, count in retries.since(self.mark).items()}
-        return {**self.sums, **mine, **rate, "timeline": self.timeline}
-
-
-def _stream(work: Cleaning, pool: ActorPool, counts: Tally, max_rejects: float, held: lease.Lease) -> None:
-    """Clean the units that are not accounted for, and count.
+def _conclude(run: runs.Run, max_rejects: float) -> accounts.Totals:
+    """Add everything up, once all units are done, and remove what was only of use before.
 
     Raises:
-        StoppedError: more than ``max_rejects`` of the images are rejected.
+        StoppedError: too many rejects.
     """
-    done = accounts.finished_units(work.output)
-    todo = [unit for unit in plan.units(work.output) if unit.name not in done]
-    if not todo:
-        return
-    blocks = streams.read_blocks(
-        [(unit.name, unit.part) for unit in todo], _block, name="Units", read_cpus=0, ordered=False
-    )
-    known = all(unit.images is not None for unit in todo)
-    total = sum(unit.images or 0 for unit in todo) if known else 0
-    n = rejected = 0
-    with Progress("cleaning", total=total, unit="images") as progress:
-        for row in through(CleaningActor, (work, held.attempt, pool), blocks, len(todo), pool):
-            held.check()
-            counts.add(row)
-            n, rejected = n + row["in"], rejected + row["rejected"]
-            progress.advance(row["in"], note=f"{rejected:,} rejected" if rejected else "", began=row["started"])
-            if n >= ENOUGH:
-                check_rejects(work.output, rejected, n, max_rejects)
+    run.check()
+    storage.remove(storage.join(run.output, "starts"))
+    storage.remove_drafts(run.output)
+    accounts.retire(run.output)
+    totals = accounts.add_up(run.output)
+    pool.check_rejects(run.output, totals.rejected, totals.n, max_rejects)
+    return totals
 
 
-def _block(unit: str, part: str) -> pa.Table:
-    """The block that names a unit, and the file of the plan that holds it."""
-    return pa.table({"unit": [unit], "part": [escaped(part)]})
+@dataclass(frozen=True, kw_only=True)
+class CleaningWork:
+    """A cleaning, as every actor knows it: see :class:`raypurify.distributed.pool.Work`."""
 
+    cleaning: Cleaning
 
-class CleaningActor:
-    """Cleans the unit that a block names."""
+    @property
+    def output(self) -> str:
+        return self.cleaning.output
 
-    def __init__(self, reference: ray.ObjectRef[tuple[Cleaning, str, ActorPool]]) -> None:
-        self.work, self.attempt, pool = ray.get(reference)
-        set_threads(pool)
-        self.read = lru_cache(maxsize=2)(plan.read_part)
-        self.held = lease.Watch(self.work.output, self.attempt)
-        self.clean = Cleaner(
-            self.work, pool.device, batch=pool.batch, threads=pool.cpus_per_actor, check_lease=self.held.check
+    @property
+    def marks(self) -> dict[str, str]:
+        return {"manifest": storage.join(self.output, "manifest")}
+
+    def start(self, pool: ActorPool, held: lease.Watch) -> Make:
+        """Networks on the actor's device. Images are written as they are cleaned, accounts when a unit is published."""
+        clean = Cleaner(
+            self.cleaning, pool.device, batch=pool.batch, threads=pool.cpus_per_actor, check_lease=held.check
         )
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Clean one unit, and account for it.
-
-        Returns:
-            One row: ``in``, ``out``, ``rejected`` (images), ``bytes_in``, ``bytes_out``, ``requests``, ``retries``,
-            ``started`` and ``ended`` (seconds of the clock).
-        """
-        started, before = time.time(), retries.counts()
-        self.held.check()
-        unit = plan.unit_in(self.read(unescaped(block["part"][0].as_py())), block["unit"][0].as_py())
-        try:
-            cleaned = self.clean(unit, self._killers(unit))
-        except Exception as error:
-            if not is_of_machine(error):
-                raise
-            # Like a worker that the system ends for want of memory: two of them, and its inputs are looked at.
-            print(f"unit {unit.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-            os._exit(quarantine.OUT_OF_MEMORY)
-        lease.check(self.work.output, self.attempt)
-        accounts.publish(self.work.output, unit.name, cleaned)
-        row: dict[str, Any] = {
-            "in": len(cleaned.rows) + len(cleaned.rejects),
-            "out": len(cleaned.rows),
-            "rejected": len(cleaned.rejects),
-            "bytes_in": unit.size,
-            "bytes_out": cleaned.bytes_out,
-            **retries.since(before),
-            "started": started,
-            "ended": time.time(),
-        }
-        return pa.Table.from_pylist([row])
-
-    def _killers(self, unit: Unit) -> dict[str, str]:
-        """Look at a unit's inputs one by one, if workers of this attempt have ended while they were at it.
-
-        Raises:
-            RuntimeError: they ended although each of its inputs can be cleaned.
-        """
-        url = storage.join(self.work.output, "starts", self.attempt, f"{unit.name}.json")
-        starts = storage.read_json(url) if storage.exists(url) else 0
-        if starts > MOST_DEATHS:
-            raise RuntimeError(
-                f"unit {unit.name}: its worker has ended {starts} times, but each of its inputs can be cleaned alone: "
-                "is there enough memory for a worker? The dashboard's log of the actor says how it ended"
+        def make(planned: PlannedUnit, unit: Unit, marks: AbstractSet[str]) -> Made:
+            try:
+                cleaned = clean(unit, quarantine.killers(self.cleaning, unit, held.attempt))
+            except Exception as error:
+                if not is_of_machine(error):
+                    raise
+                # Like a worker that the system ends for want of memory: two of them, and its inputs are looked at.
+                print(f"unit {unit.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                os._exit(quarantine.OUT_OF_MEMORY)
+            return Made(
+                images=len(cleaned.rows) + len(cleaned.rejects),
+                rejected=len(cleaned.rejects),
+                publish=partial(accounts.publish, self.output, unit.name, cleaned),
+                counts={"bytes_in": unit.size, "bytes_out": cleaned.bytes_out},
             )
-        storage.write_json(url, starts + 1)
-        if starts < DEATHS:
-            return {}
-        return quarantine.inspect(unit, self.work.config.max_pixels, work=self.work).killers
+
+        return make
 
 
 def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[str, Any]:
@@ -312,8 +224,7 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
     Raises:
         ValueError, FileNotFoundError: bad input.
     """
-    config = dataclasses.replace(config, input=inputs.absolute(config.input))
-    inputs.check_apart(config.input, output)
+    config = _placed(config, output)
     with tempfile.TemporaryDirectory() as folder:
         work = Cleaning.load(config, folder)
         counts = _plan(config, folder, output=output)
@@ -359,7 +270,7 @@ def _trial(work: Cleaning, resources: ActorPool, sample: Unit) -> tuple[int, lis
 
 def _warn(work: Cleaning, folder: str) -> list[str]:
     """Warn of what the first images tell."""
-    warnings = first_look(work, plan.sample(folder, TRIED), TRIED)
+    warnings = quarantine.first_look(work, plan.sample(folder, TRIED), TRIED)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return warnings

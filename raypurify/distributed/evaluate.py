@@ -5,40 +5,30 @@ A unit's scores are written one file a cell.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import torch
 
-from raypurify import models, plugins, runs, storage
-from raypurify.data import Rows, Source, check_ids, labels_of, open_source, shape_of
-from raypurify.distributed import cluster, units
-from raypurify.distributed.units import (
-    ActorPool,
-    Unit,
-    batches_of,
-    check_rejects,
-    rows_of_unit,
-    set_threads,
-    stream,
-    units_of,
-)
-from raypurify.evaluation import preflight, results
-from raypurify.evaluation.batch import Evaluator, Scored
+from raypurify import plugins, runs, storage
+from raypurify.data import Source, open_source, shape_of
+from raypurify.distributed import pool, rows
+from raypurify.distributed.pool import ActorPool
+from raypurify.distributed.rows import Process, RowWork
+from raypurify.evaluation import preflight, results, samples, units
+from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics
 from raypurify.evaluation.masking import FINDINGS, weaknesses
+from raypurify.evaluation.units import Unit
 from raypurify.report import write_report
 from raypurify.report.page import users_sections
-from raypurify.runs import schema
+from raypurify.runs import lease, schema
 from raypurify.runs.progress import print_table
-from raypurify.training import Batch, batch_of
+from raypurify.training import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +61,7 @@ def main(arguments: EvaluationArguments) -> None:
         arguments.resources,
         max_rejects=arguments.max_rejects,
         sections=arguments.sections,
-        **dataclasses.asdict(arguments.destination),
+        **asdict(arguments.destination),
     )
     columns = ["setting", "attack", "eps", "victim", "classifier", "purifier", "accuracy_clean", "accuracy_adversarial"]
     columns += ["accuracy_purified", "accuracy_clean_purified"]
@@ -119,45 +109,51 @@ def evaluate(
     output = storage.absolute(output)
     source, grid, about, warnings = _prepare(config, resources)
     coupled = resources.batch if any(group.couples_batch for group in grid.groups) else 0
-    unit = rows_of_unit(output, source.rows, coupled=coupled, overwrite=overwrite)
-    planned = units_of(source, unit)
-    with runs.hold(output, _identity(config, source, unit), overwrite=overwrite) as run:
-        earlier = _earlier_cells(output)
-        cells = _merged(earlier, grid)
-        missing = _missing(output, grid, planned)
-        if missing or cells != earlier or not run.finished:
-            storage.remove(storage.join(output, storage.SUCCESS))
+    size = units.rows_of_unit(output, source.rows, coupled=coupled, overwrite=overwrite)
+    planned = units.units_of(source, size)
+    with runs.hold(output, _identity(config, source, size), overwrite=overwrite) as run:
+        earlier = results.earlier_cells(output)
+        cells = results.merged_cells(earlier, grid)
+        work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells))
+        todo = pool.undone(work, planned)
+        if todo or cells != earlier or not run.finished:
             _tell(about, warnings)
-            hardware = cluster.connect(resources.needs)
-            cluster.check_output(output, shared_filesystem=shared_filesystem)
-            with run.attempt(hardware, {**dataclasses.asdict(config), **dataclasses.asdict(resources)}):
+            run.counts["warnings"] = warnings
+            with pool.attempt(run, resources, asdict(config), shared_filesystem=shared_filesystem) as attempt:
                 storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
-                work = Evaluation(grid=grid, output=output)
-                run.counts["warnings"] = warnings
-                run.counts.update(stream(work, missing, resources, "evaluating", max_rejects))
-                rejects = storage.list_files(storage.join(output, "rejects"), ".parquet")
-                run.counts["rejected"] = len(storage.read_tables(rejects, schema.REJECTS))
-                check_rejects(output, run.counts["rejected"], source.rows, max_rejects)
-                own = {cell.hash for cell in grid.cells}
-                scored = source.rows - run.counts["rejected"]
-                results.write_summary(output, cells, own, scored, built_metrics(config))
-                _write_samples(work, resources, planned)
-            write_report(output, curves=_curves(config), sections=sections)
+                attempt.stream(work, todo, "evaluating", max_rejects)
+                _conclude(work, attempt, cells, planned, max_rejects)
+            write_report(output, curves=results.curves(config), sections=sections)
             run.finish()
-    summary = storage.read_table(storage.join(output, "summary.parquet"))
-    return summary.filter(pc.is_in(summary["cell"], pa.array([cell.hash for cell in grid.cells])))
+    return results.read_summary(output, [cell.hash for cell in grid.cells])
+
+
+def _conclude(
+    work: Evaluation,
+    attempt: pool.Attempt,
+    cells: Sequence[Mapping[str, Any]],
+    planned: Sequence[Unit],
+    max_rejects: float,
+) -> None:
+    """Write the summary and the samples, once all units are done.
+
+    Raises:
+        StoppedError: too many rejects.
+        RuntimeError: images that are neither scored nor rejected.
+    """
+    run, images, rejected = attempt.run, sum(unit.images for unit in planned), rows.rejected(work.output)
+    run.counts["rejected"] = rejected
+    pool.check_rejects(work.output, rejected, images, max_rejects)
+    run.check()
+    results.write_summary(work.output, cells, set(work.marks), images - rejected, built_metrics(work.grid.config))
+    _write_samples(work, attempt, planned)
 
 
 def dry_run(config: EvaluationConfig, resources: ActorPool) -> dict[str, Any]:
-    """What :func:`raypurify.distributed.units.dry_run` tells of an evaluation; lines on the data are printed."""
+    """What :func:`raypurify.distributed.rows.dry_run` tells of an evaluation; lines on the data are printed."""
     source, grid, about, warnings = _prepare(config, resources)
     _tell(about, warnings)
-
-    def start(device: str) -> Callable[[Batch, Sequence[str]], object]:
-        evaluator = Evaluator(grid, device)
-        return lambda batch, ids: list(evaluator.evaluate(batch.x, batch.y, ids))
-
-    return {"cells": len(grid.cells), **units.dry_run(source, resources, start)}
+    return {"cells": len(grid.cells), **rows.dry_run(source, resources, Evaluation(grid=grid, output=""))}
 
 
 def _tell(about: str, warnings: Sequence[str]) -> None:
@@ -165,35 +161,16 @@ def _tell(about: str, warnings: Sequence[str]) -> None:
 
 
 def _prepare(config: EvaluationConfig, resources: ActorPool) -> tuple[Source, Grid, str, list[str]]:
-    """Open the data and the networks, and :func:`checked`: everything that can be wrong, before any work."""
+    """Open the data and the networks, and hold them against each other: a line on the data, and warnings."""
     source = open_source(config.data, split=config.split, limit=config.limit)
-    if not source.classes:
-        raise ValueError(f"{config.data}: an evaluation needs labels, and these images have none")
     grid = build_grid(config, source.name, source.rows, resources.batch)
-    source, about, warnings = checked(grid, source)
-    return source, grid, about, warnings
-
-
-def checked(grid: Grid, source: Source) -> tuple[Source, str, list[str]]:
-    """Hold the data against the networks before the work.
-
-    Returns:
-        The source with its labels numbered as the classifiers number their classes, a line on it, and warnings.
-
-    Raises:
-        ValueError: images, labels or classes that do not fit; names the model.
-    """
-    source = preflight.matched(source, grid.classifiers)
-    labels = labels_of(source)
-    check_ids(source)
-    shape = shape_of(source)
-    stand_ins = () if grid.stand_in is None else (grid.stand_in,)
     networks = (*grid.classifiers, *grid.purifiers)
-    for model in (*networks, *stand_ins):
-        preflight.check_network(model, source, labels, shape)
-    preflight.check_metrics(built_metrics(grid.config), shape)
-    warnings = [*preflight.missing_classes(source, labels, "evaluated"), *preflight.trained_on(source, networks)]
-    return source, preflight.described(source, labels), warnings
+    stand_ins = () if grid.stand_in is None else (grid.stand_in,)
+    source, about, warnings = preflight.checked(
+        config.data, source, (*networks, *stand_ins), job="an evaluation", done="evaluated"
+    )
+    preflight.check_metrics(built_metrics(config), shape_of(source))
+    return source, grid, about, [*warnings, *preflight.trained_on(source, networks)]
 
 
 def _identity(config: EvaluationConfig, source: Source, unit: int) -> dict[str, Any]:
@@ -212,156 +189,59 @@ def _identity(config: EvaluationConfig, source: Source, unit: int) -> dict[str, 
     }
 
 
-def _earlier_cells(output: str) -> list[dict[str, Any]]:
-    url = storage.join(output, "cells.parquet")
-    rows: list[dict[str, Any]] = storage.read_table(url).to_pylist() if storage.exists(url) else []
-    return rows
-
-
-def _merged(earlier: Sequence[dict[str, Any]], grid: Grid) -> list[dict[str, Any]]:
-    """Rows of ``schema.CELL``: those in the output, then this grid's new ones.
-
-    An earlier cell leaves that reads like one of this grid and is another: its model, or its check, was changed.
-    """
-    own = {cell.hash: dict(cell.row) for cell in grid.cells}
-    described = {_description(row) for row in own.values()}
-    kept = [row for row in earlier if row["cell"] in own or _description(row) not in described]
-    known = {row["cell"] for row in kept}
-    return [own.get(row["cell"], row) for row in kept] + [row for name, row in own.items() if name not in known]
-
-
-def _description(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """A cell as tables show it."""
-    return tuple(row[name] for name in schema.CELL_DESCRIPTION)
-
-
-def _missing(output: str, grid: Grid, units: Sequence[Unit]) -> list[Unit]:
-    """The units with cells that are not scored yet."""
-    done: dict[str, set[str]] = {unit.name: set() for unit in units}
-    for cell in grid.cells:
-        for url in storage.list_files(results.scores_folder(output, cell.hash), ".parquet"):
-            done[storage.stem(url)].add(cell.hash)
-    wanted = frozenset(cell.hash for cell in grid.cells)
-    open_units = (dataclasses.replace(unit, missing=wanted - done[unit.name]) for unit in units)
-    return [unit for unit in open_units if unit.missing]
-
-
-def _scores_of(output: str, cell: str, unit: Unit) -> str:
-    return storage.join(results.scores_folder(output, cell), f"{unit.name}.parquet")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What every actor knows: see :class:`raypurify.distributed.units.Work`."""
+class Evaluation(RowWork):
+    """An evaluation, as every actor knows it: a table of scores for each cell."""
 
     grid: Grid
-    output: str
+    known: tuple[str, ...] = ()
+    """Hashes of all cells of the output, those of earlier calls too."""
 
-    def begin_anew(self, unit: Unit) -> Unit:
-        """Without the unit's scores in any cell; those of this grid are missing now."""
-        for row in _earlier_cells(self.output):
-            storage.remove(_scores_of(self.output, row["cell"], unit))
-        return dataclasses.replace(unit, missing=frozenset(cell.hash for cell in self.grid.cells))
+    @property
+    def marks(self) -> dict[str, str]:
+        """The folders of this grid's cells, by their hashes."""
+        return {cell.hash: results.scores_folder(self.output, cell.hash) for cell in self.grid.cells}
 
-    def start(self, pool: ActorPool) -> Scorer:
-        """The networks, on the actor's device."""
-        return Scorer(self, pool)
+    @property
+    def columns(self) -> pa.Schema:
+        """Of the scores."""
+        return schema.scores(built_metrics(self.grid.config))
 
+    def earlier(self) -> Iterable[str]:
+        """Those of all cells."""
+        return (results.scores_folder(self.output, cell) for cell in self.known)
 
-class Scorer:
-    """Scores units and writes the scores."""
+    def process(self, device: str) -> Process:
+        """Scores of a batch in each of some cells."""
+        evaluator = Evaluator(self.grid, device)
 
-    def __init__(self, work: Evaluation, pool: ActorPool) -> None:
-        self.output, self.device, self.batch = work.output, pool.device, pool.batch
-        self.evaluator = Evaluator(work.grid, self.device)
+        def process(batch: Batch, ids: Sequence[str], cells: AbstractSet[str]) -> Iterator[tuple[str, pa.Table]]:
+            for scored in evaluator.evaluate(batch.x, batch.y, ids, cells):
+                yield scored.cell.hash, scored.scores
 
-    def __call__(self, unit: Unit, pieces: Sequence[Rows]) -> None:
-        """Write the scores of the cells that a unit is missing."""
-        scores: dict[str, list[pa.Table]] = {cell: [] for cell in unit.missing}
-        for ids, images, labels in batches_of(pieces, self.batch):
-            batch = batch_of(images, labels, (), self.device)
-            for scored in self.evaluator.evaluate(batch.x, batch.y, ids, unit.missing):
-                scores[scored.cell.hash].append(scored.scores)
-        for cell, tables in scores.items():
-            storage.write_table(
-                _scores_of(self.output, cell, unit), pa.concat_tables([self.evaluator.schema.empty_table(), *tables])
-            )
+        return process
 
 
-def _write_samples(work: Evaluation, pool: ActorPool, units: Sequence[Unit]) -> None:
-    """Attack a few images once more, which repeats them, and write their pixels for the report."""
+def _write_samples(work: Evaluation, attempt: pool.Attempt, units: Sequence[Unit]) -> None:
+    """Write ``samples/`` of each cell, on a node that has what an actor needs."""
     seed = work.grid.config.seed
-    chosen = {cell.hash: results.choose_samples(work.output, cell.hash, seed) for cell in work.grid.cells}
-    named = {unit.name: unit for unit in units}
-    task = ray.remote(num_cpus=pool.cpus_per_actor, num_gpus=pool.gpus_per_actor)(sample)
-    ray.get(task.remote(ray.put(work), pool, named, chosen))
+    chosen = {cell.hash: samples.choose(work.output, cell.hash, seed) for cell in work.grid.cells}
+    actors = attempt.pool
+    task = ray.remote(num_cpus=actors.cpus_per_actor, num_gpus=actors.gpus_per_actor)(write_samples)
+    ray.get(task.remote(ray.put(work), actors, attempt.run.id, units, chosen))
 
 
-def sample(
-    work: Evaluation, pool: ActorPool, units: Mapping[str, Unit], chosen: Mapping[str, Sequence[results.Sample]]
+def write_samples(
+    work: Evaluation,
+    actors: ActorPool,
+    attempt: str,
+    units: Sequence[Unit],
+    chosen: Mapping[str, Sequence[samples.Sample]],
 ) -> None:
-    """Write ``samples/`` of each cell."""
-    set_threads(pool)
-    scorer = work.start(pool)
-    coupled = {cell.hash for group in work.grid.groups if group.couples_batch for cell in group.cells}
-    for cell, samples in chosen.items():
-        kinds = {s.id: s.kind for s in samples}
-        tables = []
-        for unit in sorted({s.unit for s in samples}):
-            for ids, images, labels in _batches_with(units[unit], set(kinds), scorer.batch, whole=cell in coupled):
-                batch = batch_of(images, labels, (), scorer.device)
-                for scored in scorer.evaluator.evaluate(batch.x, batch.y, ids, {cell}):
-                    tables.append(_samples(scored, batch.x, kinds))
-        storage.write_table(storage.join(work.output, "samples", f"{cell}.parquet"), pa.concat_tables(tables))
-
-
-def _batches_with(
-    unit: Unit, names: AbstractSet[str], size: int, *, whole: bool
-) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """The batches that a unit is scored in, of which some ids are in ``names``: ``whole``, or just these rows."""
-    for ids, images, labels in batches_of(unit.read(), size):
-        rows = [index for index, name in enumerate(ids) if name in names]
-        if rows:
-            kept = list(range(len(ids))) if whole else rows
-            yield [ids[row] for row in kept], images[kept], labels[kept]
-
-
-def _samples(scored: Scored, x: torch.Tensor, kinds: Mapping[str, str]) -> pa.Table:
-    """Of a batch's rows of ``schema.SAMPLES``, those that have a kind."""
-    pixels = {"clean": x, "adversarial": scored.x_adv, "purified": scored.x_pure}
-    rows = []
-    for index, score in enumerate(scored.scores.to_pylist()):
-        if score["id"] not in kinds:
-            continue
-        hwc = {name: images[index].permute(1, 2, 0).float().cpu() for name, images in pixels.items()}
-        rows.append(
-            {
-                **{name: score[name] for name in schema.SAMPLES.names if name in score},
-                "cell": scored.cell.hash,
-                "kind": kinds[score["id"]],
-                "shape": list(hwc["clean"].shape),
-                **{name: image.flatten().numpy() for name, image in hwc.items()},
-            }
-        )
-    return pa.Table.from_pylist(rows, schema.SAMPLES)
-
-
-def _curves(config: EvaluationConfig) -> dict[str, pa.Table]:
-    """The loss curves of the purifiers' trainings, where they lie in or beside the checkpoint.
-
-    One that cannot be read is left out with a warning: it must not fail a finished evaluation.
-    """
-    curves = {}
-    for text in config.purifiers:
-        url = text.partition(",")[0].rstrip("/")
-        if "/" not in url:
-            continue
-        try:
-            for place in (url, url.rpartition("/")[0]):
-                curve = storage.join(place, "metrics.parquet")
-                if storage.exists(curve):
-                    curves[models.load("purifier", text).name] = storage.read_tables([curve], schema.METRICS)
-                    break
-        except (OSError, ValueError) as error:
-            print(f"warning: the report lacks the loss curve of {text}: {error}")
-    return curves
+    """Attack the chosen images of each cell once more, and write them while the attempt of this id holds the output."""
+    actors.set_threads()
+    evaluator = Evaluator(work.grid, actors.device)
+    for cell, wanted in chosen.items():
+        table = samples.made(evaluator, cell, units, wanted, actors.batch)
+        lease.check(work.output, attempt)
+        storage.write_table(storage.join(work.output, "samples", f"{cell}.parquet"), table)

@@ -31,9 +31,18 @@ from torch import Tensor, nn
 
 from raypurify import models, plugins, runs, storage
 from raypurify.data import DataError, Source, check_ids, labels_of, narrowed, open_source, shape_of, spread
-from raypurify.distributed import cluster, snapshots, streams
+from raypurify.distributed import cluster, snapshots
 from raypurify.distributed.arithmetic import compute_on_cpus, drop_pages
 from raypurify.distributed.global_batch import average, share_weights, with_global_batch
+from raypurify.distributed.order import (
+    LANES,
+    ORDER,
+    EpochOrder,
+    first_batches,
+    held_out_rows,
+    hold_out,
+    training_stream,
+)
 from raypurify.evaluation import preflight
 from raypurify.objectives import (
     ClassifierObjective,
@@ -72,8 +81,8 @@ class TrainingResources:
     """Lost workers after which a run fails; each time it goes on from the last epoch's checkpoint."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or streams.LANES % self.workers:
-            raise ValueError(f"workers must divide {streams.LANES}: 1, 2, 4 or 8; got {self.workers!r}")
+        if self.workers < 1 or LANES % self.workers:
+            raise ValueError(f"workers must divide {LANES}: 1, 2, 4 or 8; got {self.workers!r}")
         if self.cpus_per_worker < 1 or self.read_cpus < 0:
             raise ValueError(
                 "cpus_per_worker must be at least 1, read_cpus at least 0; "
@@ -126,9 +135,9 @@ class Job:
     def kind(self) -> models.Kind:
         return "classifier" if self.victim is None else "purifier"
 
-    def order(self, rank: int, workers: int) -> streams.EpochOrder:
+    def order(self, rank: int, workers: int) -> EpochOrder:
         """The order in which a worker reads the training rows."""
-        return streams.EpochOrder(
+        return EpochOrder(
             source=self.training,
             image_shape=self.image_shape,
             seed=self.config.seed,
@@ -217,7 +226,7 @@ def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source,
     if config.limit is not None and config.limit < source.rows:
         rows = spread(labels, config.limit, seed_of("limit"))
         source, labels = narrowed(source, rows), labels[rows]
-    training, held_out = streams.hold_out(source, labels, config.validation, config.seed)
+    training, held_out = hold_out(source, labels, config.validation, config.seed)
     about = [f"{preflight.described(source, labels)}; {held_out.rows:,} held out"]
     missing = preflight.missing_classes(source, labels_of(training), "training")
     if held_out.rows:
@@ -251,7 +260,7 @@ def dry_run(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     cluster.check_room(resources.needs)
     device = "cuda" if resources.use_gpu and torch.cuda.is_available() else "cpu"
     worker = Worker(job, 0, resources.workers, device)
-    for step, rows in enumerate(islice(streams.first_batches(worker.order), 2)):
+    for step, rows in enumerate(islice(first_batches(worker.order), 2)):
         began = time.perf_counter()
         loss = worker.step(step, rows)[0]["loss"].item()
         seconds = time.perf_counter() - began  # of the last step: the first one warms up
@@ -302,7 +311,7 @@ def train(
     if settle and not overwrite:
         config = dataclasses.replace(config, precision=runs.identity_of(output).get("precision", "auto"))
     job = prepare(config, resources, max_rejects)
-    identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": streams.ORDER}
+    identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": ORDER}
     identity["attacks"] = list(config.attacks)
     if config.train_against == ATTACKS:  # as before there was another
         del identity["train_against"]
@@ -543,7 +552,7 @@ class Worker:
         left = range(self.epoch, self.config.epochs)
         if not left:
             return
-        stream = streams.training_stream(self.order, left, self.job.resources.read_cpus)
+        stream = training_stream(self.order, left, self.job.resources.read_cpus)
         size = self.config.batch // self.workers
         batches = iter(stream.iterator().iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2))
         for epoch in left:
@@ -605,7 +614,7 @@ class Worker:
         return {name: value / values["n"] for name, value in values.items() if name != "n"}
 
     def _held_out(self) -> Iterator[Batch]:
-        for rows in streams.held_out_rows(self.job.held_out, self.job.image_shape, self.rank, self.workers):
+        for rows in held_out_rows(self.job.held_out, self.job.image_shape, self.rank, self.workers):
             self._reject(rows.rejects)
             if rows.ids:
                 seeds = [seed_of(self.config.seed, "validation", name) for name in rows.ids]

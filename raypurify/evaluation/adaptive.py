@@ -74,6 +74,35 @@ class Composite(nn.Module):
         return purified if purified.requires_grad or not x.requires_grad else purified + 0 * x
 
 
+def victim_of(
+    classifier: nn.Module,
+    purifier: nn.Module | None,
+    *,
+    stand_in: nn.Module | None,
+    draws: int,
+    seed: int,
+    straight_through: bool = False,
+) -> nn.Module:
+    """What an attacker attacks: a classifier, behind the purifier if he knows one.
+
+    Args:
+        classifier: images to logits.
+        purifier: that the attacker knows.
+        stand_in: whose gradient he takes for a purifier that has none; None: that purifier's own.
+        draws: see :class:`Composite`, likewise ``seed`` and ``straight_through``.
+    """
+    if purifier is None:
+        return classifier
+    return Composite(
+        classifier,
+        purifier,
+        surrogate=None if is_differentiable(purifier) else stand_in,
+        straight_through=straight_through,
+        draws=draws,
+        seed=seed,
+    )
+
+
 def is_differentiable(purifier: nn.Module) -> bool:
     """Whether the purifier has a gradient that is worth following."""
     return bool(getattr(purifier, "differentiable", True))

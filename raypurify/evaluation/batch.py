@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raypurify import models
 from raypurify.attacks import Attack, radius_of, run_attack
-from raypurify.evaluation.adaptive import Composite, is_differentiable
+from raypurify.evaluation.adaptive import is_differentiable, victim_of
 from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_metrics
 from raypurify.evaluation.masking import MaskingCheck
 from raypurify.metrics import METRICS, measured
@@ -106,17 +106,13 @@ class Evaluator:
 
     def _victim(self, group: Group, draws: str, *, straight_through: bool = False) -> nn.Module:
         """What a group's attacker attacks; what a random purifier draws for him follows from ``draws``."""
-        classifier = self.classifiers[group.victim]
-        if group.known_purifier is None:
-            return classifier
-        purifier = self.purifiers[group.known_purifier]
-        return Composite(
-            classifier,
-            purifier,
-            surrogate=None if is_differentiable(purifier) else self.stand_in,
-            straight_through=straight_through,
+        return victim_of(
+            self.classifiers[group.victim],
+            None if group.known_purifier is None else self.purifiers[group.known_purifier],
+            stand_in=self.stand_in,
             draws=self.grid.config.eot,
             seed=seed_of(self.grid.config.seed, draws),
+            straight_through=straight_through,
         )
 
     def _masking(self, group: Group, attack: Attack, clean: _Clean) -> dict[str, pa.Array | None]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from raypurify import metrics, models, plugins
 from raypurify.attacks import Attack, run_attack
 from raypurify.evaluation import results
-from raypurify.evaluation.adaptive import Composite, is_differentiable
+from raypurify.evaluation.adaptive import victim_of
 from raypurify.images import encode_png, to_uint8_nhwc
 from raypurify.purifiers import purify
 from raypurify.runs import fields, schema
@@ -39,6 +39,8 @@ class GenerationConfig:
     """Checkpoint, or my_package.module:callable."""
     purifier: str | None = None
     """Purifier that the attacker knows and attacks through (by BPDA with the identity where it has no gradient)."""
+    eot: int = 10
+    """Draws of a random purifier that this attacker averages over."""
     precision: Precision = "float32"
     """Of the networks' arithmetic; float32 without TF32."""
     png: bool = False
@@ -47,6 +49,8 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         fields.check_choices(self)
+        if self.eot < 1:
+            raise ValueError(f"eot must be at least 1; got {self.eot}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,11 @@ class Networks:
         """
         purifier = None if config.purifier is None else models.load("purifier", config.purifier)
         return cls(classifier=models.load("classifier", config.classifier), purifier=purifier)
+
+    @property
+    def all(self) -> tuple[models.Model, ...]:
+        """Each of them."""
+        return (self.classifier,) if self.purifier is None else (self.classifier, self.purifier)
 
 
 class Generator:
@@ -112,15 +121,8 @@ class Generator:
         ).cast(schema.IMAGES)
 
     def _victim(self) -> nn.Module:
-        if self.purifier is None:
-            return self.classifier
-        return Composite(
-            self.classifier,
-            self.purifier,
-            surrogate=None if is_differentiable(self.purifier) else nn.Identity(),
-            draws=10,
-            seed=self.config.seed,
-        )
+        seed = seed_of(self.config.seed, self.attack_text)
+        return victim_of(self.classifier, self.purifier, stand_in=nn.Identity(), draws=self.config.eot, seed=seed)
 
     def _predict(self, x: Tensor, ids: Sequence[str]) -> Tensor:
         if self.purifier is not None:

@@ -10,13 +10,42 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raypurify.data import DataError, Origin, Source
+from raypurify.data import DataError, Origin, Source, check_ids, labels_of, shape_of
 from raypurify.metrics import Metric
 from raypurify.models import Kind, Model
 from raypurify.purifiers import detect, purify
 
 SHOWN = 12
 """Classes, or labels, that a line shows at most."""
+
+
+def checked(
+    url: str, source: Source, networks: Sequence[Model], *, job: str, done: str
+) -> tuple[Source, str, list[str]]:
+    """Hold labelled data against the networks of a job.
+
+    Args:
+        url: as the user named the dataset, for a message.
+        source: the dataset.
+        networks: all that its images go through.
+        job: likewise: ``an evaluation``, ...
+        done: to the images, likewise: ``evaluated``, ...
+
+    Returns:
+        The source with its labels numbered as the classifiers number their classes, a line on it, and warnings.
+
+    Raises:
+        ValueError: no labels; images, labels or classes that do not fit, which names the model; ids that occur twice.
+    """
+    if not source.classes:
+        raise ValueError(f"{url}: {job} needs labels, and these images have none")
+    source = matched(source, [model for model in networks if model.kind == "classifier"])
+    labels = labels_of(source)
+    check_ids(source)
+    shape = shape_of(source)
+    for model in networks:
+        check_network(model, source, labels, shape)
+    return source, described(source, labels), missing_classes(source, labels, done)
 
 
 def matched(source: Source, classifiers: Iterable[Model]) -> Source:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypurify import storage
+from raypurify import models, storage
+from raypurify.evaluation.grid import EvaluationConfig, Grid
 from raypurify.evaluation.masking import findings
 from raypurify.metrics import COMPARISONS, METRICS, Metric, wilson_interval
 from raypurify.runs import schema
-from raypurify.seeds import seed_of
-
-SAMPLES_AT_RANDOM = 2
-"""Images of each cell that the report shows, picked by the seed."""
-SAMPLES_WORST = 2
-"""Images of each cell that the report shows because purification restored them worst."""
 
 
 def scores_folder(output: str, cell: str) -> str:
@@ -54,6 +47,30 @@ def distances_to_success(scores: pa.Table, clean: str, attacked: str, distance: 
 def median_distance(distances: np.ndarray) -> float:
     """Median of :func:`distances_to_success`; infinity where no image was right at first."""
     return float(np.median(distances)) if distances.size else float("inf")
+
+
+def earlier_cells(output: str) -> list[dict[str, Any]]:
+    """Rows of ``schema.CELL``: what earlier calls on an output evaluated."""
+    url = storage.join(output, "cells.parquet")
+    cells: list[dict[str, Any]] = storage.read_table(url).to_pylist() if storage.exists(url) else []
+    return cells
+
+
+def merged_cells(earlier: Sequence[dict[str, Any]], grid: Grid) -> list[dict[str, Any]]:
+    """Rows of ``schema.CELL``: those in the output, then this grid's new ones.
+
+    An earlier cell leaves that reads like one of this grid and is another: its model, or its check, was changed.
+    """
+    own = {cell.hash: dict(cell.row) for cell in grid.cells}
+    described = {_description(row) for row in own.values()}
+    kept = [row for row in earlier if row["cell"] in own or _description(row) not in described]
+    known = {row["cell"] for row in kept}
+    return [own.get(row["cell"], row) for row in kept] + [row for name, row in own.items() if name not in known]
+
+
+def _description(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A cell as tables show it."""
+    return tuple(row[name] for name in schema.CELL_DESCRIPTION)
 
 
 def summarise(output: str, cell: Mapping[str, Any], more: Sequence[Metric] = ()) -> dict[str, Any]:
@@ -225,28 +242,28 @@ def write_summary(
     return table
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """An image that the report shows: in which unit it is, and why: "random", or "worst"."""
-
-    id: str
-    unit: str
-    kind: str
+def read_summary(output: str, cells: Sequence[str]) -> pa.Table:
+    """The rows of ``summary.parquet`` of the cells with these hashes."""
+    summary = storage.read_table(storage.join(output, "summary.parquet"))
+    return summary.filter(pc.is_in(summary["cell"], pa.array(cells)))
 
 
-def choose_samples(output: str, cell: str, seed: int) -> list[Sample]:
-    """A few images of a cell: those with the lowest PSNR once purified, and some drawn by the seed and their ids."""
-    columns = pa.schema([schema.SCORES.field(name) for name in ("id", "psnr_purified")])
-    worst: list[tuple[float, str, str]] = []
-    drawn: list[tuple[int, str, str]] = []
-    for url in storage.list_files(scores_folder(output, cell), ".parquet"):
-        unit = storage.stem(url)
-        table = storage.read_tables([url], columns)
-        rows = zip(table["id"].to_pylist(), table["psnr_purified"].to_pylist(), strict=True)
-        named = [(psnr, name, unit) for name, psnr in rows]
-        worst = heapq.nsmallest(SAMPLES_WORST, [*worst, *named])
-        drawn = heapq.nsmallest(
-            SAMPLES_AT_RANDOM, [*drawn, *((seed_of(seed, "sample", name), name, unit) for _, name, _ in named)]
-        )
-    kinds = {(name, unit): "worst" for _, name, unit in worst} | {(name, unit): "random" for _, name, unit in drawn}
-    return [Sample(id=name, unit=unit, kind=kind) for (name, unit), kind in kinds.items()]
+def curves(config: EvaluationConfig) -> dict[str, pa.Table]:
+    """The loss curves of the purifiers' trainings, where they lie in or beside the checkpoint.
+
+    One that cannot be read is left out with a warning: it must not fail a finished evaluation.
+    """
+    curves = {}
+    for text in config.purifiers:
+        url = text.partition(",")[0].rstrip("/")
+        if "/" not in url:
+            continue
+        try:
+            for place in (url, url.rpartition("/")[0]):
+                curve = storage.join(place, "metrics.parquet")
+                if storage.exists(curve):
+                    curves[models.load("purifier", text).name] = storage.read_tables([curve], schema.METRICS)
+                    break
+        except (OSError, ValueError) as error:
+            print(f"warning: the report lacks the loss curve of {text}: {error}")
+    return curves

@@ -204,7 +204,8 @@ class Watch:
             attempt: that the worker is of.
             seconds: for which an answer counts.
         """
-        self._output, self._attempt, self._seconds = output, attempt, seconds
+        self.attempt = attempt
+        self._output, self._seconds = output, seconds
         self._good_until = 0.0
         self._busy = threading.Lock()
 
@@ -215,10 +216,18 @@ class Watch:
             LeaseLostError: as :func:`check`.
         """
         with self._busy:
-            now = time.monotonic()
-            if now >= self._good_until:
-                check(self._output, self._attempt)
-                self._good_until = now + self._seconds
+            if time.monotonic() >= self._good_until:
+                self._ask()
+
+    def check_now(self) -> None:
+        """:func:`check`, before what must not be written by two."""
+        with self._busy:
+            self._ask()
+
+    def _ask(self) -> None:
+        asked = time.monotonic()
+        check(self._output, self.attempt)
+        self._good_until = asked + self._seconds
 
 
 def _take(url: str, holder: Holder) -> str:

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
 from raypurify import __version__, storage
 from raypurify.runs import lease
+from raypurify.storage import retries
 from raypurify.storage.published import identified, redacted
 
 PACKAGES = ("torch", "ray", "pyarrow", "numpy", "torchattacks", "scikit-image")
@@ -62,6 +64,13 @@ class Run:
     counts: dict[str, Any] = field(default_factory=dict)
     held: lease.Lease | None = None
     """The output's lease: its attempt is this one. It is checked before ``run.json`` is written."""
+    requests: dict[str, int] = field(default_factory=retries.counts)
+    """What this process had asked of stores when it opened the run: see :func:`raypurify.storage.retries.counts`."""
+
+    @cached_property
+    def id(self) -> str:
+        """Of the attempt."""
+        return self.held.attempt if self.held is not None else uuid.uuid4().hex[:12]
 
     def check(self) -> None:
         """Return while no other run may be writing to the output.
@@ -76,7 +85,7 @@ class Run:
     def attempt(self, hardware: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[None]:
         """Record an attempt: its start when entered, its end and counts when left, also by an exception."""
         entry: dict[str, Any] = {
-            "id": self.held.attempt if self.held is not None else uuid.uuid4().hex[:12],
+            "id": self.id,
             "started": _now(),
             "ended": None,
             "versions": versions(),
@@ -98,6 +107,7 @@ class Run:
 
     def finish(self) -> None:
         """Mark the run as whole."""
+        self.check()
         storage.mark_success(self.output)
 
     def _write(self) -> None:

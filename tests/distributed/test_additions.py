@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+from raypurify.distributed.units import ActorPool
 
 from raypurify import storage
 from raypurify.distributed.evaluate import EvaluationArguments, evaluate
 from raypurify.distributed.train import TrainingResources, train
-from raypurify.distributed.units import ActorPool
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.runs import Destination
 from raypurify.training import TrainingConfig

@@ -10,7 +10,7 @@ import pytest
 from raypurify import storage
 from raypurify.data import open_source, read_rows
 from raypurify.distributed.attack import attack
-from raypurify.distributed.units import ActorPool
+from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks
 from raypurify.runs import schema
 from raypurify.training import batch_of

@@ -15,8 +15,9 @@ from PIL import Image
 from raypurify import storage
 from raypurify.cleaning import plan
 from raypurify.cleaning.cleaner import Cleaning, CleaningConfig
-from raypurify.distributed.clean import CleaningActor, _block, clean, dry_run
-from raypurify.distributed.units import ActorPool
+from raypurify.distributed.clean import CleaningWork, clean, dry_run
+from raypurify.distributed.pool import ActorPool, UnitActor
+from raypurify.distributed.pool import _blocks as blocks_of_unit
 from raypurify.images import decode
 from raypurify.runs import StoppedError, lease
 
@@ -269,10 +270,11 @@ def test_a_straggler_writes_and_removes_nothing(tmp_path: Path) -> None:
     (source / "b.png").write_bytes(png[:-50] + bytes(50))
     (source / "d.tar").write_bytes(bytes((source / "d.tar").stat().st_size))
     work = Cleaning.load(CleaningConfig(input=str(source), purifier="threshold"), output)
-    straggler = CleaningActor(ray.put((work, "dead", POOL)))
+    straggler = UnitActor(ray.put((CleaningWork(cleaning=work), "dead", POOL)))
     with lease.hold(output, "living"):
         for unit in plan.units(output):
+            (block,) = blocks_of_unit(unit, {"manifest"}, apart=False)
             with pytest.raises(lease.LeaseLostError):
-                straggler(_block(unit.name, unit.part))
+                straggler(block)
     written = {url: storage.read_bytes(url) for url in storage.list_files(output) if "/starts/" not in url}
     assert written == before

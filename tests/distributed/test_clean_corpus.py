@@ -21,7 +21,7 @@ from servers import faulty
 from raypurify import storage
 from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.distributed.clean import clean
-from raypurify.distributed.units import ActorPool
+from raypurify.distributed.pool import ActorPool
 from raypurify.images import decode
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

@@ -17,7 +17,7 @@ from conftest import ROOT, end_session, ray_processes, wait_for
 from raypurify import storage
 from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.distributed.clean import clean
-from raypurify.distributed.units import ActorPool
+from raypurify.distributed.pool import ActorPool
 from raypurify.images import encode_png
 
 pytestmark = pytest.mark.slow
@@ -113,7 +113,7 @@ import ray
 from ray.cluster_utils import Cluster
 from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.distributed.clean import clean
-from raypurify.distributed.units import ActorPool
+from raypurify.distributed.pool import ActorPool
 
 source, purifier, output, seed = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

@@ -11,8 +11,8 @@ from conftest import ROOT, ray_head
 
 from raypurify.distributed import cluster
 from raypurify.distributed.cluster import Needs
+from raypurify.distributed.pool import ActorPool
 from raypurify.distributed.train import TrainingResources
-from raypurify.distributed.units import ActorPool
 from raypurify.images import encode_png
 
 GPU_NODE = {"CPU": 8.0, "GPU": 1.0}

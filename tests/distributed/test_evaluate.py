@@ -15,15 +15,14 @@ from PIL import Image
 from raypurify import storage
 from raypurify.data import open_source, read_rows
 from raypurify.distributed.attack import attack
-from raypurify.distributed.evaluate import Evaluation, evaluate
-from raypurify.distributed.evaluate import _curves as curves_of
-from raypurify.distributed.evaluate import sample as write_samples
-from raypurify.distributed.units import ActorPool, units_of
-from raypurify.evaluation import results
+from raypurify.distributed.evaluate import Evaluation, evaluate, write_samples
+from raypurify.distributed.pool import ActorPool
+from raypurify.evaluation import results, samples
 from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
-from raypurify.runs import StoppedError, schema
+from raypurify.evaluation.units import units_of
+from raypurify.runs import StoppedError, lease, schema
 from raypurify.training import batch_of
 
 ONE = ActorPool(actors=1, cpus_per_actor=1, batch=64)
@@ -225,19 +224,18 @@ def test_samples_are_the_images_that_were_scored(small_classifier: str, small_pu
     config = grid(small_classifier, small_purifier, limit=40, attacks=attacks, settings=("white-box",))
     source = open_source(config.data, split=config.split, limit=config.limit)
     layout = build_grid(config, source.name, source.rows, batch=16)
-    work, pool, (unit,) = (
-        Evaluation(grid=layout, output=str(tmp_path)),
-        dataclasses.replace(ONE, batch=16),
-        units_of(source, 40),
-    )
-    work.start(pool)(dataclasses.replace(unit, missing=frozenset(cell.hash for cell in layout.cells)), unit.read())
-    chosen = {cell.hash: results.choose_samples(str(tmp_path), cell.hash, 0) for cell in layout.cells}
-    write_samples(work, pool, {unit.name: unit}, chosen)
+    output, pool = str(tmp_path), dataclasses.replace(ONE, batch=16)
+    work, (unit,) = Evaluation(grid=layout, output=output), units_of(source, 40)
+    with lease.hold(output, "this one"):
+        make = work.start(pool, lease.Watch(output, "this one"))
+        make(unit, unit.read(), set(work.marks)).publish()
+        chosen = {cell.hash: samples.choose(output, cell.hash, 0) for cell in layout.cells}
+        write_samples(work, pool, "this one", [unit], chosen)
     for cell in layout.cells:
-        samples = storage.read_table(f"{tmp_path}/samples/{cell.hash}.parquet").to_pylist()
-        assert {(row["id"], row["kind"]) for row in samples} == {(s.id, s.kind) for s in chosen[cell.hash]}
+        written = storage.read_table(f"{tmp_path}/samples/{cell.hash}.parquet").to_pylist()
+        assert {(row["id"], row["kind"]) for row in written} == {(s.id, s.kind) for s in chosen[cell.hash]}
         scores = {row["id"]: row for row in results.read_scores(str(tmp_path), cell.hash, ["id", "l2"]).to_pylist()}
-        for row in samples:
+        for row in written:
             l2 = np.linalg.norm(np.array(row["adversarial"]) - np.array(row["clean"]))
             assert l2 == pytest.approx(scores[row["id"]]["l2"], rel=1e-4)
 
@@ -248,7 +246,7 @@ def test_the_loss_curve_is_found_beside_a_checkpoint_on_s3(s3: str, small_purifi
     curve = pa.table([[1], [0], [0.5], [0.1], [9.0]], schema=schema.METRICS)
     storage.write_table(f"{s3}/curves/run/metrics.parquet", curve)
     config = EvaluationConfig(data="digits", classifiers=("x",), purifiers=(f"{s3}/curves/run/model", "identity"))
-    assert curves_of(config) == {"run": curve}
+    assert results.curves(config) == {"run": curve}
 
 
 def test_a_loss_curve_that_cannot_be_read_fails_no_evaluation(
@@ -257,7 +255,7 @@ def test_a_loss_curve_that_cannot_be_read_fails_no_evaluation(
     shutil.copytree(small_purifier, tmp_path / "model")
     (tmp_path / "metrics.parquet").write_bytes(b"of another kind")
     config = EvaluationConfig(data="digits", classifiers=("x",), purifiers=(f"{tmp_path}/model",))
-    assert curves_of(config) == {}
+    assert results.curves(config) == {}
     assert "the report lacks the loss curve" in capsys.readouterr().out
 
 
@@ -321,12 +319,3 @@ def test_bad_input_is_refused_before_any_work(
     config = grid(small_classifier, small_purifier)
     with pytest.raises(ValueError, match="and 0 GPU"):
         evaluate(config, dataclasses.replace(ONE, gpus_per_actor=1), output)
-
-
-def test_units_are_fixed_runs_of_rows_across_shards() -> None:
-    source = open_source("digits", split="train")
-    halves = tuple(dataclasses.replace(source.shards[0], rows=n, first=f) for n, f in ((700, 0), (800, 700)))
-    units = units_of(dataclasses.replace(source, shards=halves), 500)
-    assert [unit.rows for unit in units] == [500, 500, 500]
-    assert [(piece.start, piece.stop) for piece in units[1].pieces] == [(500, 700), (0, 300)]
-    assert [unit.name for unit in units] == ["000000", "000001", "000002"]

@@ -13,7 +13,7 @@ from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import storage
 from raypurify.distributed.evaluate import evaluate
-from raypurify.distributed.units import ActorPool
+from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation import results
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.runs import schema

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from raypurify.distributed.evaluate import evaluate
-from raypurify.distributed.units import ActorPool
+from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation.grid import EvaluationConfig
 
 WEIGHTS = ROOT / "weights" / "mnist"

@@ -7,7 +7,9 @@ import torch
 
 from raypurify import images
 from raypurify.classifiers import a_net
+from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, rounding_effect, success
+from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.runs import schema
 from raypurify.storage import checkpoints
 
@@ -44,6 +46,31 @@ def test_an_attack_makes_the_same_images_however_it_is_written(generator: Genera
     configs = [dataclasses.replace(generator.config, attack=attack) for attack in written]
     first, *others = (Generator(c, Networks.load(c), "cpu")(x, torch.arange(5), list("abcde")) for c in configs)
     assert all(first.equals(other) for other in others)
+
+
+@pytest.mark.parametrize("purifier", [None, "gaussian_noise,sigma=0.2", "threshold"])
+def test_the_images_are_those_that_an_evaluation_scores(generator: Generator, purifier: str | None) -> None:
+    """Also through a purifier that draws at random: an evaluation and a generation make the same draws."""
+    x, y, ids = torch.rand(5, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), torch.arange(5), list("abcde")
+    config = dataclasses.replace(generator.config, attack="pgd,epsilon=0.3,steps=3", purifier=purifier, eot=3, seed=1)
+    table = Generator(config, Networks.load(config), "cpu")(x, y, ids)
+    evaluation = EvaluationConfig(
+        data=config.input,
+        classifiers=(config.classifier,),
+        purifiers=(purifier or "identity",),
+        attacks=(config.attack,),
+        settings=("white-box",) if purifier is None else ("adaptive",),
+        eot=3,
+        masking_images=0,
+        seed=1,
+    )
+    (scored,) = Evaluator(build_grid(evaluation, "digits", 5), "cpu").evaluate(x, y, ids)
+    written = [images.decode(data) for data in table["image"].to_pylist()]
+    assert np.array_equal(written, images.to_uint8_nhwc(scored.x_adv))
+    assert (
+        table["pred_adversarial"].to_pylist()
+        == scored.scores["pred_purified" if purifier else "pred_adversarial"].to_pylist()
+    )
 
 
 def test_the_effect_of_rounding_is_over_images_right_at_first() -> None:

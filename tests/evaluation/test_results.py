@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from raypurify import storage
-from raypurify.evaluation import results
+from raypurify.evaluation import results, samples
 from raypurify.metrics import Metric
 from raypurify.runs import schema
 
@@ -123,8 +123,8 @@ def test_samples_are_the_worst_and_some_at_random_whatever_the_units(tmp_path: P
     rows = [row(f"i{n:02d}", psnr_purified=float(n)) for n in range(20)]
     write(tmp_path / "x", rows[:10], rows[10:])
     write(tmp_path / "y", rows[::-1])
-    chosen = results.choose_samples(str(tmp_path / "x"), "c0ffee", seed=3)
-    other = results.choose_samples(str(tmp_path / "y"), "c0ffee", seed=3)
+    chosen = samples.choose(str(tmp_path / "x"), "c0ffee", seed=3)
+    other = samples.choose(str(tmp_path / "y"), "c0ffee", seed=3)
     assert {(s.id, s.kind) for s in chosen} == {(s.id, s.kind) for s in other}
     assert all(s.unit == ("000000" if s.id < "i10" else "000001") for s in chosen)
     assert {"i00", "i01"} <= {s.id for s in chosen}

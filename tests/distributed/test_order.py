@@ -13,8 +13,16 @@ import pytest
 
 from raypurify.data import DataError, Shard, Source, labels_of, narrowed, open_source, read_rows
 from raypurify.data.formats import parquet
-from raypurify.distributed import streams
-from raypurify.distributed.streams import LANES, EpochOrder, held_out_rows, hold_out, read_window, runs_of
+from raypurify.distributed.order import (
+    BLOCK_BYTES,
+    KEPT_BYTES,
+    LANES,
+    WINDOW_BYTES,
+    EpochOrder,
+    held_out_rows,
+    hold_out,
+    read_window,
+)
 from raypurify.images import encode_png
 
 SHAPE = (28, 28, 1)
@@ -45,12 +53,6 @@ def sorted_parquet(folder: Path, classes: int, each: int, group: int, side: int 
     columns["label"] = pa.array(np.repeat(np.arange(classes), each))
     pq.write_table(pa.table(columns), folder / "train.parquet", row_group_size=group)
     return open_source(str(folder), split="train")
-
-
-def test_runs_cover_the_rows_in_order() -> None:
-    source = open_source("digits", split="train")
-    runs = runs_of(source, length=400)
-    assert [(run.start, run.stop) for run in runs] == [(0, 400), (400, 800), (800, 1200), (1200, 1500)]
 
 
 def test_an_epoch_sees_each_image_once() -> None:
@@ -126,7 +128,7 @@ def test_the_windows_of_an_epoch_read_each_row_group_once(tmp_path: Path, monkey
 
     monkeypatch.setattr(parquet, "_read_table", counted)
     monkeypatch.setattr(parquet, "_kept", {})
-    monkeypatch.setattr(parquet, "_room", streams.KEPT_BYTES)
+    monkeypatch.setattr(parquet, "_room", KEPT_BYTES)
     assert len(table(part, 0)) == part.steps * 128
     assert sum(read) == source.rows
 
@@ -136,9 +138,9 @@ def test_large_images_come_in_blocks_of_bounded_bytes(tmp_path: Path) -> None:
     shape = (2048, 2048, 3)
     large = EpochOrder(source=source, image_shape=shape, seed=0, batch=16)
     assert large.block_rows == large.part == 2, "a batch of 16 is over 32 MiB already"
-    assert large.window_rows * LANES * int(np.prod(shape)) <= streams.WINDOW_BYTES
+    assert large.window_rows * LANES * int(np.prod(shape)) <= WINDOW_BYTES
     small = EpochOrder(source=source, image_shape=(512, 512, 3), seed=0, batch=16)
-    assert small.block_rows * LANES * 512 * 512 * 3 <= streams.BLOCK_BYTES < small.window_rows * LANES * 512 * 512 * 3
+    assert small.block_rows * LANES * 512 * 512 * 3 <= BLOCK_BYTES < small.window_rows * LANES * 512 * 512 * 3
 
 
 def test_held_out_rows_are_as_many_as_asked_and_never_trained_on() -> None:

@@ -1,4 +1,4 @@
-"""Ray Data streams of image batches, in an order that depends on the seed and the epoch alone.
+"""Training's streams of image batches on Ray Data, in an order that depends on the seed and the epoch alone.
 
 The rows of each shard are permuted and cut into short pieces. The pieces of all shards are permuted and dealt to a
 fixed number of lanes. A lane's rows are mixed in windows, so that each window holds rows of many distant places. A
@@ -12,20 +12,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
-from ray.data import Dataset, Datasource, ExecutionResources, ReadTask
-from ray.data.block import Block, BlockMetadata
+from ray.data import Dataset
+from ray.data.block import Block
 
 from raypurify.data import DataError, Rows, Shard, Source, narrowed, read_parts, spread, take_rows
 from raypurify.data.formats import parquet
 from raypurify.distributed.arithmetic import return_freed_memory
+from raypurify.distributed.pool import blocks_of, read_task
 from raypurify.seeds import seed_of
 
 ORDER = 2
@@ -54,28 +54,6 @@ TRIED = 1000
 """Images in the place of one that cannot be decoded that are tried at most."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Rows ``start`` to ``stop`` of a shard."""
-
-    shard: Shard
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> int:
-        return self.stop - self.start
-
-
-def runs_of(source: Source, length: int) -> list[Run]:
-    """The dataset's rows, cut into runs of at most ``length`` rows, in order."""
-    return [
-        Run(shard=shard, start=start, stop=min(start + length, shard.rows))
-        for shard in source.shards
-        for start in range(0, shard.rows, length)
-    ]
-
-
 def hold_out(source: Source, labels: NDArray[np.int64], rows: int, seed: int) -> tuple[Source, Source]:
     """Split off exactly ``rows`` rows, picked by the seed, of each class its share: (the others, those).
 
@@ -99,11 +77,13 @@ def held_out_rows(held: Source, image_shape: tuple[int, int, int], rank: int, wo
     Raises:
         DataError: an image of another shape than (H, W, C) = ``image_shape``.
     """
-    runs = runs_of(held, max(1, min(HELD_OUT_ROWS, BLOCK_BYTES // int(np.prod(image_shape)))))[rank::workers]
-    for _, same in groupby(runs, key=lambda run: id(run.shard)):
+    length = max(1, min(HELD_OUT_ROWS, BLOCK_BYTES // int(np.prod(image_shape))))
+    cuts = [(shard, start) for shard in held.shards for start in range(0, shard.rows, length)][rank::workers]
+    for _, same in groupby(cuts, key=lambda cut: id(cut[0])):
         own = list(same)
-        for rows in read_parts(own[0].shard, [np.arange(run.start, run.stop) for run in own]):
-            _check_shapes(rows, image_shape, own[0].shard)
+        shard = own[0][0]
+        for rows in read_parts(shard, [np.arange(start, min(start + length, shard.rows)) for _, start in own]):
+            _check_shapes(rows, image_shape, shard)
             yield rows
 
 
@@ -324,41 +304,11 @@ def table_of(**columns: np.ndarray) -> pa.Table:
     return pa.table(arrays)
 
 
-class BlockReader(Datasource):
-    """A Ray Data source of given read tasks."""
-
-    def __init__(self, tasks: Sequence[ReadTask], name: str) -> None:
-        super().__init__()
-        self._tasks, self._name = tasks, name
-
-    def get_name(self) -> str:
-        return self._name
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None):  # type: ignore[no-untyped-def]
-        return list(self._tasks)
-
-
-class _ReadOne:
-    def __init__(self, read, task) -> None:  # type: ignore[no-untyped-def]
-        self.read, self.task = read, task
-
-    def __call__(self) -> Iterator[Block]:
-        yield self.read(*self.task)
-
-
-class _ReadWindow:
-    """Reads a window of an order that lies in the object store: there are many windows, and an order may be large."""
-
-    def __init__(self, order: ray.ObjectRef[EpochOrder], epoch: int, number: int) -> None:
-        self.order, self.epoch, self.number = order, epoch, number
-
-    def __call__(self) -> Iterator[Block]:
-        return_freed_memory()
-        parquet.keep_row_groups(KEPT_BYTES)
-        return read_window(_fetched(self.order), self.epoch, self.number)
+def _read_window(order: ray.ObjectRef[EpochOrder], epoch: int, number: int) -> Iterator[Block]:
+    """A window of an order that lies in the object store: there are many windows, and an order may be large."""
+    return_freed_memory()
+    parquet.keep_row_groups(KEPT_BYTES)
+    return read_window(_fetched(order), epoch, number)
 
 
 @lru_cache(maxsize=1)
@@ -379,41 +329,9 @@ def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) 
     ]
     row_bytes = int(np.prod(order.image_shape))
     tasks = [
-        _task(_ReadWindow(reference, epoch, number), count, count * row_bytes)
+        read_task(partial(_read_window, reference, epoch, number), count, count * row_bytes)
         for epoch in epochs
         for number, count in enumerate(rows)
     ]
-    return _dataset(tasks, "Images", read_cpus, ordered=True, block=len(order.lanes) * order.block_rows * row_bytes)
-
-
-def read_blocks(tasks, read, *, name: str, read_cpus: float, ordered: bool) -> Dataset:  # type: ignore[no-untyped-def]
-    """A dataset of one block for each task: ``read(*task) -> pa.Table``.
-
-    With ``read_cpus`` of 0 the tasks wait for no CPU, so that actors may take all; then two run at a time.
-    """
-    return _dataset([_task(_ReadOne(read, task), None, 4 << 20) for task in tasks], name, read_cpus, ordered=ordered)
-
-
-def _task(read: Any, rows: int | None, size: int) -> ReadTask:
-    return ReadTask(read, BlockMetadata(num_rows=rows, size_bytes=size, exec_stats=None, input_files=None))
-
-
-def _dataset(
-    tasks: Sequence[ReadTask], name: str, read_cpus: float, *, ordered: bool, block: int | None = None
-) -> Dataset:
-    """A dataset of what tasks read; without ``block``, each task's blocks are joined.
-
-    With it, blocks of so many bytes stay as they are, and few lie ready.
-    """
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = ordered
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=block and AHEAD_BYTES)
-    context.target_max_block_size = block
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
-        return ray.data.read_datasource(
-            BlockReader(tasks, name),
-            num_cpus=read_cpus,
-            concurrency=None if read_cpus else min(2, len(tasks)) or None,
-            override_num_blocks=len(tasks),
-        )
+    block = len(order.lanes) * order.block_rows * row_bytes
+    return blocks_of(tasks, name="Images", read_cpus=read_cpus, ordered=block, ahead=AHEAD_BYTES)

@@ -1,0 +1,148 @@
+"""Units of rows: how a labelled dataset is cut, read and sent through networks by evaluation and attack.
+
+A unit is a fixed run of rows, of which an actor makes a table for each mark that the unit lacks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raypurify import storage
+from raypurify.data import Rows, Source, narrowed, read_rows, shape_of
+from raypurify.distributed import cluster
+from raypurify.distributed.pool import ActorPool, Made, Make
+from raypurify.evaluation.units import Unit, batches_of
+from raypurify.report import formats
+from raypurify.runs import lease, schema
+from raypurify.storage.published import published
+from raypurify.training import Batch, batch_of
+
+WARMING, TRIED = 2, 32
+"""Images that a dry run tries: those that networks are called for the first time with, and those that are timed."""
+
+
+Process = Callable[[Batch, Sequence[str], AbstractSet[str]], Iterable[tuple[str, pa.Table]]]
+"""From a batch, its ids and the names of marks: a table for each of these marks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowWork:
+    """What every actor knows of a job on units of rows: see :class:`raypurify.distributed.pool.Work`."""
+
+    output: str
+
+    @property
+    def columns(self) -> pa.Schema:
+        """Of the tables."""
+        raise NotImplementedError
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Folders of the tables, by a name."""
+        raise NotImplementedError
+
+    def earlier(self) -> Iterable[str]:
+        """Folders with tables of the same images that earlier calls have made."""
+        return ()
+
+    def process(self, device: str) -> Process:
+        """Build the networks on a device: what makes the tables."""
+        raise NotImplementedError
+
+    def write(self, url: str, table: pa.Table) -> None:
+        """Write the table of a unit."""
+        storage.write_table(url, table)
+
+    def start(self, pool: ActorPool, held: lease.Watch) -> Make:
+        """Networks on the actor's device; nothing is written before a unit is published."""
+        process, folders, columns = self.process(pool.device), self.marks, self.columns
+
+        def make(unit: Unit, pieces: Sequence[Rows], marks: AbstractSet[str]) -> Made:
+            rejects = published([reject for piece in pieces for reject in piece.rejects])
+            changed = _changed(self.output, unit, rejects)
+            marks = set(folders) if changed else marks
+            tables = {mark: [columns.empty_table()] for mark in marks}
+            for ids, images, labels in batches_of(pieces, pool.batch):
+                for mark, table in process(batch_of(images, labels, (), pool.device), ids, marks):
+                    tables[mark].append(table)
+
+            def publish() -> None:
+                if changed:
+                    self._begin_anew(unit, rejects)
+                for mark, parts in tables.items():
+                    self.write(_table_url(folders[mark], unit), pa.concat_tables(parts))
+
+            return Made(images=unit.images, rejected=len(rejects), publish=publish)
+
+        return make
+
+    def _begin_anew(self, unit: Unit, rejects: Sequence[Mapping[str, str]]) -> None:
+        """Let nothing stand that was made of a unit when other images of it could be read."""
+        for folder in {*self.marks.values(), *self.earlier()}:
+            storage.remove(_table_url(folder, unit))
+        # The rejects come last: cut off before, the unit still tells that other images can be read.
+        url = _table_url(storage.join(self.output, "rejects"), unit)
+        if rejects:
+            storage.write_table(url, pa.Table.from_pylist(rejects, schema.REJECTS))
+        else:
+            storage.remove(url)
+
+
+def _table_url(folder: str, unit: Unit) -> str:
+    return storage.join(folder, f"{unit.name}.parquet")
+
+
+def _changed(output: str, unit: Unit, rejects: Sequence[Mapping[str, str]]) -> bool:
+    """Whether other images of a unit are rejected than at an earlier time; at first there are no rejects."""
+    url = _table_url(storage.join(output, "rejects"), unit)
+    there = storage.read_table(url).to_pylist() if storage.exists(url) else []
+    return {row["id"] for row in there} != {row["id"] for row in rejects}
+
+
+def rejected(output: str) -> int:
+    """How many images of a run are rejected."""
+    urls = storage.list_files(storage.join(output, "rejects"), ".parquet")
+    return len(storage.read_tables(urls, schema.REJECTS))
+
+
+def dry_run(source: Source, pool: ActorPool, work: RowWork) -> dict[str, Any]:
+    """Send a few images through everything, in this process, and estimate the time; nothing is written.
+
+    Args:
+        source: the dataset.
+        pool: the actors that would do the work.
+        work: what they would do.
+
+    Raises:
+        ValueError: a cluster that is joined, and is too small; images that do not fit.
+    """
+    cluster.check_room(pool.needs)
+    pool.set_threads()
+    device = pool.device if torch.cuda.is_available() else "cpu"
+    process = work.process(device)
+    for count in (WARMING, TRIED):
+        tried = narrowed(source, np.arange(min(count, source.rows)))
+        began = time.perf_counter()
+        pieces = [read_rows(shard, 0, shard.rows) for shard in tried.shards]
+        for ids, images, labels in batches_of(pieces, pool.batch):
+            deque(process(batch_of(images, labels, (), device), ids, set(work.marks)), maxlen=0)
+        rate = tried.rows / (time.perf_counter() - began) * pool.actors
+    return {
+        "images": source.rows,
+        "shape": "x".join(map(str, shape_of(source))),
+        "classes": source.classes if isinstance(source.classes, int) else len(source.classes),
+        "actors": pool.needs.told(),
+        "tried": f"{tried.rows} on {device}",
+        "rejected": sum(len(piece.rejects) for piece in pieces),
+        "images_per_second": rate,
+        "estimated": formats.duration(source.rows / rate),
+    }

@@ -1,0 +1,106 @@
+"""A few images of each cell with their pixels, for the report. They are attacked once more, which repeats them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from raypurify import storage
+from raypurify.evaluation.batch import Evaluator, Scored
+from raypurify.evaluation.results import scores_folder
+from raypurify.evaluation.units import Unit, batches_of
+from raypurify.runs import schema
+from raypurify.seeds import seed_of
+from raypurify.training import batch_of
+
+AT_RANDOM = 2
+"""Images of each cell that the report shows, picked by the seed."""
+WORST = 2
+"""Images of each cell that the report shows because purification restored them worst."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image that the report shows: in which unit it is, and why: "random", or "worst"."""
+
+    id: str
+    unit: str
+    kind: str
+
+
+def choose(output: str, cell: str, seed: int) -> list[Sample]:
+    """A few images of a cell: those with the lowest PSNR once purified, and some drawn by the seed and their ids."""
+    columns = pa.schema([schema.SCORES.field(name) for name in ("id", "psnr_purified")])
+    worst: list[tuple[float, str, str]] = []
+    drawn: list[tuple[int, str, str]] = []
+    for url in storage.list_files(scores_folder(output, cell), ".parquet"):
+        unit = storage.stem(url)
+        table = storage.read_tables([url], columns)
+        rows = zip(table["id"].to_pylist(), table["psnr_purified"].to_pylist(), strict=True)
+        named = [(psnr, name, unit) for name, psnr in rows]
+        worst = heapq.nsmallest(WORST, [*worst, *named])
+        drawn = heapq.nsmallest(
+            AT_RANDOM, [*drawn, *((seed_of(seed, "sample", name), name, unit) for _, name, _ in named)]
+        )
+    kinds = {(name, unit): "worst" for _, name, unit in worst} | {(name, unit): "random" for _, name, unit in drawn}
+    return [Sample(id=name, unit=unit, kind=kind) for (name, unit), kind in kinds.items()]
+
+
+def made(evaluator: Evaluator, cell: str, units: Sequence[Unit], chosen: Sequence[Sample], batch: int) -> pa.Table:
+    """Rows of ``schema.SAMPLES``.
+
+    Args:
+        evaluator: of the grid.
+        cell: hash of a cell of it.
+        units: those of the run.
+        chosen: see :func:`choose`.
+        batch: images that the cell's were attacked in at once.
+    """
+    kinds = {sample.id: sample.kind for sample in chosen}
+    coupled = any(group.couples_batch for group in evaluator.grid.groups for own in group.cells if own.hash == cell)
+    tables = [schema.SAMPLES.empty_table()]
+    for unit in units:
+        if unit.name not in {sample.unit for sample in chosen}:
+            continue
+        for ids, images, labels in _batches_with(unit, set(kinds), batch, whole=coupled):
+            sent = batch_of(images, labels, (), evaluator.device)
+            for scored in evaluator.evaluate(sent.x, sent.y, ids, {cell}):
+                tables.append(_rows(scored, sent.x, kinds))
+    return pa.concat_tables(tables)
+
+
+def _batches_with(
+    unit: Unit, names: AbstractSet[str], size: int, *, whole: bool
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """The batches that a unit is scored in, of which some ids are in ``names``: ``whole``, or just these rows."""
+    for ids, images, labels in batches_of(unit.read(), size):
+        named = [index for index, name in enumerate(ids) if name in names]
+        if named:
+            kept = list(range(len(ids))) if whole else named
+            yield [ids[index] for index in kept], images[kept], labels[kept]
+
+
+def _rows(scored: Scored, x: Tensor, kinds: Mapping[str, str]) -> pa.Table:
+    """Of a batch's rows of ``schema.SAMPLES``, those that have a kind."""
+    pixels = {"clean": x, "adversarial": scored.x_adv, "purified": scored.x_pure}
+    sampled = []
+    for index, score in enumerate(scored.scores.to_pylist()):
+        if score["id"] not in kinds:
+            continue
+        hwc = {name: images[index].permute(1, 2, 0).float().cpu() for name, images in pixels.items()}
+        sampled.append(
+            {
+                **{name: score[name] for name in schema.SAMPLES.names if name in score},
+                "cell": scored.cell.hash,
+                "kind": kinds[score["id"]],
+                "shape": list(hwc["clean"].shape),
+                **{name: image.flatten().numpy() for name, image in hwc.items()},
+            }
+        )
+    return pa.Table.from_pylist(sampled, schema.SAMPLES)

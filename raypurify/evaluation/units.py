@@ -1,0 +1,93 @@
+"""Units: a labelled dataset cut into fixed runs of rows, which are done and written together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from raypurify import runs
+from raypurify.data import Rows, Shard, Source, read_rows
+
+LARGEST = 500
+"""Rows of a unit at most: what is written together, and done again when it was cut off."""
+SMALLEST = 16
+"""Rows of a unit at least: with fewer, its files and its way through Ray would take longer than its work."""
+UNITS = 16
+"""Units of a small dataset: several actors share it evenly, and progress shows while they work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Rows ``start`` to ``stop`` of a shard."""
+
+    shard: Shard
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """A fixed run of rows."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def images(self) -> int:
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+    def read(self) -> list[Rows]:
+        """The unit's images, decoded."""
+        return [read_rows(piece.shard, piece.start, piece.stop) for piece in self.pieces]
+
+
+def rows_of_unit(output: str, rows: int, *, coupled: int = 0, overwrite: bool = False) -> int:
+    """How many rows the units of a run have: those of the run that the output holds, or what follows from the dataset.
+
+    It follows from what is computed and not from the pool, since the names of files follow from it.
+
+    Args:
+        output: URL of the run's folder, whose identity may hold ``unit``.
+        rows: of the dataset.
+        coupled: images of a batch, where an attack's result depends on the whole of it; else 0.
+        overwrite: the run that the output holds does not count.
+    """
+    begun: int | None = None if overwrite else runs.identity_of(output).get("unit")
+    return begun or min(max(-(-rows // UNITS), SMALLEST, coupled), LARGEST)
+
+
+def units_of(source: Source, rows: int, prefix: str = "") -> list[Unit]:
+    """The dataset cut into units of ``rows`` rows, in order; a unit may span shards. Names begin with ``prefix``."""
+    pieces: dict[int, list[Piece]] = defaultdict(list)
+    begin = 0
+    for shard in source.shards:
+        stops = range(rows - begin % rows, shard.rows, rows)
+        for start, stop in pairwise([0, *stops, shard.rows] if shard.rows else []):
+            pieces[(begin + start) // rows].append(_with_own_picks(Piece(shard=shard, start=start, stop=stop)))
+        begin += shard.rows
+    return [Unit(name=f"{prefix}{number:06d}", pieces=tuple(found)) for number, found in pieces.items()]
+
+
+def _with_own_picks(piece: Piece) -> Piece:
+    """The piece with no more of its shard's picked rows than its own: each unit is sent by itself."""
+    if piece.shard.picked is None:
+        return piece
+    picked = piece.shard.picked[piece.start : piece.stop]
+    return Piece(shard=dataclasses.replace(piece.shard, rows=len(picked), picked=picked), start=0, stop=len(picked))
+
+
+def batches_of(pieces: Sequence[Rows], size: int) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Batches of at most ``size`` images of one shape: ids, (N, H, W, C) uint8, labels (N,)."""
+    by_shape: dict[tuple[int, ...], list[tuple[str, np.ndarray, int]]] = {}
+    for piece in pieces:
+        for name, image, label in zip(piece.ids, piece.images, piece.labels, strict=True):
+            by_shape.setdefault(image.shape, []).append((name, image, int(label)))
+    for rows in by_shape.values():
+        for start in range(0, len(rows), size):
+            ids, images, labels = zip(*rows[start : start + size], strict=True)
+            yield list(ids), np.stack(images), np.array(labels, dtype=np.int64)
