@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from raypurify.distributed.units import ActorPool
 
 from raypurify import storage
 from raypurify.distributed.evaluate import EvaluationArguments, evaluate
+from raypurify.distributed.pool import ActorPool
 from raypurify.distributed.train import TrainingResources, train
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.runs import Destination
