@@ -311,14 +311,7 @@ def train(
     if settle and not overwrite:
         config = dataclasses.replace(config, precision=runs.identity_of(output).get("precision", "auto"))
     job = prepare(config, resources, max_rejects)
-    identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": ORDER}
-    identity["attacks"] = list(config.attacks)
-    if config.train_against == ATTACKS:  # as before there was another
-        del identity["train_against"]
-    for name, model in (("classifier", job.victim), ("initial", job.initial)):
-        if model is not None:
-            identity[f"{name}_sha256"] = model.identity
-    with runs.hold(output, identity, overwrite=overwrite) as run:
+    with runs.hold(output, _identity(job), overwrite=overwrite) as run:
         if not run.finished:
             print("\n".join(job.about))
             hardware = cluster.connect(resources.needs)
@@ -334,6 +327,19 @@ def train(
                 run.counts.update(_publish(result.checkpoint, output))
             run.finish()
     return storage.join(output, "model")
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What the trained model follows from."""
+    config = job.config
+    identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": ORDER}
+    identity["attacks"] = list(config.attacks)
+    if config.train_against == ATTACKS:  # as before there was another
+        del identity["train_against"]
+    for name, model in (("classifier", job.victim), ("initial", job.initial)):
+        if model is not None:
+            identity[f"{name}_sha256"] = model.identity
+    return identity
 
 
 def _settle_precision(job: Job, run: runs.Run) -> Job:
