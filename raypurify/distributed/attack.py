@@ -86,16 +86,18 @@ def attack(
     identity = _identity(config, source, networks, resources.batch)
     size = units.rows_of_unit(output, source.rows, coupled=identity.get("batch", 0), overwrite=overwrite)
     with runs.hold(output, {**identity, "unit": size}, overwrite=overwrite) as run:
-        if not run.finished:
-            work = Generation(config=config, networks=networks, output=output)
-            # By its name a reader of the images knows which split they are, and takes them all.
-            todo = pool.undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
-            print("\n".join(about))
-            with pool.attempt(run, resources, shared_filesystem=shared_filesystem) as attempt:
-                attempt.stream(work, todo, "attacking", max_rejects)
-                run.counts.update(_figures(output, source))
-            run.finish()
-    return _figures(output, source)
+        if run.finished:
+            return _figures(output, source)
+        work = Generation(config=config, networks=networks, output=output)
+        # By its name a reader of the images knows which split they are, and takes them all.
+        todo = pool.undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
+        print("\n".join(about))
+        with pool.attempt(run, resources, shared_filesystem=shared_filesystem) as attempt:
+            attempt.stream(work, todo, "attacking", max_rejects)
+            figures = _figures(output, source)
+            run.counts.update(figures)
+        run.finish()
+    return figures
 
 
 def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
