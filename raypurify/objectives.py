@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from raypurify import plugins
 from raypurify.attacks import Attack
-from raypurify.pairs import Pairs
+from raypurify.pairs import Pairs, PairSetup
 from raypurify.training import Batch, TrainingConfig, augment, autocast, full_float32, precision_of
 
 
@@ -243,13 +243,10 @@ class PurifierObjective(Objective):
         setup = self.setup
         assert setup.pairs is not None
         assert setup.classifier is not None
-        return setup.pairs(
-            batch,
-            network=setup.network,
-            classifier=setup.classifier,
-            attacks=setup.attacks,
-            clean_share=clean_share,
+        making = PairSetup(
+            network=setup.network, classifier=setup.classifier, attacks=setup.attacks, clean_share=clean_share
         )
+        return setup.pairs(batch, making)
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Attacked images classified right when purified, and not; clean ones when purified."""

@@ -5,7 +5,7 @@ A plugin file names ``build``, a callable whose parameters are the source's and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,26 +18,29 @@ from raypurify.seeds import derive, seed_of
 from raypurify.training import Batch
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairSetup:
+    """What a source may make adversarial images with."""
+
+    network: nn.Module
+    """The purifier that is trained; a source leaves its mode as it was found."""
+    classifier: nn.Module
+    """In eval and frozen."""
+    attacks: tuple[Attack, ...]
+    """Those of the training's config."""
+    clean_share: float
+    """Share of the images, in [0, 1], that are left as they are."""
+
+
 class Pairs(Protocol):
     """Makes the adversarial images of a batch."""
 
-    def __call__(
-        self,
-        batch: Batch,
-        *,
-        network: nn.Module,
-        classifier: nn.Module,
-        attacks: tuple[Attack, ...],
-        clean_share: float,
-    ) -> Tensor:
+    def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """The adversarial partners of ``batch.x``: (N, C, H, W) in [0, 1], each beside the image it was made of.
 
         Args:
             batch: clean images. All randomness comes from their seeds, so that a pair does not depend on the batch.
-            network: the purifier that is trained; its mode is left as it was found.
-            classifier: in eval and frozen.
-            attacks: those of the training's config.
-            clean_share: share of the images, in [0, 1], that are left as they are.
+            setup: networks, attacks, and the share of clean images.
         """
         ...
 
@@ -49,11 +52,11 @@ def choices(batch: Batch, kinds: int, clean_share: float) -> NDArray[np.int64]:
     return np.where(picks < clean_share, -1, numbers).astype(int)
 
 
-def mixture(batch: Batch, victim: nn.Module, attacks: Sequence[Attack], clean_share: float) -> Tensor:
-    """Each image under the attack that its seed picks, or as it is: (N, C, H, W)."""
-    chosen = choices(batch, len(attacks), clean_share)
+def mixture(batch: Batch, victim: nn.Module, setup: PairSetup) -> Tensor:
+    """Each image under the attack on ``victim`` that its seed picks, or as it is: (N, C, H, W)."""
+    chosen = choices(batch, len(setup.attacks), setup.clean_share)
     x_adv = batch.x.clone()
-    for index, attack in enumerate(attacks):
+    for index, attack in enumerate(setup.attacks):
         rows = np.flatnonzero(chosen == index)
         if rows.size:
             seeds = derive([batch.seeds[row] for row in rows.tolist()], attack)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from raypurify.attacks import Attack, frozen
+from raypurify.attacks import frozen
 from raypurify.evaluation.adaptive import Composite
-from raypurify.pairs import mixture
+from raypurify.pairs import PairSetup, mixture
 from raypurify.training import Batch
 
 
@@ -19,19 +19,11 @@ class Adaptive:
     draws: int = 1
     """Of a random purifier, whose logits are averaged."""
 
-    def __call__(
-        self,
-        batch: Batch,
-        *,
-        network: nn.Module,
-        classifier: nn.Module,
-        attacks: tuple[Attack, ...],
-        clean_share: float,
-    ) -> Tensor:
+    def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """See :class:`raypurify.pairs.Pairs`; the network is attacked in eval, so that its statistics stay."""
-        victim = Composite(classifier, network, draws=self.draws)
+        victim = Composite(setup.classifier, setup.network, draws=self.draws)
         with frozen(victim):
-            return mixture(batch, victim, attacks, clean_share)
+            return mixture(batch, victim, setup)
 
 
 build = Adaptive

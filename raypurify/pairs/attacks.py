@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from raypurify.attacks import Attack
-from raypurify.pairs import mixture
+from raypurify.pairs import PairSetup, mixture
 from raypurify.training import Batch
 
 
@@ -15,17 +14,9 @@ from raypurify.training import Batch
 class Attacks:
     """The training's attacks, in equal shares."""
 
-    def __call__(
-        self,
-        batch: Batch,
-        *,
-        network: nn.Module,
-        classifier: nn.Module,
-        attacks: tuple[Attack, ...],
-        clean_share: float,
-    ) -> Tensor:
+    def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """See :class:`raypurify.pairs.Pairs`."""
-        return mixture(batch, classifier, attacks, clean_share)
+        return mixture(batch, setup.classifier, setup)
 
 
 build = Attacks

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from raypurify.attacks import Attack
-from raypurify.pairs import choices
+from raypurify.pairs import PairSetup, choices
 from raypurify.seeds import derive, normal
 from raypurify.training import Batch
 
@@ -24,18 +23,10 @@ class Noise:
         if self.sigma <= 0:
             raise ValueError(f"sigma must be above 0; got {self.sigma!r}")
 
-    def __call__(
-        self,
-        batch: Batch,
-        *,
-        network: nn.Module,
-        classifier: nn.Module,
-        attacks: tuple[Attack, ...],
-        clean_share: float,
-    ) -> Tensor:
+    def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """See :class:`raypurify.pairs.Pairs`."""
         noisy = (batch.x + self.sigma * normal(derive(batch.seeds, "noise"), batch.x)).clamp(0, 1)
-        chosen = torch.from_numpy(choices(batch, 1, clean_share) == 0).to(batch.x.device)
+        chosen = torch.from_numpy(choices(batch, 1, setup.clean_share) == 0).to(batch.x.device)
         return torch.where(chosen[:, None, None, None], noisy, batch.x)
 
 

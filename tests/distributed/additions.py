@@ -12,7 +12,7 @@ from raypurify.attacks import Attacked, counted
 from raypurify.data import Found, Rows, Shard
 from raypurify.metrics import Metric
 from raypurify.objectives import PurifierObjective, Setup
-from raypurify.pairs import choices
+from raypurify.pairs import PairSetup, choices
 from raypurify.report import Page, Section
 from raypurify.training import Batch
 
@@ -82,8 +82,8 @@ class Faded:
 
     strength: float = 0.5
 
-    def __call__(self, batch: Batch, *, network, classifier, attacks, clean_share: float) -> Tensor:
-        faded = torch.from_numpy(choices(batch, 1, clean_share) == 0)
+    def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
+        faded = torch.from_numpy(choices(batch, 1, setup.clean_share) == 0)
         return torch.where(faded[:, None, None, None], batch.x * self.strength, batch.x)
 
 
