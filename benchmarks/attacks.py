@@ -26,7 +26,7 @@ from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
 from raypurify.attacks.stadv import StAdv
 from raypurify.data import open_source, read_rows
-from raypurify.evaluation.adaptive import Composite
+from raypurify.purifiers import Composite
 from raypurify.training import batch_of
 
 EPSILON = 0.3

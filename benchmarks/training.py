@@ -17,8 +17,8 @@ import torch
 from raypurify import plugins, storage
 from raypurify.data import open_source, read_rows
 from raypurify.distributed.train import TrainingResources, prepare, train
-from raypurify.objectives import ClassifierObjective, Setup, train_step
 from raypurify.training import TrainingConfig, batch_of
+from raypurify.training.objectives import ClassifierObjective, Setup, train_step
 
 THREADS = 2
 

@@ -14,8 +14,8 @@ from raypurify.distributed import pool, rows
 from raypurify.distributed.pool import ActorPool
 from raypurify.distributed.rows import Process, RowWork
 from raypurify.evaluation import preflight, units
-from raypurify.evaluation.adaptive import is_random
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, rounding_effect
+from raypurify.purifiers import is_random
 from raypurify.runs import schema
 from raypurify.runs.progress import print_table
 

@@ -72,8 +72,8 @@ class PlacedDropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         kept = 1 - self.p
-        shape = (*x.shape[:2], *[1] * (x.ndim - 2)) if self.whole_maps else x.shape
-        mask = torch.empty(shape, dtype=x.dtype, device=x.device)
+        # In the memory format of ``x``: a product of two formats is slow.
+        mask = x.new_empty((*x.shape[:2], *[1] * (x.ndim - 2))) if self.whole_maps else torch.empty_like(x)
         for part, generator in zip(mask.chunk(len(self.generators)), self.generators, strict=False):
             part.bernoulli_(kept, generator=generator)
         return x * (mask.div_(kept) if kept else mask)

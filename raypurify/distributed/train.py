@@ -44,23 +44,25 @@ from raypurify.distributed.order import (
     training_stream,
 )
 from raypurify.evaluation import preflight
-from raypurify.objectives import (
-    ClassifierObjective,
-    Objective,
-    PurifierObjective,
-    Setup,
-    build_attacks,
-    build_pairs,
-    train_step,
-    validate,
-)
 from raypurify.report import formats
 from raypurify.runs import schema
 from raypurify.runs.progress import print_table
 from raypurify.seeds import seed_of
 from raypurify.storage import checkpoints
 from raypurify.storage.published import published, redacted
-from raypurify.training import ATTACKS, Batch, DivergedError, TrainingConfig, batch_of, check_finite, fast_precision
+from raypurify.training import ATTACKS, Batch, TrainingConfig, batch_of, fast_precision
+from raypurify.training.objectives import (
+    ClassifierObjective,
+    DivergedError,
+    Objective,
+    PurifierObjective,
+    Setup,
+    build_attacks,
+    build_pairs,
+    check_finite,
+    train_step,
+    validate,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -603,7 +605,7 @@ class Worker:
         )
 
     def step(self, step: int, rows: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], float]:
-        """Train on a batch of the stream: see :func:`raypurify.objectives.train_step`."""
+        """Train on a batch of the stream: see :func:`raypurify.training.objectives.train_step`."""
         self._reject(json.loads(text) for text in rows["reject"] if text)
         batch = batch_of(rows["image"], rows["label"], rows["seed"].tolist(), self.device)
         drop_pages(rows["image"])

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from raypurify import models
 from raypurify.attacks import Attack, radius_of, run_attack
-from raypurify.evaluation.adaptive import is_differentiable, victim_of
 from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_metrics
 from raypurify.evaluation.masking import MaskingCheck
 from raypurify.metrics import METRICS, measured
-from raypurify.purifiers import detect, purify
+from raypurify.purifiers import detect, is_differentiable, purify, victim_of
 from raypurify.runs import schema
 from raypurify.seeds import seed_of
 from raypurify.training import autocast

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from raypurify import metrics, models, plugins
 from raypurify.attacks import Attack, run_attack
 from raypurify.evaluation import results
-from raypurify.evaluation.adaptive import victim_of
 from raypurify.images import encode_png, to_uint8_nhwc
-from raypurify.purifiers import purify
+from raypurify.purifiers import purify, victim_of
 from raypurify.runs import fields, schema
 from raypurify.seeds import seed_of
 from raypurify.training import Precision, autocast

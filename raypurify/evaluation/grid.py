@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from raypurify import models, plugins
 from raypurify.attacks import Attack, radius_name, radius_of
-from raypurify.evaluation.adaptive import is_differentiable, is_random
 from raypurify.metrics import Metric
+from raypurify.purifiers import is_differentiable, is_random
 from raypurify.runs import fields, schema
 from raypurify.training import Precision
 

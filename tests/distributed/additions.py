@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from raypurify.attacks import Attacked, counted
 from raypurify.data import Found, Rows, Shard
 from raypurify.metrics import Metric
-from raypurify.objectives import PurifierObjective, Setup
-from raypurify.pairs import PairSetup, choices
 from raypurify.report import Page, Section
 from raypurify.training import Batch
+from raypurify.training.objectives import PurifierObjective, Setup
+from raypurify.training.pairs import PairSetup, choices
 
 
 @dataclass(frozen=True, kw_only=True)

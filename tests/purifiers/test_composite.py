@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from raypurify import plugins
 from raypurify.attacks.pgd import PGD
-from raypurify.evaluation.adaptive import Composite
-from raypurify.purifiers import purify
+from raypurify.purifiers import Composite, purify
 from raypurify.purifiers.gaussian_noise import GaussianNoise
 from raypurify.purifiers.rounding import Rounding
 

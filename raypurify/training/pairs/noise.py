@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raypurify.pairs import PairSetup, choices
 from raypurify.seeds import derive, normal
 from raypurify.training import Batch
+from raypurify.training.pairs import PairSetup, choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Noise:
             raise ValueError(f"sigma must be above 0; got {self.sigma!r}")
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
-        """See :class:`raypurify.pairs.Pairs`."""
+        """See :class:`raypurify.training.pairs.Pairs`."""
         noisy = (batch.x + self.sigma * normal(derive(batch.seeds, "noise"), batch.x)).clamp(0, 1)
         chosen = torch.from_numpy(choices(batch, 1, setup.clean_share) == 0).to(batch.x.device)
         return torch.where(chosen[:, None, None, None], noisy, batch.x)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from raypurify.attacks import frozen
-from raypurify.evaluation.adaptive import Composite
-from raypurify.pairs import PairSetup, mixture
+from raypurify.purifiers import Composite
 from raypurify.training import Batch
+from raypurify.training.pairs import PairSetup, mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Adaptive:
     """Of a random purifier, whose logits are averaged."""
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
-        """See :class:`raypurify.pairs.Pairs`; the network is attacked in eval, so that its statistics stay."""
+        """See :class:`raypurify.training.pairs.Pairs`; the network is attacked in eval, so that its statistics stay."""
         victim = Composite(setup.classifier, setup.network, draws=self.draws)
         with frozen(victim):
             return mixture(batch, victim, setup)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from raypurify.pairs import PairSetup, mixture
 from raypurify.training import Batch
+from raypurify.training.pairs import PairSetup, mixture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class Attacks:
     """The training's attacks, in equal shares."""
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
-        """See :class:`raypurify.pairs.Pairs`."""
+        """See :class:`raypurify.training.pairs.Pairs`."""
         return mixture(batch, setup.classifier, setup)
 
 

@@ -12,14 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypurify import plugins
 from raypurify.attacks import Attack
-from raypurify.pairs import Pairs, PairSetup
-from raypurify.training import Batch, TrainingConfig, augment, autocast, full_float32, precision_of
+from raypurify.training.batches import Batch, augment, autocast, full_float32
+from raypurify.training.config import TrainingConfig, precision_of
+from raypurify.training.pairs import Pairs, PairSetup
+
+
+class DivergedError(RuntimeError):
+    """A training whose loss or weights are no longer finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +278,32 @@ def train_step(objective: Objective, batch: Batch, step: int) -> tuple[dict[str,
     return losses, objective.optimizations[NETWORK].rate(step)
 
 
+def check_finite(losses: np.ndarray, rates: Sequence[float], model: nn.Module, *, epoch: int, first_step: int) -> None:
+    """Check an epoch before anything of it is kept.
+
+    Args:
+        losses: of the epoch's steps, of all workers together.
+        rates: learning rates of the same steps.
+        model: what the epoch left.
+        epoch: its number, from 1.
+        first_step: number of the epoch's first step, from 0.
+
+    Raises:
+        DivergedError: a loss, a weight or a running statistic is NaN or infinite; names the epoch, step and rate.
+    """
+    bad = np.flatnonzero(~np.isfinite(losses))
+    broken = [name for name, value in model.state_dict().items() if not torch.isfinite(value).all()]
+    if not len(bad) and not broken:
+        return
+    index = int(bad[0]) if len(bad) else len(losses) - 1
+    what = f"the loss is {losses[index]}" if len(bad) else f"{broken[0]} is not finite"
+    raise DivergedError(
+        f"the training diverged in epoch {epoch}: {what} at step {first_step + index}, whose learning rate is "
+        f"{rates[index]:.4g}. Nothing of this epoch is kept; the checkpoint of the epoch before is. Give a lower "
+        "--rate or --clip-norm, and another --output"
+    )
+
+
 def validate(objective: Objective, batches: Iterator[Batch]) -> dict[str, float]:
     """Sums of the objective's scores over ``batches``, in float32, and ``n``, the number of images."""
     networks = (objective.setup.network, *objective.networks.values())
@@ -303,5 +335,5 @@ def build_pairs(text: str) -> Pairs:
     Raises:
         ValueError: an unknown source or parameter.
     """
-    pairs: Pairs = plugins.build("raypurify.pairs", plugins.Spec.parse(text))
+    pairs: Pairs = plugins.build("raypurify.training.pairs", plugins.Spec.parse(text))
     return pairs

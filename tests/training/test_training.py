@@ -7,28 +7,28 @@ import pytest
 import torch
 from torch import nn
 
-from raypurify.objectives import (
+from raypurify.purifiers import cru_net
+from raypurify.training import (
+    Batch,
+    Precision,
+    TrainingConfig,
+    augment,
+    autocast,
+    batch_of,
+    fast_precision,
+)
+from raypurify.training.objectives import (
     ClassifierObjective,
+    DivergedError,
     Objective,
     Optimization,
     PurifierObjective,
     Setup,
     build_attacks,
     build_pairs,
+    check_finite,
     train_step,
     validate,
-)
-from raypurify.purifiers import cru_net
-from raypurify.training import (
-    Batch,
-    DivergedError,
-    Precision,
-    TrainingConfig,
-    augment,
-    autocast,
-    batch_of,
-    check_finite,
-    fast_precision,
 )
 
 CONFIG = TrainingConfig(data="digits", model="a_net", precision="float32")

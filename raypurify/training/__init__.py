@@ -1,0 +1,25 @@
+"""Training in plain torch, which knows nothing of workers.
+
+``config`` says what is trained, ``batches`` holds images on a device and in a precision (the names of both can be
+imported from here); ``objectives`` has what is done with a batch, ``pairs`` where a purifier's adversarial images come
+from.
+"""
+
+from raypurify.training.batches import (
+    Augmentation,
+    Batch,
+    Precision,
+    augment,
+    autocast,
+    batch_of,
+    fast_precision,
+    full_float32,
+)
+from raypurify.training.config import (
+    ATTACKS,
+    CLEAN_SHARE,
+    DIGIT_ATTACKS,
+    PHOTOGRAPH_ATTACKS,
+    TrainingConfig,
+    precision_of,
+)

@@ -1,0 +1,102 @@
+"""What is trained, on what, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from raypurify.runs import fields
+from raypurify.training.batches import Augmentation, Precision, fast_precision
+
+DIGIT_ATTACKS = (
+    "fgsm,epsilon=0.3",
+    "r_fgsm,epsilon=0.3",
+    "pgd,epsilon=0.3,steps=5",
+    "pgd,epsilon=0.3,steps=12,step_size=0.04",
+)
+"""The mixture that a purifier of digits is trained against."""
+PHOTOGRAPH_ATTACKS = (
+    "fgsm,epsilon=0.031373",
+    "r_fgsm,epsilon=0.031373",
+    "pgd,epsilon=0.031373,steps=5",
+    "pgd,epsilon=0.031373,steps=10",
+)
+"""The mixture for photographs: ε is 8/255."""
+CLEAN_SHARE = 0.15
+ATTACKS = "attacks"
+"""Of ``raypurify.training.pairs``, the source of a purifier's pairs that is taken where none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What is trained, on what, and how: the identity of a training run."""
+
+    data: str
+    """digits, mnist, cifar10, the URL of a dataset, or my_package.module:callable[,KEY=VALUE...]."""
+    model: str
+    """Classifier or purifier to train: NAME[,KEY=VALUE...], or my_package.module:callable."""
+    classifier: str | None = None
+    """Checkpoint of the classifier that a purifier is trained for; none when a classifier is trained."""
+    initial: str | None = None
+    """Checkpoint whose weights the training starts from; random ones (for CRU-Net, the identity) if none is given."""
+    train_against: str = ATTACKS
+    """Where a purifier's adversarial images come from: attacks (on the classifier), adaptive (the attacks, through the
+    purifier as it is), noise[,sigma=0.25] (Gaussian; no attack), or my_package.module:callable[,KEY=VALUE...]."""
+    attacks: tuple[str, ...] = DIGIT_ATTACKS
+    """Attacks that make a purifier's adversarial images: NAME[,KEY=VALUE...] each, in equal shares, so that one named
+    twice has twice the share."""
+    clean_share: float = CLEAN_SHARE
+    """Share of a purifier's images that are left clean, in [0, 1]."""
+    augmentation: Augmentation = "none"
+    """Random change of each image: "affine" (turn, scale, shift: digits), "flip_crop" (mirror, shift: photographs)."""
+    epochs: int = 6
+    batch: int = 128
+    """Images in a step, of all workers together."""
+    rate: float = 1e-3
+    """Peak learning rate of AdamW; one cycle, with the first tenth to warm up."""
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of networks' arithmetic while training; weights and sums are float32 in either case. "auto" is what the workers'
+    hardware is fast in, and is recorded: bfloat16 on GPUs since Ampere and CPUs with AVX512_BF16, else float32. A run
+    that was begun keeps its precision."""
+    validation: int = 1000
+    """Images of the training split that are held out, of each class its share, and scored after each epoch."""
+    limit: int | None = None
+    """Train on so many images only, spread over the dataset: of each class its share."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        fields.check_choices(self)
+        if not 0 <= self.clean_share <= 1:
+            raise ValueError(f"clean_share must be in [0, 1]; got {self.clean_share!r}")
+        for name in ("epochs", "batch", "rate", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
+        if self.validation < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"validation and weight_decay must be at least 0: {self.validation!r}, {self.weight_decay!r}"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1; got {self.limit!r}")
+        if self.classifier is not None and not self.attacks:
+            raise ValueError("attacks must name at least one attack to train a purifier against")
+        self._check_classifiers_flags()
+
+    def _check_classifiers_flags(self) -> None:
+        if self.classifier is not None:
+            return
+        usual = {"attacks": (DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS), "clean_share": (CLEAN_SHARE,)}
+        usual["train_against"] = (ATTACKS,)
+        for name, values in usual.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} would change nothing: with classifier = None a classifier is "
+                    f"trained, on clean images. Leave {name} out, or name the classifier that a purifier is trained for"
+                )
+
+
+def precision_of(config: TrainingConfig, device: str) -> Precision:
+    """The precision of a training on ``device``."""
+    return fast_precision(device) if config.precision == "auto" else config.precision
