@@ -6,5 +6,5 @@ here; ``cleaning`` also imports ``columns`` and ``files``.
 """
 
 from raypurify.data.base import NO_LABEL, DataError, Found, Origin, Rows, Shard, Source
-from raypurify.data.reading import check_ids, labels_of, read_parts, read_rows, shape_of, take_rows
+from raypurify.data.reading import check_ids, ids_of, labels_of, read_parts, read_rows, shape_of, take_rows
 from raypurify.data.sources import narrowed, open_source, spread

@@ -74,19 +74,26 @@ def labels_of(source: Source) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def check_ids(source: Source) -> None:
-    """Check that no two rows have one id, where the data bring ids of their own.
-
-    Raises:
-        DataError: an id that is null, or there twice.
-    """
+def ids_of(source: Source) -> pa.ChunkedArray | None:
+    """The ids that the data bring, as strings; None where they bring none, and an image is called by its place."""
     parts = []
     for shard in source.shards:
         own_ids = getattr(_format(shard), "own_ids", None)
         ids = own_ids(shard) if own_ids else None
         if ids is not None:
             parts.append(ids.take(rows_of_file(shard, np.arange(shard.rows))).combine_chunks().cast(pa.large_string()))
-    column = pa.chunked_array(parts, pa.large_string())
+    return pa.chunked_array(parts, pa.large_string()) if parts else None
+
+
+def check_ids(source: Source) -> None:
+    """Check that no two rows have one id, where the data bring ids of their own.
+
+    Raises:
+        DataError: an id that is null, or there twice.
+    """
+    column = ids_of(source)
+    if column is None:
+        return
     if column.null_count:
         raise DataError(f"{source.name}: the column 'id' is null in {column.null_count} rows; expected a name for each")
     if pc.count_distinct(column).as_py() < len(column):

@@ -212,7 +212,7 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
     """The blocks of a window: rows batch by batch, and in each lane by lane. Each shard is read once.
 
     Returns:
-        Tables of ``image`` (H, W, C) uint8, ``label`` int64, ``seed`` int64, and ``reject``: JSON of a row of
+        Tables of ``image`` (H, W, C) uint8, ``label`` int64, ``seed`` int64, ``id``, and ``reject``: JSON of a row of
         ``schema.REJECTS`` where an image could not be decoded, and the next of the training data stands in its place.
 
     Raises:
@@ -243,7 +243,7 @@ def first_batches(order: EpochOrder) -> Iterator[dict[str, np.ndarray]]:
             for start in range(0, len(block), size):
                 batch = block.slice(start, size)
                 images = batch["image"].combine_chunks().to_numpy_ndarray()
-                yield {name: batch[name].to_numpy() for name in ("label", "seed", "reject")} | {"image": images}
+                yield {name: batch[name].to_numpy() for name in ("label", "seed", "id", "reject")} | {"image": images}
 
 
 def _laid_out(lanes: NDArray[np.int64], part: int) -> NDArray[np.int64]:
@@ -258,6 +258,7 @@ class _Block:
         self.order, self.epoch = order, epoch
         self.images = np.empty((rows, *order.image_shape), np.uint8)
         self.labels, self.seeds = np.empty(rows, np.int64), np.empty(rows, np.int64)
+        self.ids = np.empty(rows, object)
         self.missing = np.ones(rows, bool)
         self.rejects: list[str | None] = [None] * rows
 
@@ -266,7 +267,7 @@ class _Block:
         _check_shapes(rows, self.order.image_shape, shard)
         there = np.arange(len(places)) if rows.kept is None else rows.kept
         for place, name, image in zip(places[there].tolist(), rows.ids, rows.images, strict=True):
-            self.images[place] = image
+            self.images[place], self.ids[place] = image, name
             self.seeds[place] = seed_of(self.order.seed, "image", self.epoch, name)
         self.labels[places[there]] = rows.labels
         self.missing[places[there]] = False
@@ -289,8 +290,10 @@ class _Block:
         raise DataError(f"{TRIED} images after each other cannot be decoded; the first: {self.rejects[place]}")
 
     def table(self) -> pa.Table:
-        rejects = pa.array(self.rejects, pa.string())
-        return table_of(image=self.images, label=self.labels, seed=self.seeds).append_column("reject", rejects)
+        table = table_of(image=self.images, label=self.labels, seed=self.seeds)
+        for name, texts in (("id", self.ids), ("reject", self.rejects)):
+            table = table.append_column(name, pa.array(texts, pa.string()))
+        return table
 
 
 def table_of(**columns: np.ndarray) -> pa.Table:

@@ -607,7 +607,7 @@ class Worker:
     def step(self, step: int, rows: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], float]:
         """Train on a batch of the stream: see :func:`raypurify.training.objectives.train_step`."""
         self._reject(json.loads(text) for text in rows["reject"] if text)
-        batch = batch_of(rows["image"], rows["label"], rows["seed"].tolist(), self.device)
+        batch = batch_of(rows["image"], rows["label"], rows["seed"].tolist(), self.device, rows["id"].tolist())
         drop_pages(rows["image"])
         return train_step(self.objective, batch, step)
 
@@ -626,7 +626,7 @@ class Worker:
             self._reject(rows.rejects)
             if rows.ids:
                 seeds = [seed_of(self.config.seed, "validation", name) for name in rows.ids]
-                yield batch_of(np.asarray(rows.images), rows.labels, seeds, self.device)
+                yield batch_of(np.asarray(rows.images), rows.labels, seeds, self.device, rows.ids)
 
     def _reject(self, rejects: Iterable[dict[str, str]]) -> None:
         """Note images that cannot be decoded.

@@ -7,7 +7,7 @@ from raypurify.report.sections import Page, Section
 from raypurify.storage.published import redacted
 
 REJECTS_SHOWN = 10
-COUNTED = {"in": "Images in", "out": "Out", "rejected": "Rejected", "retried": "Retried"}
+COUNTED = {"in": "Images in", "out": "Out", "rejected": "Rejected", "retries": "Retries"}
 
 
 def section(page: Page) -> Section:

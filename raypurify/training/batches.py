@@ -19,18 +19,23 @@ Augmentation = Literal["none", "affine", "flip_crop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64; seeds: one for each image, of this run and epoch."""
+    """x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64; seeds: one for each image, of this run and epoch; ids: the
+    images' own, where the batch comes from a training's data.
+    """
 
     x: Tensor
     y: Tensor
     seeds: Sequence[int]
+    ids: Sequence[str] = ()
 
 
-def batch_of(images: np.ndarray, labels: np.ndarray, seeds: Sequence[int], device: str) -> Batch:
+def batch_of(
+    images: np.ndarray, labels: np.ndarray, seeds: Sequence[int], device: str, ids: Sequence[str] = ()
+) -> Batch:
     """A batch from (N, H, W, C) uint8 images: on the device, in channels-last memory, which convolutions gain from."""
     x, y = (torch.from_numpy(np.require(values, requirements="W")).to(device) for values in (images, labels))
     x = x.permute(0, 3, 1, 2).to(memory_format=torch.channels_last).float().div_(255)
-    return Batch(x=x, y=y, seeds=seeds)
+    return Batch(x=x, y=y, seeds=seeds, ids=ids)
 
 
 def fast_precision(device: str) -> Precision:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -241,16 +242,28 @@ class PurifierObjective(Objective):
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Attacked images, or clean ones in their share, and the clean images that they were made of: (N, C, H, W)."""
-        x = augment(batch.x, batch.seeds, self.setup.config.augmentation)
-        return self.attacked(replace(batch, x=x), self.setup.config.clean_share), x
+        config = self.setup.config
+        change = partial(augment, seeds=batch.seeds, augmentation=config.augmentation)
+        x = change(batch.x)
+        return self.attacked(replace(batch, x=x), config.clean_share, augment=change), x
 
-    def attacked(self, batch: Batch, clean_share: float) -> Tensor:
-        """The images of a batch as the source of pairs makes them: (N, C, H, W)."""
+    def attacked(self, batch: Batch, clean_share: float, **more: Any) -> Tensor:
+        """The images of a batch as the source of pairs makes them: (N, C, H, W).
+
+        Args:
+            batch: the clean images.
+            clean_share: share of them, in [0, 1], that are left as they are.
+            more: other fields of :class:`raypurify.training.pairs.PairSetup` that differ from batch to batch.
+        """
         setup = self.setup
         assert setup.pairs is not None
         assert setup.classifier is not None
         making = PairSetup(
-            network=setup.network, classifier=setup.classifier, attacks=setup.attacks, clean_share=clean_share
+            network=setup.network,
+            classifier=setup.classifier,
+            attacks=setup.attacks,
+            clean_share=clean_share,
+            **more,
         )
         return setup.pairs(batch, making)
 

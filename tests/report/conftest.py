@@ -76,7 +76,7 @@ def run() -> dict[str, Any]:
                 "versions": {"python": "3.11.2", "torch": "2.5.1", "ray": "2.40.0"},
                 "hardware": {"nodes": 1, "cpu": {"model": "Some CPU", "cores": 2}},
                 "config": {"workers": 3},
-                "counts": {"in": 1800, "out": 1788, "rejected": 12, "retried": 0},
+                "counts": {"in": 1800, "out": 1788, "rejected": 12, "retries": 0},
             }
         ],
     }

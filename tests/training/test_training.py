@@ -1,12 +1,17 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
+from raypurify.data import DataError
+from raypurify.images import encode_png
 from raypurify.purifiers import cru_net
 from raypurify.training import (
     Batch,
@@ -194,8 +199,47 @@ def test_noise_makes_pairs_without_an_attack() -> None:
     assert torch.equal(objective.attacked(images(7), 0.25), x_adv[:7])
     with pytest.raises(ValueError, match="sigma must be above 0"):
         build_pairs("noise,sigma=0")
-    with pytest.raises(ValueError, match="known are adaptive, attacks, noise"):
+    with pytest.raises(ValueError, match="known are adaptive, attacked, attacks, noise"):
         build_pairs("noises")
+
+
+def attacked_dataset(folder: Path, names: list[str], value: int) -> str:
+    """Images of one value, in row groups of three, each by its name."""
+    encoded = [encode_png(np.full((8, 8, 1), value + number, np.uint8)) for number in range(len(names))]
+    columns = {"id": names, "image": encoded, "label": [0] * len(names)}
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "train-0.parquet", row_group_size=3)
+    return str(folder)
+
+
+def test_pairs_of_an_attacked_dataset_are_found_by_their_ids(tmp_path: Path) -> None:
+    names = [f"d/{number}.png" for number in (3, 0, 4, 1, 2, 5, 6, 7)]
+    objective = purifier_objective(0.5, f"attacked,url={attacked_dataset(tmp_path / 'made', names, 100)}")
+    data = dataclasses.replace(images(6), ids=["d/2.png", "d/6.png", "d/3.png", "d/2.png", "d/0.png", "d/7.png"])
+    values = objective.attacked(data, 0)[:, 0, 0, 0] * 255
+    assert values.round().tolist() == [104, 106, 100, 104, 101, 107]
+    some = objective.attacked(data, 0.5)[:, 0, 0, 0]
+    assert {value.item() for value in some} & {0.5}
+    assert any(value != 0.5 for value in some)
+    nowhere = dataclasses.replace(data, ids=["d/9.png"] * 6)
+    with pytest.raises(DataError, match=r"no image with the id 'd/9\.png'; attack the data of this training"):
+        objective.attacked(nowhere, 0)
+    nameless = tmp_path / "nameless"
+    nameless.mkdir()
+    pq.write_table(pa.table({"image": [encode_png(np.zeros((8, 8, 1), np.uint8))]}), nameless / "train-0.parquet")
+    with pytest.raises(DataError, match="have no column 'id'"):
+        build_pairs(f"attacked,url={nameless}")
+
+
+def test_attacked_partners_go_through_the_random_change_of_their_images(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    columns = {"id": list("abcd"), "image": [encode_png(image) for image in pixels], "label": [0] * 4}
+    (tmp_path / "made").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "made" / "train-0.parquet")
+    objective = purifier_objective(0.0, f"attacked,url={tmp_path}/made", augmentation="flip_crop")
+    x_adv, x = objective.pairs(batch_of(pixels, np.zeros(4, np.int64), [5, 6, 7, 8], "cpu", list("abcd")))
+    assert torch.equal(x_adv, x), "an attack that changed nothing"
+    assert not torch.equal(x, batch_of(pixels, np.zeros(4, np.int64), (), "cpu").x)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -5,6 +5,7 @@ A plugin file names ``build``, a callable whose parameters are the source's and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from raypurify.attacks import Attack, run_attack
 from raypurify.seeds import derive, seed_of
-from raypurify.training import Batch
+from raypurify.training.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class PairSetup:
     """Those of the training's config."""
     clean_share: float
     """Share of the images, in [0, 1], that are left as they are."""
+    augment: Callable[[Tensor], Tensor] = lambda x: x
+    """The random change that the batch's images have been through, for adversarial images that were made before."""
 
 
 class Pairs(Protocol):
