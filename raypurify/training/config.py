@@ -41,8 +41,8 @@ class TrainingConfig:
     """Checkpoint whose weights the training starts from; random ones (for CRU-Net, the identity) if none is given."""
     train_against: str = ATTACKS
     """Where a purifier's adversarial images come from: attacks (on the classifier), adaptive (the attacks, through the
-    purifier as it is), attacked,url=URL (what jobs/attack.py made of the same data), noise[,sigma=0.25] (Gaussian; no
-    attack), or my_package.module:callable[,KEY=VALUE...]."""
+    purifier as it is), attacked,url=URL (the images that jobs/attack.py made of the same data), noise[,sigma=0.25]
+    (Gaussian; no attack), or my_package.module:callable[,KEY=VALUE...]."""
     attacks: tuple[str, ...] = DIGIT_ATTACKS
     """Attacks that make a purifier's adversarial images: NAME[,KEY=VALUE...] each, in equal shares, so that one named
     twice has twice the share."""
