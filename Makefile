@@ -19,9 +19,10 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python jobs/demo.py
 
-# One thread: the tests' networks are so small that threads only wait for each other.
+# One thread: the tests' networks are so small that threads only wait for each other. Two files at a time: a test of Ray
+# spends much of its time on waiting for processes to start.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

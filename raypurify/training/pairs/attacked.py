@@ -28,7 +28,7 @@ class AttackedDataset:
     """
 
     url: str
-    """``OUTPUT/images`` of ``jobs/attack.py``, or another dataset whose column ``id`` has the ids of the training's images."""
+    """``OUTPUT/images`` of ``jobs/attack.py``, or another dataset whose column ``id`` has the training's ids."""
     split: Literal["train", "test"] = "train"
     """Of this dataset."""
 
