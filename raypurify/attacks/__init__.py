@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,14 @@ def radius_of(attack: Attack) -> float | None:
     """Radius of an attack's ball, on pixels in [0, 1]; None for an attack without one."""
     name = radius_name(attack)
     return None if name is None else getattr(attack, name)
+
+
+def scaled(attack: Attack, share: float) -> Attack:
+    """The attack with ``share`` of its radius; itself where that is all of it, or where it has none."""
+    name, radius = radius_name(attack), radius_of(attack)
+    if name is None or radius is None or share == 1:
+        return attack
+    return cast(Attack, replace(cast(Any, attack), **{name: radius * share}))
 
 
 def run_attack(

@@ -50,7 +50,7 @@ from raypurify.runs.progress import print_table
 from raypurify.seeds import seed_of
 from raypurify.storage import checkpoints
 from raypurify.storage.published import published, redacted
-from raypurify.training import ATTACKS, Batch, TrainingConfig, batch_of, fast_precision
+from raypurify.training import Batch, TrainingConfig, batch_of, fast_precision
 from raypurify.training.objectives import (
     ClassifierObjective,
     DivergedError,
@@ -331,13 +331,18 @@ def train(
     return storage.join(output, "model")
 
 
+LATER = ("train_against", "pixel_weight", "label_weight")
+"""Fields that runs of earlier versions do not name in their identity; they go on where these have their defaults."""
+
+
 def _identity(job: Job) -> dict[str, Any]:
     """What the trained model follows from."""
     config = job.config
     identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": ORDER}
     identity["attacks"] = list(config.attacks)
-    if config.train_against == ATTACKS:  # as before there was another
-        del identity["train_against"]
+    for field in dataclasses.fields(config):
+        if field.name in LATER and identity[field.name] == field.default:
+            del identity[field.name]
     for name, model in (("classifier", job.victim), ("initial", job.initial)):
         if model is not None:
             identity[f"{name}_sha256"] = model.identity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +62,11 @@ class CRUNet(nn.Module):
     F is a U-Net: a 3x3 convolution to ``width`` maps; on the way down ``blocks`` de-noising blocks a level and a
     stride-2 convolution that doubles the maps; the bottleneck level with blocks of its own; on the way up a transposed
     convolution, the concatenation with the same level, a smoothing 3x3 convolution and ``blocks`` blocks; then a 3x3
-    convolution to the image's channels, without an activation, so that a residual can have either sign. That last
-    convolution starts at zero: the network starts as the identity, and trains without normalisation layers.
+    convolution to the image's channels, without an activation, so that a residual can have either sign.
+
+    Weights start as He et al. (2015) draw them, for LeakyReLU's slope, biases at zero: each convolution passes on what
+    it is given in the same size. PyTorch's own start shrinks it to almost nothing, and there are no normalisation
+    layers that would make up for it. The last convolution starts at zero, so that the network starts as the identity.
     """
 
     differentiable = True
@@ -91,8 +94,11 @@ class CRUNet(nn.Module):
         self.smooth = nn.ModuleList(conv(2 * narrow, narrow) for narrow, _ in reversed(steps))
         self.decoder = nn.ModuleList(level(narrow) for narrow, _ in reversed(steps))
         self.output = nn.Conv2d(widths[0], config.channels, 3, padding=1)
-        for parameter in self.output.parameters():
-            nn.init.zeros_(parameter)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, a=config.negative_slope)
+                nn.init.zeros_(cast(nn.Parameter, module.bias))
+        nn.init.zeros_(self.output.weight)
 
     @property
     def multiple(self) -> int:

@@ -48,6 +48,11 @@ class TrainingConfig:
     twice has twice the share."""
     clean_share: float = CLEAN_SHARE
     """Share of a purifier's images that are left clean, in [0, 1]."""
+    pixel_weight: float = 1.0
+    """Weight of a purifier's own loss, which holds its output against the clean images."""
+    label_weight: float = 0.0
+    """Weight of the cross-entropy of the true labels, by the classifier behind a purifier. Training against adaptive
+    attacks needs it."""
     augmentation: Augmentation = "none"
     """Random change of each image: "affine" (turn, scale, shift: digits), "flip_crop" (mirror, shift: photographs)."""
     epochs: int = 6
@@ -75,6 +80,11 @@ class TrainingConfig:
         for name in ("epochs", "batch", "rate", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
+        if min(self.pixel_weight, self.label_weight) < 0 or not self.pixel_weight + self.label_weight:
+            raise ValueError(
+                "pixel_weight and label_weight must be at least 0, and one of them above; got "
+                f"{self.pixel_weight!r}, {self.label_weight!r}"
+            )
         if self.validation < 0 or self.weight_decay < 0:
             raise ValueError(
                 f"validation and weight_decay must be at least 0: {self.validation!r}, {self.weight_decay!r}"
@@ -89,7 +99,7 @@ class TrainingConfig:
         if self.classifier is not None:
             return
         usual = {"attacks": (DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS), "clean_share": (CLEAN_SHARE,)}
-        usual["train_against"] = (ATTACKS,)
+        usual |= {"train_against": (ATTACKS,), "pixel_weight": (1.0,), "label_weight": (0.0,)}
         for name, values in usual.items():
             if getattr(self, name) not in values:
                 raise ValueError(

@@ -234,10 +234,27 @@ class ClassifierObjective(Objective):
 
 
 class PurifierObjective(Objective):
-    """A purifier's own ``training_loss`` on adversarial pairs: attacked image to clean image."""
+    """On adversarial pairs, an attacked image and its clean one: a purifier's own ``training_loss``, and the
+    cross-entropy of the frozen classifier behind it, each by its weight in the config.
+    """
+
+    progress = 0.0
+    """Share of the training's steps that lie behind."""
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """See :meth:`Objective.step`."""
+        self.progress = step / self.setup.total_steps
+        return super().step(batch, step)
 
     def loss(self, batch: Batch) -> Tensor:
-        loss: Tensor = cast(Any, self.setup.network).training_loss(*self.pairs(batch))
+        config, network = self.setup.config, cast(Any, self.setup.network)
+        x_adv, x = self.pairs(batch)
+        loss = x.new_zeros(())
+        if config.pixel_weight:
+            loss = loss + config.pixel_weight * network.training_loss(x_adv, x)
+        if config.label_weight:
+            logits = cast(Any, self.setup.classifier)(network(x_adv))
+            loss = loss + config.label_weight * F.cross_entropy(logits.float(), batch.y)
         return loss
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -245,7 +262,8 @@ class PurifierObjective(Objective):
         config = self.setup.config
         change = partial(augment, seeds=batch.seeds, augmentation=config.augmentation)
         x = change(batch.x)
-        return self.attacked(replace(batch, x=x), config.clean_share, augment=change), x
+        x_adv = self.attacked(replace(batch, x=x), config.clean_share, augment=change, progress=self.progress)
+        return x_adv, x
 
     def attacked(self, batch: Batch, clean_share: float, **more: Any) -> Tensor:
         """The images of a batch as the source of pairs makes them: (N, C, H, W).

@@ -19,6 +19,16 @@ def test_starts_as_the_identity() -> None:
     assert torch.equal(build()(x), x)
 
 
+def test_what_a_new_network_passes_on_does_not_fade() -> None:
+    torch.manual_seed(0)
+    network = build()
+    x = torch.rand(8, 1, 28, 28)
+    seen: list[float] = []
+    network.output.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].std(dim=0).mean().item()))
+    network(x)
+    assert seen[0] > 0.1 * x.std(dim=0).mean()
+
+
 @pytest.mark.parametrize("size", [(28, 28), (32, 32), (1, 1), (5, 7), (29, 64), (3, 100)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_size_keeps_its_shape_and_range(size: tuple[int, int], channels: int) -> None:

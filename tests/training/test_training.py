@@ -259,6 +259,33 @@ def test_adaptive_pairs_go_through_the_purifier_and_leave_it_as_it_was(precision
     assert all(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)), "all are trained"
 
 
+def test_adaptive_attacks_grow_to_their_radius() -> None:
+    objective = purifier_objective(0.0, "adaptive,ramp=0.5", label_weight=1.0)
+    grown = []
+    for progress in (0.0, 0.25, 0.5, 1.0):
+        x_adv = objective.attacked(images(40), 0.0, progress=progress)
+        grown.append((x_adv - 0.5).abs().flatten(1).amax(dim=1).max().item())
+    assert grown == pytest.approx([0.04, 0.12, 0.2, 0.2], abs=1e-6)
+    assert objective.attacked(images(40), 0.0).sub(0.5).abs().max().item() == pytest.approx(0.2, abs=1e-6)
+    seen = []
+    objective.attacked = lambda batch, clean_share, **more: (seen.append(more["progress"]), batch.x)[1]  # type: ignore[method-assign]
+    for step in (0, 75):
+        train_step(objective, batch(), step)
+    assert seen == [0.0, 0.5]
+    with pytest.raises(ValueError, match="ramp must be in"):
+        build_pairs("adaptive,ramp=2")
+
+
+@pytest.mark.parametrize(("pixels", "labels"), [(1.0, 0.0), (0.0, 2.0), (0.5, 3.0)])
+def test_a_purifiers_loss_is_of_its_pixels_and_of_the_labels_behind_it(pixels: float, labels: float) -> None:
+    objective = purifier_objective(0.0, pixel_weight=pixels, label_weight=labels)
+    data = batch(12)
+    x_adv, x = objective.pairs(data)
+    logits = objective.setup.classifier(objective.setup.network(x_adv))
+    of_pixels, of_labels = objective.setup.network.training_loss(x_adv, x), nn.functional.cross_entropy(logits, data.y)
+    torch.testing.assert_close(objective.loss(data), pixels * of_pixels + labels * of_labels)
+
+
 class Adversarial(PurifierObjective):
     """A GAN's two players: a critic that takes two steps, and the purifier."""
 
@@ -311,6 +338,9 @@ def test_an_objective_with_two_optimisers_learns_and_resumes(precision: Precisio
     ("change", "field"),
     [
         ({"clean_share": 1.5}, "clean_share"),
+        ({"pixel_weight": 0.0}, "one of them above"),
+        ({"label_weight": -1.0}, "one of them above"),
+        ({"label_weight": 1.0}, r"label_weight = 1\.0 would change nothing"),
         ({"epochs": 0}, "epochs"),
         ({"precision": "fp16"}, "precision"),
         ({"batch": -8}, "batch"),

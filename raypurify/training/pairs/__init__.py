@@ -31,6 +31,8 @@ class PairSetup:
     """Those of the training's config."""
     clean_share: float
     """Share of the images, in [0, 1], that are left as they are."""
+    progress: float = 1.0
+    """Share of the training's steps, in [0, 1], that lie behind; 1 where the network is scored."""
     augment: Callable[[Tensor], Tensor] = lambda x: x
     """The random change that the batch's images have been through, for adversarial images that were made before."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from raypurify.attacks import frozen
+from raypurify.attacks import frozen, scaled
 from raypurify.purifiers import Composite
 from raypurify.training import Batch
 from raypurify.training.pairs import PairSetup, mixture
@@ -16,14 +16,23 @@ from raypurify.training.pairs import PairSetup, mixture
 class Adaptive:
     """The training's attacks, in equal shares, through the purifier as it is at that step."""
 
+    ramp: float = 0.0
+    """Share of the training's steps, in [0, 1], in which the radii of the attacks grow from a fifth to the whole. A
+    purifier that has learned nothing yet learns nothing from attacks of full strength."""
     draws: int = 1
     """Of a random purifier, whose logits are averaged."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(f"ramp must be in [0, 1]; got {self.ramp!r}")
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """See :class:`raypurify.training.pairs.Pairs`; the network is attacked in eval, so that its statistics stay."""
         victim = Composite(setup.classifier, setup.network, draws=self.draws)
+        share = 1.0 if setup.progress >= self.ramp else 0.2 + 0.8 * setup.progress / self.ramp
+        attacks = tuple(scaled(attack, share) for attack in setup.attacks)
         with frozen(victim):
-            return mixture(batch, victim, setup)
+            return mixture(batch, victim, replace(setup, attacks=attacks))
 
 
 build = Adaptive
