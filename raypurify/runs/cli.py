@@ -8,11 +8,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
@@ -34,8 +34,10 @@ SENT_AGAIN = 0.1
 """Seconds after which a signal is sent anew that came where no exception gets out."""
 
 
-def run(main: Callable[[Arguments], Any], default: Arguments, argv: Sequence[str] | None = None) -> None:
-    """Parse the command line onto ``default`` and run ``main``.
+def run(
+    main: Callable[[Arguments], Any], default: Arguments, argv: Sequence[str] | None = None, *, prog: str | None = None
+) -> None:
+    """Parse the command line onto ``default`` and run ``main``; ``prog`` is what its usage calls the program.
 
     A file given as ``--config FILE.yaml`` sets flags by their names; flags on the command line win. The exit codes of
     every job:
@@ -49,7 +51,7 @@ def run(main: Callable[[Arguments], Any], default: Arguments, argv: Sequence[str
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with _interruptible() as received:
         try:
-            main(parse(default, sys.argv[1:] if argv is None else argv, description=main.__doc__))
+            main(parse(default, sys.argv[1:] if argv is None else argv, description=main.__doc__, prog=prog))
         except SystemExit:
             raise
         except BaseException as error:
@@ -121,7 +123,28 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def parse(default: Arguments, argv: Sequence[str], description: str | None = None) -> Arguments:
+def blank(kind: type[Arguments], values: Mapping[str, Any]) -> Arguments:
+    """Arguments of a ``kind`` that holds dataclasses, for :func:`run`.
+
+    Args:
+        kind: a dataclass.
+        values: of its fields, and of the fields of dataclasses in it, by name. A field that has neither a value nor a
+            default of its own is ``tyro.MISSING``: the command line has to give it.
+    """
+    hints, given = get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(hints[field.name]):
+            given[field.name] = blank(hints[field.name], values)
+        elif field.name in values:
+            given[field.name] = values[field.name]
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            given[field.name] = tyro.MISSING
+    return kind(**given)
+
+
+def parse(
+    default: Arguments, argv: Sequence[str], description: str | None = None, prog: str | None = None
+) -> Arguments:
     """``default``, changed by the configuration file and the flags in ``argv``.
 
     Raises:
@@ -136,6 +159,7 @@ def parse(default: Arguments, argv: Sequence[str], description: str | None = Non
         type(default),
         default=default,
         args=argv,
+        prog=prog,
         description=f"{description or ''}\n\n--config FILE.yaml sets any of these flags by name.",
         config=(tyro.conf.OmitArgPrefixes,),
     )

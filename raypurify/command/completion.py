@@ -1,0 +1,33 @@
+"""Completion of verbs and flags in a shell: tyro writes the script, from the same arguments that the verbs parse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import make_dataclass
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from raypurify.command.main import Verb
+
+
+def write(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
+    """Write the script that ``words`` ask for: ``--tyro-print-completion bash``.
+
+    Raises:
+        SystemExit: once it is written.
+    """
+    defaults = {name: verb.job().default for name, verb in verbs.items()}
+    kinds = {name: default for name, default in defaults.items() if " " not in name}
+    parents: dict[str, dict[str, Any]] = {}
+    for name, default in defaults.items():
+        first, _, second = name.partition(" ")
+        if second:
+            parents.setdefault(first, {})[second] = default
+    for first, children in parents.items():
+        # A subcommand of tyro's that has subcommands is a dataclass with a field of theirs.
+        kind = make_dataclass(first, [("images", tyro.extras.subcommand_type_from_defaults(children))])
+        kinds[first] = kind(tyro.MISSING)
+    settings = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    tyro.cli(tyro.extras.subcommand_type_from_defaults(kinds), args=[*words], prog="raypurify", config=settings)
