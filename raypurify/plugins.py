@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import math
 import pkgutil
 import re
 import sys
@@ -36,10 +37,11 @@ class Spec:
 
     @classmethod
     def parse(cls, text: str) -> Spec:
-        """Read ``NAME[,KEY=VALUE...]``. A value is JSON where it parses as such (``layers=[4,6]``), else a string.
+        """Read ``NAME[,KEY=VALUE...]``. A value is JSON where it parses as such (``layers=[4,6]``), or a fraction
+        (``8/255``), else a string.
 
         Raises:
-            ValueError: a part that is not ``KEY=VALUE``, or an empty name.
+            ValueError: a part that is not ``KEY=VALUE``, an empty name, or a fraction of nothing (``8/0``).
         """
         name, *pairs = _SEPARATOR.split(text)
         params = {}
@@ -47,13 +49,13 @@ class Spec:
             key, equals, value = pair.partition("=")
             if not equals or not key.strip():
                 raise ValueError(f"expected NAME[,KEY=VALUE...], got {text!r}: {pair!r} is not KEY=VALUE")
-            params[key.strip()] = _json_or_string(value)
+            params[key.strip()] = _value(value)
         if not name.strip():
             raise ValueError(f"expected NAME[,KEY=VALUE...], got {text!r}: the name is empty")
         return cls(name=name.strip(), params=params)
 
     def __str__(self) -> str:
-        return ",".join([self.name, *(f"{key}={_written(value)}" for key, value in self.params.items())])
+        return ",".join([self.name, *(f"{key}={written(value)}" for key, value in self.params.items())])
 
 
 def resolved(spec: Spec, built: Any) -> Spec:
@@ -75,15 +77,57 @@ def normalised(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def number(text: str) -> float:
+    """A number as people write it: ``0.3``, ``3e-1``, or a fraction such as ``8/255`` or ``0.5/255``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is no number") from None
+
+
+def decimal(text: str) -> str:
+    """A spec as it is written, but that a fraction stands there as a decimal: what means the same then reads alike."""
+    return _FRACTION_GIVEN.sub(lambda found: repr(number(found[0])), text)
+
+
+def shown(value: float) -> str:
+    """A number as people read it: ``0.3``; in 255ths where it is a whole number of them and no short decimal."""
+    if math.isclose(value, round(value, 3), rel_tol=1e-9):
+        return f"{value:g}"
+    levels = round(value * 255) if math.isfinite(value) else 0
+    return f"{levels}/255" if levels and math.isclose(value * 255, levels, rel_tol=1e-5) else f"{value:.4g}"
+
+
+def readable(text: str) -> str:
+    """A spec for people: the other way round than :func:`decimal`, where a number is a whole number of 255ths."""
+
+    def in_255ths(found: re.Match[str]) -> str:
+        value = shown(float(found[0]))
+        return value if "/" in value else found[0]
+
+    return _DECIMAL_GIVEN.sub(in_255ths, text)
+
+
 _SEPARATOR = re.compile(r",(?![^\[]*\])")  # a comma that is not inside brackets
+_FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
+_DECIMAL_GIVEN = re.compile(r"(?<==)-?\d+\.\d+(?=,|$)")
+_FRACTION_GIVEN = re.compile(rf"(?<==){_FRACTION.pattern}(?=,|$)")
 
 
-def _written(value: Any) -> str:
-    plain = isinstance(value, str) and _json_or_string(value) == value
+def written(value: Any) -> str:
+    """A parameter's value as :meth:`Spec.parse` reads it."""
+    plain = isinstance(value, str) and _value(value) == value
     return value if plain else json.dumps(value, separators=(",", ":"))
 
 
-def _json_or_string(text: str) -> Any:
+def _value(text: str) -> Any:
+    if _FRACTION.fullmatch(text):
+        return number(text)
     try:
         return json.loads(text)
     except json.JSONDecodeError:

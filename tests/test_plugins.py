@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from raypurify.plugins import FAMILIES, Spec, build, find, known, resolved
+from raypurify.plugins import FAMILIES, Spec, build, decimal, find, known, number, readable, resolved
 
 PLUGINS = {
     "__init__.py": "",
@@ -44,6 +45,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("pgd,random=false,norm=linf,target=null", "pgd", {"random": False, "norm": "linf", "target": None}),
         ("d_net,layers=[4,6,6],growth=12", "d_net", {"layers": [4, 6, 6], "growth": 12}),
         ('mine,version="3"', "mine", {"version": "3"}),
+        ("pgd,epsilon=8/255,step_size=0.5 / 255", "pgd", {"epsilon": 8 / 255, "step_size": 0.5 / 255}),
+        ('mine,path="8/255",day=1/2/3,url=data/255', "mine", {"path": "8/255", "day": "1/2/3", "url": "data/255"}),
         ("my_package.models:make,path=s3://bucket/a=b", "my_package.models:make", {"path": "s3://bucket/a=b"}),
     ],
 )
@@ -123,6 +126,28 @@ def test_a_name_means_the_same_in_a_fresh_process(package: str) -> None:
         [sys.executable, "-c", source, package], env=environment, capture_output=True, text=True, check=True
     )
     assert json.loads(run.stdout) == [known(package), 35]
+
+
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.3", 0.3), ("3e-1", 0.3), ("-1/2", -0.5)])
+def test_a_number_is_read_as_people_write_it(text: str, value: float) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize("text", ["8/0", "8/", "/255", "fast", "1/2/3", ""])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{text!r} is no number")):
+        number(text)
+    with pytest.raises(ValueError, match="'8/0' is no number"):
+        Spec.parse("pgd,epsilon=8/0")
+
+
+def test_a_fraction_and_its_decimal_read_alike() -> None:
+    written = "pgd,epsilon=8/255,steps=5"
+    assert decimal(written) == "pgd,epsilon=0.03137254901960784,steps=5"
+    assert readable(decimal(written)) == written
+    assert str(Spec.parse(written)) == str(Spec.parse(decimal(written)))
+    for text in ("pgd,epsilon=0.3,steps=40", "runs/1/2", "attacked,url=runs/8/images", "mine,sizes=[0.1,0.2]"):
+        assert decimal(text) == readable(text) == text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,10 @@ def build_named(name: str) -> Callable[..., TorchAttack]:
             raise ValueError(f"torchattacks.{name} has no parameter {unknown}; it takes {known or 'none'}")
         return config(**_scaled(config, params))
 
+    # What asks a function for its parameters, its text or its source gets those of the library's attack.
+    told = {"__signature__": inspect.signature(config), "__wrapped__": getattr(_library(), name)}
+    vars(build).update(told)
+    build.__doc__ = getattr(_library(), name).__doc__
     return build
 
 

@@ -18,7 +18,7 @@ def write(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
     Raises:
         SystemExit: once it is written.
     """
-    defaults = {name: verb.job().default for name, verb in verbs.items()}
+    defaults = {name: verb.start().default for name, verb in verbs.items()}
     kinds = {name: default for name, default in defaults.items() if " " not in name}
     parents: dict[str, dict[str, Any]] = {}
     for name, default in defaults.items():

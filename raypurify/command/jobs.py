@@ -82,6 +82,13 @@ def train(images: Images, **defaults: Any) -> Job:
     return Job.of(main, TrainingArguments, **{**usual, **own, **defaults})
 
 
+def plugins() -> Job:
+    """List what has a name, or tell all of one."""
+    from raypurify.command.catalogue import PluginsArguments, main
+
+    return Job.of(main, PluginsArguments)
+
+
 def demo() -> Job:
     """Train, attack, restore and report, on embedded digits."""
     from raypurify.distributed.demo import DemoArguments, main

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raypurify import __version__
+from raypurify.command import jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,55 +20,53 @@ class Verb:
     does: str
     example: str
     """A command line, without ``raypurify``."""
-    module: str
-    """In this room: the function ``function`` there returns a :class:`raypurify.command.jobs.Job`."""
-    function: str
+    job: str
+    """The function of :mod:`raypurify.command.jobs` that says what the verb starts."""
     given: dict[str, Any] = field(default_factory=dict)
     """To the function."""
 
-    def job(self) -> Any:
+    def start(self) -> jobs.Job:
         """What the verb starts."""
-        return getattr(importlib.import_module(f"{__package__}.{self.module}"), self.function)(**self.given)
+        return getattr(jobs, self.job)(**self.given)
 
 
 VERBS = {
     "demo": Verb(
         does="Train, attack, restore and report, on embedded digits: minutes, no download.",
         example="demo",
-        module="jobs",
-        function="demo",
+        job="demo",
     ),
     "evaluate": Verb(
         does="Evaluate attack x purifier x classifier: tables, and an HTML report.",
         example="evaluate --data digits --classifiers runs/demo/a_net/model --epsilons 0.1 0.2 0.3",
-        module="jobs",
-        function="evaluate",
+        job="evaluate",
     ),
     "attack": Verb(
         does="Attack a dataset, and write the attacked images beside the clean ones.",
         example="attack --input digits --classifier runs/demo/a_net/model --attack deepfool --png",
-        module="jobs",
-        function="attack",
+        job="attack",
     ),
     "clean": Verb(
         does="Clean images of any size and number, on disk or in a bucket.",
         example="clean --input 'photos/*.png' --purifier median_filter --output runs/clean",
-        module="jobs",
-        function="clean",
+        job="clean",
     ),
     "train digits": Verb(
         does="Train a purifier for a classifier, or a classifier (--classifier None); grey digits, radius 0.3.",
         example="train digits --data mnist --model a_net --classifier None --output runs/a_net",
-        module="jobs",
-        function="train",
+        job="train",
         given={"images": "digits"},
     ),
     "train photographs": Verb(
         does="The same with the defaults for photographs: radius 8/255, images mirrored and shifted.",
         example="train photographs --data cifar10 --classifier runs/d_net/model --output runs/cru_net",
-        module="jobs",
-        function="train",
+        job="train",
         given={"images": "photographs"},
+    ),
+    "plugins": Verb(
+        does="List attacks, purifiers, classifiers and what else has a name, or tell all of one.",
+        example="plugins pgd",
+        job="plugins",
     ),
 }
 
@@ -97,7 +96,7 @@ def main() -> None:
         importlib.import_module(f"{__package__}.completion").write(VERBS, words)
     else:
         name, flags = verb_of(words)
-        VERBS[name].job().run(flags, prog=f"raypurify {name}")
+        VERBS[name].start().run(flags, prog=f"raypurify {name}")
 
 
 def verb_of(words: Sequence[str]) -> tuple[str, list[str]]:

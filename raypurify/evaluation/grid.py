@@ -36,7 +36,7 @@ class EvaluationConfig:
     """NAME[,KEY=VALUE...], or torchattacks.NAME[,KEY=VALUE...], or my_package.module:callable; "none" leaves the images
     as they are."""
     epsilons: tuple[float, ...] = ()
-    """Radii for the security curve: every attack that has a radius is made at each of these instead of at its own."""
+    """Radii for the security curve (0.3, 8/255): every attack that has a radius is made at each, not at its own."""
     settings: tuple[Setting, ...] = ("white-box",)
     """white-box: the attacker knows the classifier, and the purifier is trained for it (or for none). black-box: the
     same attacker, and the purifier is trained for another classifier. transfer: the attacker knows a surrogate

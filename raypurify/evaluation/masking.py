@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raypurify import plugins
 from raypurify.attacks import Attack
 from raypurify.attacks._active import begin_draws, fools, logits_of
 from raypurify.attacks._gradients import input_gradient, vanishes
@@ -110,7 +111,7 @@ def weaknesses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     found = []
     for row in rows:
-        radius = "" if row["eps"] is None else f" (ε = {row['eps']:.4g})"
+        radius = "" if row["eps"] is None else f" (ε = {plugins.shown(row['eps'])})"
         name = f"{row['attack']}{radius} on {row['victim']}"
         share, survived = row["zero_gradient_share"] or 0, row["accuracy_adversarial"] or row["accuracy_purified"]
         if row["masking"] is None and share > ZERO:

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from raypurify.report.formats import duration, epsilon, three_digits
+from raypurify.plugins import shown
+from raypurify.report.formats import duration, three_digits
 from raypurify.report.throughput import Span
 
 WIDTH = 4.2  # inches: about a phone's width in CSS pixels, so that letters keep their size there
@@ -192,7 +193,7 @@ def _radius_ticks(radii: Sequence[float]) -> tuple[list[float], list[str]]:
     for radius in sorted(radii, reverse=True):
         if not kept or kept[-1] - radius >= 0.11 * max(radii):
             kept.append(radius)
-    return kept, [epsilon(radius) for radius in kept]
+    return kept, [shown(radius) for radius in kept]
 
 
 _STEPS = (1, 2, 5, 10, 20, 30, *(60 * n for n in (1, 2, 5, 10, 20, 30)), *(3600 * n for n in (1, 2, 4, 8, 12, 24, 72)))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from raypurify.plugins import shown
 from raypurify.storage.published import redacted
 
 NOT_AVAILABLE = "–"
@@ -50,19 +51,11 @@ def three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
-def epsilon(value: float) -> str:
-    """A radius on pixels in [0, 1]: a short decimal as it is, else in 255ths where it is a whole number of them."""
-    if math.isclose(value, round(value, 3), rel_tol=1e-9):
-        return f"{value:g}"
-    levels = round(value * 255)
-    return f"{levels}/255" if levels and math.isclose(value * 255, levels, rel_tol=1e-5) else f"{value:.4g}"
-
-
 def ball(norm: str | None, eps: float | None) -> str:
     """The ball an attack stays in, in words."""
     if eps is None:
         return "minimal distance" if norm is None else f"minimal {norm_name(norm)} distance"
-    return f"{norm_name(norm)} ε = {epsilon(eps)}".strip().replace(" ", NO_BREAK)
+    return f"{norm_name(norm)} ε = {shown(eps)}".strip().replace(" ", NO_BREAK)
 
 
 def balls(names: Iterable[str]) -> str:
@@ -86,8 +79,8 @@ def parameters(text: str, radius: str | None) -> dict[str, str]:
         return {"params": text}
     if not isinstance(params, dict):
         return {"params": text}
-    shown = {key: item for key, item in params.items() if key != radius and item is not None}
-    return {key: f"{item:.4g}" if isinstance(item, float) else str(item) for key, item in redacted(shown).items()}
+    given = {key: item for key, item in params.items() if key != radius and item is not None}
+    return {key: shown(item) if isinstance(item, float) else str(item) for key, item in redacted(given).items()}
 
 
 def pairs(params: Mapping[str, str]) -> str:

@@ -91,7 +91,7 @@ def render(
     """
     summary = _checked(summary, schema.SUMMARY, "summary")
     page = Page(
-        rows=redacted(summary.to_pylist()),
+        rows=[{**row, **_readable_names(row)} for row in redacted(summary.to_pylist())],
         schema=summary.schema,
         samples=_checked(samples, schema.SAMPLES, "samples"),
         rejects=_checked(rejects, schema.REJECTS, "rejects"),
@@ -102,6 +102,10 @@ def render(
     return templates.render(
         "page.html.j2", title=_title(page), page=page, overview=_overview(page.rows), sections=shown
     )
+
+
+def _readable_names(row: Mapping[str, Any]) -> dict[str, str]:
+    return {name: plugins.readable(row[name]) for name in ("victim", "classifier", "purifier")}
 
 
 def users_sections(names: Sequence[str]) -> list[Callable[[Page], Section | None]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from raypurify.plugins import shown
 from raypurify.report import formats
 
 
@@ -36,8 +37,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         loader=jinja2.FunctionLoader(_packaged),
     )
-    filters = ("balls", "decimal", "epsilon", "integer", "mean_count", "pairs", "percent", "share", "size")
-    environment.filters |= {name: getattr(formats, name) for name in filters}
+    filters = ("balls", "decimal", "integer", "mean_count", "pairs", "percent", "share", "size")
+    environment.filters |= {"shown": shown, **{name: getattr(formats, name) for name in filters}}
     return environment
 
 

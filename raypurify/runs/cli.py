@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 import yaml
 
-from raypurify import runs
+from raypurify import plugins, runs
 from raypurify.runs import fields
 from raypurify.runs.lease import LeaseLostError
 from raypurify.storage.published import redacted
@@ -162,6 +162,25 @@ def parse(
         prog=prog,
         description=f"{description or ''}\n\n--config FILE.yaml sets any of these flags by name.",
         config=(tyro.conf.OmitArgPrefixes,),
+        registry=FLAGS,
+    )
+
+
+FLAGS = tyro.constructors.ConstructorRegistry()
+"""How flags are read that tyro reads otherwise."""
+
+
+@FLAGS.primitive_rule
+def _number(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[float] | None:
+    """A number may be a fraction: ``8/255``."""
+    if kind.type is not float:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NUMBER",
+        instance_from_str=lambda words: plugins.number(words[0]),
+        is_instance=lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
     )
 
 

@@ -7,6 +7,8 @@ import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from raypurify import plugins
+
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -64,9 +66,9 @@ def _one_of(value: Any, kinds: tuple[Any, ...]) -> Any:
 
 
 def _number(value: Any) -> float:
-    """NaN for what is no number. Text may be one: YAML 1.1 reads 1e-3, which has no point, as text."""
+    """NaN for what is no number. Text may be one: 8/255, and 1e-3, which YAML 1.1 takes for text without a point."""
     try:
-        return math.nan if isinstance(value, bool) else float(value)
+        return math.nan if isinstance(value, bool) else plugins.number(str(value))
     except (TypeError, ValueError, OverflowError):
         return math.nan
 

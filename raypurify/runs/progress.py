@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -12,7 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from raypurify import plugins
+
 SECONDS_BETWEEN_LINES = 10.0
+RADII = ("eps", "linf_max")
+"""Columns of tables that hold lengths on pixels in [0, 1], which 8 bits have in 255ths."""
 
 
 class Progress:
@@ -80,10 +85,16 @@ class Progress:
 
 
 def print_table(table: pa.Table) -> None:
-    """Print a small table on standard output: floats with four digits."""
+    """Print a small table on standard output: radii as people write them, other floats with four digits."""
     shown = Table()
     for name in table.column_names:
         shown.add_column(name.replace("_", " "))
     for row in table.to_pylist():
-        shown.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+        shown.add_row(*(_cell(name, value) for name, value in row.items()))
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
+
+
+def _cell(name: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return plugins.readable(str(value))
+    return plugins.shown(value) if name in RADII else f"{value:.4f}"

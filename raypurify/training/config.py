@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raypurify import plugins
 from raypurify.runs import fields
 from raypurify.training.batches import Augmentation, Precision, fast_precision
 
@@ -75,6 +76,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         fields.check_choices(self)
+        # They are in the run's identity as text.
+        object.__setattr__(self, "attacks", tuple(map(plugins.decimal, self.attacks)))
+        object.__setattr__(self, "train_against", plugins.decimal(self.train_against))
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"clean_share must be in [0, 1]; got {self.clean_share!r}")
         for name in ("epochs", "batch", "rate", "clip_norm"):

@@ -91,6 +91,42 @@ def test_the_adaptive_setting_can_be_narrowed(networks: dict[str, str]) -> None:
     assert found == [("adaptive", "pgd", "pure-one+one", "one", "pure-one")]
 
 
+@pytest.mark.parametrize(
+    ("attack", "digest"),
+    [
+        ("fgsm,epsilon=0.3", "69bc86c351cdcab1"),
+        ("pgd,epsilon=0.031373,steps=5,step_size=0.01", "91ea54e7582dd48a"),
+        ("torchattacks.PGD,eps=0.3", "4532c2fa2c6c2eb3"),
+    ],
+)
+def test_the_cells_of_earlier_runs_keep_their_hashes(attack: str, digest: str) -> None:
+    weights = str(Path(__file__).parents[2] / "weights/mnist/a_net")
+    config = EvaluationConfig(
+        data="mnist", classifiers=(weights,), purifiers=("gaussian_noise,sigma=0.1",), attacks=(attack,)
+    )
+    (cell,) = build_grid(config, "mnist", 100, 250).cells
+    assert cell.hash == digest
+
+
+def test_a_fraction_and_its_decimal_are_one_cell(networks: dict[str, str]) -> None:
+    def hashes(**changes: object) -> set[str]:
+        return {cell.hash for cell in build_grid(grid_of(networks, **changes), "digits", ROWS).cells}
+
+    ways = [
+        {"attacks": ("pgd,epsilon=8/255,step_size=2/255",), "purifiers": ("gaussian_noise,sigma=16/255",)},
+        {
+            "attacks": (f"pgd,epsilon={8 / 255},step_size={2 / 255}",),
+            "purifiers": (f"gaussian_noise,sigma={16 / 255}",),
+        },
+        {
+            "attacks": ("pgd,step_size=2/255",),
+            "epsilons": (8 / 255,),
+            "purifiers": (f"gaussian_noise,sigma={16 / 255}",),
+        },
+    ]
+    assert hashes(**ways[0]) == hashes(**ways[1]) == hashes(**ways[2])
+
+
 def test_a_cells_hash_follows_what_it_computes(networks: dict[str, str], tmp_path: Path) -> None:
     def hashes(**changes: object) -> set[str]:
         return {cell.hash for cell in build_grid(grid_of(networks, **changes), "digits", ROWS).cells}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from raypurify.plugins import shown
 from raypurify.report import figures, formats, images
 
 
@@ -25,8 +26,8 @@ from raypurify.report import figures, formats, images
         (1e-5, "1e-05"),
     ],
 )
-def test_epsilon(value: float, text: str) -> None:
-    assert formats.epsilon(float(value)) == text
+def test_a_number_is_written_as_people_do(value: float, text: str) -> None:
+    assert shown(float(value)) == text
 
 
 def test_balls_name_each_norm_once() -> None:

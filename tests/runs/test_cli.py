@@ -204,6 +204,8 @@ class Typed:
         ("rate: 1e-3", {"rate": 1e-3}),
         ("rate: 2", {"rate": 2.0}),
         ("radii: [1e-1, 0.2, 1]", {"radii": (0.1, 0.2, 1.0)}),
+        ("radii: [8/255, 0.3]", {"radii": (8 / 255, 0.3)}),
+        ("rate: 0.5/255", {"rate": 0.5 / 255}),
         ("limit: null", {"limit": None}),
         ("limit: 5", {"limit": 5}),
         ("names: []", {"names": ()}),
@@ -216,11 +218,20 @@ def test_a_file_sets_values_of_each_type(text: str, changes: dict[str, object], 
     assert cli.parse(Typed(), ["--config", str(tmp_path / "run.yaml")]) == Typed(**changes)  # type: ignore[arg-type]
 
 
+def test_a_flag_takes_a_fraction(capsys: pytest.CaptureFixture[str]) -> None:
+    read = cli.parse(Typed(), ["--rate", "0.5/255", "--radii", "8/255", "0.3", "1e-3"])
+    assert (read.rate, read.radii) == (0.5 / 255, (8 / 255, 0.3, 1e-3))
+    with pytest.raises(SystemExit):
+        cli.parse(Typed(), ["--rate", "fast"])
+    assert "--rate" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("precision: fp16", "precision: expected one of float32, bfloat16; got 'fp16' (text)"),
         ("rate: fast", "rate: expected a number; got 'fast' (text)"),
+        ("rate: 8/0", "rate: expected a number; got '8/0' (text)"),
         ("rate: .nan", "rate: expected a number; got"),
         (f"rate: {10**400}", "rate: expected a number; got 1000"),
         ("rate: true", "rate: expected a number; got True (true or false)"),

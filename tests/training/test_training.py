@@ -382,3 +382,10 @@ def test_float32_is_not_tf32_and_what_was_set_is_put_back(precision: Precision, 
         raise RuntimeError
     look()
     assert seen[-1] == (True, True)
+
+
+def test_a_radius_as_a_fraction_is_the_same_training() -> None:
+    fraction = dataclasses.replace(CONFIG, classifier="c", attacks=("fgsm,epsilon=8/255", "pgd,epsilon=0.3,steps=5"))
+    assert fraction.attacks == (f"fgsm,epsilon={8 / 255}", "pgd,epsilon=0.3,steps=5")
+    noise = dataclasses.replace(CONFIG, classifier="c", train_against="noise,sigma=16/255")
+    assert noise == dataclasses.replace(noise, train_against=f"noise,sigma={16 / 255}")
