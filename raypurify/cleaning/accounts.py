@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import heapq
-import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,6 +20,7 @@ from raypurify.cleaning.bounded import Digests, TableSpool, concurrently, digest
 from raypurify.cleaning.reader import Item
 from raypurify.images import Picture
 from raypurify.runs import schema
+from raypurify.runs.reasons import Reasons
 from raypurify.storage.published import published
 
 MEASURES = ("psnr", "ssim", "linf")
@@ -30,8 +30,6 @@ CHANGES = 4
 """Images of a unit that are kept for the report."""
 THUMBNAIL = 256
 """Pixels, the longest side of these."""
-KINDS = 1000
-"""Reasons that are counted apart."""
 READS_AT_ONCE = 16
 PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))
 """Folders of accounts, and the columns of their files."""
@@ -140,7 +138,7 @@ def add_up(output: str) -> Totals:
     Raises:
         RuntimeError: an input is in neither manifest nor rejects, or is there twice; names the unit.
     """
-    totals, ids, reasons = Totals(skipped=plan.skipped_files(output)), Digests(), _Reasons()
+    totals, ids, reasons = Totals(skipped=plan.skipped_files(output)), Digests(), Reasons()
     sums: Counter[str] = Counter()
     for unit, manifest, rejects in _accounts(output):
         if unit.images is not None and len(manifest) + len(rejects) != unit.images:
@@ -168,7 +166,7 @@ def add_up(output: str) -> Totals:
 
 def some_reasons(output: str) -> dict[str, int]:
     """The most frequent reasons in the latest files of rejects, for a message."""
-    reasons = _Reasons()
+    reasons = Reasons()
     for url in storage.list_files(storage.join(output, "rejects"), ".parquet")[-READS_AT_ONCE:]:
         reasons.add(storage.read_table(url, ["reason"])["reason"].to_pylist())
     return dict(sorted(reasons.counts().items(), key=lambda item: -item[1])[:5])
@@ -183,29 +181,6 @@ def _sums(manifest: pa.Table) -> dict[str, Any]:
     labels = manifest.select(["pred_input", "pred_cleaned"]).drop_null()
     relabelled = int((labels["pred_input"].to_numpy() != labels["pred_cleaned"].to_numpy()).sum())
     return {**sums, "labelled": len(labels), "relabelled": relabelled}
-
-
-class _Reasons:
-    """Counts reasons by their kind: what they have in common but for numbers and details."""
-
-    def __init__(self) -> None:
-        self.kinds: dict[str, tuple[int, str | None]] = {}
-
-    def add(self, reasons: Iterable[str]) -> None:
-        for reason in reasons:
-            kind = re.sub(r"\d+", "N", re.split(r"[;(]| begins with", reason)[0]).strip()[:120]
-            if kind not in self.kinds and len(self.kinds) >= KINDS:
-                kind = "others"
-            count, known = self.kinds.get(kind, (0, reason))
-            self.kinds[kind] = count + 1, known if known == reason else None
-
-    def counts(self) -> dict[str, int]:
-        """How often each; one that was the same each time is there in full."""
-        found: dict[str, int] = {}
-        for kind, (count, reason) in self.kinds.items():
-            shown = kind if reason is None else reason[:300]
-            found[shown] = found.get(shown, 0) + count
-        return found
 
 
 def _most_changed(manifest: pa.Table, unit: str) -> list[dict[str, Any]]:

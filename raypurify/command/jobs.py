@@ -1,4 +1,4 @@
-"""The verbs that compute, each with its defaults.
+"""The verbs, each with its defaults.
 
 The scripts in ``jobs/`` run the same ones, and give more defaults by the flags' names. A flag without a default is
 required.
@@ -80,6 +80,13 @@ def train(images: Images, **defaults: Any) -> Job:
     usual = {"model": "cru_net", "classifier": tyro.MISSING, "output": f"runs/train-{images}"}
     own = digits if images == "digits" else photographs
     return Job.of(main, TrainingArguments, **{**usual, **own, **defaults})
+
+
+def status() -> Job:
+    """Say what a run is, and how far."""
+    from raypurify.command.status import StatusArguments, main
+
+    return Job.of(main, StatusArguments)
 
 
 def plugins() -> Job:

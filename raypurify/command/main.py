@@ -63,6 +63,11 @@ VERBS = {
         job="train",
         given={"images": "photographs"},
     ),
+    "status": Verb(
+        does="Say what a run is and how far, from its files alone: also of one that another host works on.",
+        example="status runs/evaluate",
+        job="status",
+    ),
     "plugins": Verb(
         does="List attacks, purifiers, classifiers and what else has a name, or tell all of one.",
         example="plugins pgd",

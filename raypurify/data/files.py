@@ -39,9 +39,6 @@ LARGEST_GAP = 64 * 2**10
 LARGEST_REQUEST = 8 * 2**20
 """Bytes that one request for records fetches at most."""
 
-CHANGE_TIMES = ("mtime", "LastModified", "Last-Modified", "created")
-"""What file systems call the time of a file's last change."""
-
 SAMPLED = 64 * 2**10
 """Bytes at the start and at the end of any other file that identify it, with its size and entity tag."""
 
@@ -79,7 +76,7 @@ def cache_folder() -> Path:
 def described(url: str, info: dict[str, Any]) -> File:
     """A file as a filesystem's listing tells of it."""
     etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
-    changed = next((info[name] for name in CHANGE_TIMES if info.get(name)), "")
+    changed = next((info[name] for name in storage.CHANGE_TIMES if info.get(name)), "")
     return File(url=url, size=int(info["size"] or 0), version=etag or str(changed), etag=etag)
 
 

@@ -92,6 +92,7 @@ def attack(
         # By its name a reader of the images knows which split they are, and takes them all.
         todo = pool.undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
         print("\n".join(about))
+        run.counts["images"] = source.rows
         with pool.attempt(run, resources, shared_filesystem=shared_filesystem) as attempt:
             attempt.stream(work, todo, "attacking", max_rejects)
             figures = _figures(output, source)

@@ -119,6 +119,7 @@ def evaluate(
         if todo or cells != earlier or not run.finished:
             _tell(about, warnings)
             run.counts["warnings"] = warnings
+            run.counts["images"] = source.rows
             with pool.attempt(run, resources, asdict(config), shared_filesystem=shared_filesystem) as attempt:
                 storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
                 attempt.stream(work, todo, "evaluating", max_rejects)

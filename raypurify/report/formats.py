@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from raypurify.plugins import shown
 from raypurify.storage.published import redacted
+from raypurify.storage.published import visible as visible
 
 NOT_AVAILABLE = "–"
 NO_BREAK = "\u00a0"
@@ -103,15 +103,3 @@ def size(count: float | None) -> str:
             return f"{count:.3g}{NO_BREAK}{unit}"
         count /= 1000
     return f"{count:,.4g}{NO_BREAK}TB"
-
-
-def visible(value: Any) -> Any:
-    """``value`` (nested dicts, lists and strings) with control characters, also those that turn text around, and what
-    cannot be encoded written as escapes: a hostile name can't disguise itself."""
-    if isinstance(value, Mapping):
-        return {visible(key): visible(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [visible(item) for item in value]
-    if isinstance(value, str) and not value.isprintable():
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
-    return value

@@ -194,6 +194,30 @@ def check(output: str, attempt: str) -> None:
         raise LeaseLostError(_lost(url, attempt, holder and holder[0]))
 
 
+def seen(output: str) -> tuple[Holder, float | None] | None:
+    """Who holds an output, as one look tells that writes nothing; None where there is no lease.
+
+    Beside the holder stand the seconds that the lease is still good for: 0 or less where it can be taken over; None
+    where the store does not tell. Of a local file this host's clock is asked, which may differ from a server's.
+
+    Raises:
+        ValueError: the file is not a lease.
+    """
+    url = storage.join(output, NAME)
+    found = _holder(url)
+    if found is None:
+        return None
+    holder, _ = found
+    if _is_gone(holder):
+        return holder, 0.0
+    try:
+        is_local, path = storage.is_local(url), storage.filesystem(url)[1]
+        age = time.time() - os.stat(path).st_mtime if is_local else conditional.age(url)
+    except FileNotFoundError:
+        return None
+    return holder, None if age is None else holder.good_for - age
+
+
 class Watch:
     """The lease as a worker sees it that writes file after file: for any of its threads, and asked for now and then."""
 

@@ -5,6 +5,7 @@
 """
 
 from raypurify.storage.files import (
+    CHANGE_TIMES,
     REQUESTS_AT_ONCE,
     SUCCESS,
     UNWRITABLE,
@@ -31,6 +32,7 @@ from raypurify.storage.files import (
     remove_drafts,
     replacing,
     stem,
+    times_written,
     with_columns,
     without_query,
     write_bytes,

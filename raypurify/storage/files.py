@@ -19,8 +19,9 @@ import shutil
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
@@ -40,6 +41,8 @@ UNWRITABLE = frozenset(
 )
 """Errors of a local place that cannot be written to until somebody mends it: full, read-only, a file, below a file."""
 REQUESTS_AT_ONCE = 16
+CHANGE_TIMES = ("mtime", "LastModified", "Last-Modified", "created")
+"""What file systems call the time of a file's last change."""
 
 CONNECT_TIMEOUT = 5
 READ_TIMEOUT = 20
@@ -171,6 +174,24 @@ def list_files(url: str, suffix: str = "") -> list[str]:
         return names if is_local(url) else [fs.unstrip_protocol(name) for name in names]
 
     return on_store(url, found)
+
+
+def times_written(url: str, suffix: str = "") -> dict[str, float | None]:
+    """The files of :func:`list_files`, and when each was written: seconds of the clock; None where that is not told."""
+
+    def found(fs: AbstractFileSystem, path: str) -> dict[str, float | None]:
+        fs.invalidate_cache()
+        infos = sorted(fs.find(path, detail=True).items())
+        return {fs.unstrip_protocol(name): _time_in(info) for name, info in infos if name.endswith(suffix)}
+
+    return on_store(url, found)
+
+
+def _time_in(info: Mapping[str, Any]) -> float | None:
+    value = next((info[name] for name in CHANGE_TIMES if name in info), None)
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return float(value) if isinstance(value, int | float) else None
 
 
 def stem(url: str) -> str:

@@ -63,6 +63,18 @@ def link(url: str) -> str:
     return f"{path}?{HIDDEN}" if mark and _LINK.match(url) else shown
 
 
+def visible(value: Any) -> Any:
+    """``value`` (nested dicts, lists and strings) with control characters, also those that turn text around, and what
+    cannot be encoded written as escapes: a hostile name can't disguise itself."""
+    if isinstance(value, Mapping):
+        return {visible(key): visible(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [visible(item) for item in value]
+    if isinstance(value, str) and not value.isprintable():
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
+    return value
+
+
 def redacted(value: Any) -> Any:
     """``value`` (nested mappings, lists and strings) without what may be a credential.
 

@@ -13,6 +13,7 @@ from raypurify.distributed.attack import attack
 from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks
 from raypurify.runs import schema
+from raypurify.runs.status import status_of
 from raypurify.training import batch_of
 
 ONE = ActorPool(actors=1, batch=100)
@@ -47,6 +48,9 @@ def test_images_are_those_of_plain_torch_and_a_dataset(
         assert (table[name].to_numpy() == expected[name].to_numpy()).mean() > 0.99
     assert figures["n"] == 600
     assert storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]["success_rounded"] is not None
+    status = status_of(output)
+    assert (status.job, status.state) == ("attack", "finished")
+    assert [(part.done, part.total) for part in status.extent.parts] == [(16, 16), (600, 600)]
 
     for place in ("images", "png"):
         there = open_source(f"{output}/{place}", split="train")
