@@ -27,9 +27,9 @@ import torch
 
 from raypurify import models, storage
 from raypurify.cleaning.cleaner import CleaningConfig
-from raypurify.distributed.clean import clean
-from raypurify.distributed.pool import ActorPool
 from raypurify.images import decode, encode_png, to_uint8_nhwc
+from raypurify.jobs.clean import clean
+from raypurify.jobs.resources import ActorPool
 from raypurify.purifiers import cru_net
 from raypurify.storage import checkpoints
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 
 from raypurify import storage
 from raypurify.data import open_source, read_rows
-from raypurify.distributed.evaluate import evaluate
-from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import batches_of, units_of
+from raypurify.jobs.evaluate import evaluate
+from raypurify.jobs.resources import ActorPool
 from raypurify.runs import schema
 from raypurify.training import batch_of
 

@@ -16,7 +16,8 @@ import torch
 
 from raypurify import plugins, storage
 from raypurify.data import open_source, read_rows
-from raypurify.distributed.train import TrainingResources, prepare, train
+from raypurify.jobs.resources import TrainingResources
+from raypurify.jobs.train import prepare, train
 from raypurify.training import TrainingConfig, batch_of
 from raypurify.training.objectives import ClassifierObjective, Setup, train_step
 

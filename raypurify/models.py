@@ -43,9 +43,7 @@ class Model:
         Raises:
             ValueError: weights that do not fit the network.
         """
-        network = plugins.build(PACKAGES[self.kind], self.spec)
-        if not isinstance(network, nn.Module):
-            raise ValueError(f"{self.spec}: expected a callable that returns a torch.nn.Module, got {network!r}")
+        network = untrained(self.kind, self.spec)
         if self.state is not None:
             try:
                 network.load_state_dict(dict(self.state))
@@ -63,6 +61,18 @@ class Model:
         """Hash of the classifier that a purifier was trained for, or None: for any."""
         victim = self.config.get("trained_for")
         return victim["sha256"] if victim else None
+
+
+def untrained(kind: Kind, spec: plugins.Spec) -> nn.Module:
+    """The network that a plugin builds, with the weights that it begins with.
+
+    Raises:
+        ValueError: an unknown plugin, or a callable that returns something else.
+    """
+    network = plugins.build(PACKAGES[kind], spec)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{spec}: expected a callable that returns a torch.nn.Module, got {network!r}")
+    return network
 
 
 def load(kind: Kind, text: str) -> Model:
@@ -89,6 +99,28 @@ def load(kind: Kind, text: str) -> Model:
             f"{kind} {spec.name!r} has to be trained first: give a checkpoint's folder, such as weights/mnist/a_net"
         )
     return _own(model, network) if ":" in spec.name else model
+
+
+def load_network(text: str, kind: Kind | None = None) -> nn.Module:
+    """The network that a flag such as ``--classifiers`` names, on the CPU, in eval, its parameters frozen.
+
+    Args:
+        text: see :func:`load`.
+        kind: what it has to be; None: what the checkpoint holds, or whichever has the name.
+
+    Raises:
+        ValueError, FileNotFoundError: see :func:`load`.
+    """
+    with torch.random.fork_rng(devices=[]):  # a network that is built draws weights first
+        return load(kind or _kind_of(text), text).build()
+
+
+def _kind_of(text: str) -> Kind:
+    name = plugins.Spec.parse(text).name
+    if "/" in name:
+        told = checkpoints.load(name)[0].get("kind")
+        return "purifier" if told == "purifier" else "classifier"
+    return "purifier" if name in plugins.known(PACKAGES["purifier"]) else "classifier"
 
 
 def _own(model: Model, network: nn.Module) -> Model:

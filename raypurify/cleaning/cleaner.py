@@ -68,6 +68,11 @@ class CleaningConfig:
     seed: int = 0
     """Of purifiers that draw at random."""
 
+    @property
+    def extension(self) -> str:
+        """Of the images that are written."""
+        return images.FORMATS[self.format].extension
+
     def __post_init__(self) -> None:
         fields.check_choices(self)
         if not 1 <= self.quality <= 100:

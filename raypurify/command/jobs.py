@@ -43,7 +43,7 @@ class Job:
 
 def evaluate(**defaults: Any) -> Job:
     """Evaluate attack x purifier x classifier."""
-    from raypurify.distributed.evaluate import EvaluationArguments, main
+    from raypurify.jobs.evaluate import EvaluationArguments, main
 
     usual = {"purifiers": TRIVIAL_PURIFIERS, "output": "runs/evaluate"}
     return Job.of(main, EvaluationArguments, **{**usual, **defaults})
@@ -51,7 +51,7 @@ def evaluate(**defaults: Any) -> Job:
 
 def attack(**defaults: Any) -> Job:
     """Attack a dataset and write the attacked images."""
-    from raypurify.distributed.attack import AttackArguments, main
+    from raypurify.jobs.attack import AttackArguments, main
 
     usual = {"attack": "pgd,epsilon=0.3,steps=40", "output": "runs/attack"}
     return Job.of(main, AttackArguments, **{**usual, **defaults})
@@ -59,7 +59,7 @@ def attack(**defaults: Any) -> Job:
 
 def clean() -> Job:
     """Clean images of any size and number."""
-    from raypurify.distributed.clean import CleaningArguments, main
+    from raypurify.jobs.clean import CleaningArguments, main
 
     return Job.of(main, CleaningArguments)
 
@@ -72,7 +72,7 @@ def train(images: Images, **defaults: Any) -> Job:
     """
     import tyro
 
-    from raypurify.distributed.train import TrainingArguments, main
+    from raypurify.jobs.train import TrainingArguments, main
     from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS
 
     digits: dict[str, Any] = {"attacks": DIGIT_ATTACKS}
@@ -98,6 +98,6 @@ def plugins() -> Job:
 
 def demo() -> Job:
     """Train, attack, restore and report, on embedded digits."""
-    from raypurify.distributed.demo import DemoArguments, main
+    from raypurify.jobs.demo import DemoArguments, main
 
     return Job.of(main, DemoArguments)

@@ -102,6 +102,10 @@ class Source:
     def rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
+    @property
+    def number_of_classes(self) -> int:
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:

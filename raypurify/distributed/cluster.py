@@ -9,10 +9,9 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -20,67 +19,10 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental.internal_kv import _internal_kv_get
 
 from raypurify import runs, storage
+from raypurify.jobs.resources import Needs
 
 FREE_CPUS = 2
 """Logical CPUs of a local Ray beyond those of actors and workers, for tasks that read."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a job asks of a cluster: so many actors or workers, each on one node."""
-
-    kind: Literal["actor", "worker"]
-    count: int
-    cpus: int
-    """Of each."""
-    gpus: float = 0
-    """Of each."""
-
-    @property
-    def all_cpus(self) -> int:
-        return self.count * self.cpus
-
-    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """How many of them fit into nodes with these resources."""
-        asked = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
-        return sum(min(int(node.get(name, 0) / each) for name, each in asked.items()) for node in nodes)
-
-    def check(self, nodes: Sequence[Mapping[str, float]], *, grows: bool) -> str | None:
-        """Hold them against the nodes of a cluster; a line that says what is waited for, where it has to grow first.
-
-        Args:
-            nodes: resources of each node.
-            grows: whether the cluster has an autoscaler.
-
-        Raises:
-            ValueError: they do not fit, and the cluster will not grow; gives the figures and the flag that helps.
-        """
-        room = self.room(nodes)
-        if room >= self.count:
-            return None
-        cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-        largest = max((node.get("CPU", 0) for node in nodes), default=0)
-        told = (
-            f"{self.told()} are asked for; this Ray cluster has {cpus:g} CPU(s) and "
-            f"{gpus:g} GPU(s) on {len(nodes)} node(s), {largest:g} CPU(s) on the largest: room for {room}"
-        )
-        if grows:
-            return f"waiting for the cluster to grow: {told}"
-        raise ValueError(f"{told}. Give {self._advice(room, largest, gpus)}, or join a larger cluster")
-
-    def told(self) -> str:
-        """In words."""
-        each = f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "")
-        return f"{self.count} {self.kind}(s) of {each} each"
-
-    def _advice(self, room: int, largest: float, gpus: float) -> str:
-        if self.gpus and not gpus:
-            return "no --use-gpu" if self.kind == "worker" else "--gpus-per-actor 0"
-        if room and self.kind == "worker":
-            return f"--workers {2 ** (room.bit_length() - 1)}"
-        if room:
-            return f"--actors {room}"
-        return f"--cpus-per-{self.kind} {max(1, int(largest))}" + (f" --{self.kind}s 1" if self.count > 1 else "")
 
 
 def connect(needs: Needs) -> dict[str, Any]:

@@ -7,13 +7,10 @@ it.
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 import ray
-import safetensors.torch
 
 from raypurify import storage
-from raypurify.storage import checkpoints
+from raypurify.training import saved
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
@@ -24,24 +21,17 @@ def mend(folder: str) -> None:
     A snapshot that cannot be read, or names what is not there, is written anew with the latest whole checkpoint.
     Checkpoints that are not in the snapshot are removed.
     """
-    there = _names(folder)
+    there = saved.names(folder)
     listed = _listed(folder)
     if listed is None or not listed <= there:
-        epochs = {name: epoch for name in there if (epoch := _epoch(storage.join(folder, name))) is not None}
-        latest = max(epochs, key=lambda name: epochs[name], default=None)
+        latest = saved.latest(folder)
         listed = set() if latest is None else {latest}
         if latest is None:
             storage.remove(storage.join(folder, SNAPSHOT))
         else:
-            storage.write_json(storage.join(folder, SNAPSHOT), _snapshot(latest, epochs[latest]))
+            storage.write_json(storage.join(folder, SNAPSHOT), _snapshot(folder, latest))
     for name in there - listed:
         storage.remove(storage.join(folder, name))
-
-
-def _names(folder: str) -> set[str]:
-    _, root = storage.filesystem(folder)
-    paths = (PurePosixPath(storage.filesystem(url)[1]).relative_to(root).parts for url in storage.list_files(folder))
-    return {parts[0] for parts in paths if len(parts) > 1 and parts[0].startswith("checkpoint_")}
 
 
 def _listed(folder: str) -> set[str] | None:
@@ -52,19 +42,9 @@ def _listed(folder: str) -> set[str] | None:
         return None
 
 
-def _epoch(checkpoint: str) -> int | None:
-    """The epoch after which a checkpoint was written; None for one that is not whole."""
-    try:
-        checkpoints.load(storage.join(checkpoint, "model"))
-        safetensors.torch.load(storage.read_bytes(storage.join(checkpoint, "optimizer.safetensors")))
-        storage.read_table(storage.join(checkpoint, "metrics.parquet"))
-        return int(storage.read_json(storage.join(checkpoint, "model", "metrics.json"))["epoch"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
-        return None
-
-
-def _snapshot(name: str, epoch: int) -> dict[str, object]:
+def _snapshot(folder: str, name: str) -> dict[str, object]:
     """Ray Train's snapshot of one checkpoint."""
+    epoch = saved.epoch(storage.join(folder, name))
     result = {"version": 0, "checkpoint_dir_name": name, "metrics": {}}
     return {
         "ray_version": ray.__version__,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +16,7 @@ from raypurify import metrics, models, plugins
 from raypurify.attacks import Attack, run_attack
 from raypurify.evaluation import results
 from raypurify.images import encode_png, to_uint8_nhwc
-from raypurify.purifiers import purify, victim_of
+from raypurify.purifiers import is_random, purify, victim_of
 from raypurify.runs import fields, schema
 from raypurify.seeds import seed_of
 from raypurify.training import Precision, autocast
@@ -73,6 +73,29 @@ class Networks:
     def all(self) -> tuple[models.Model, ...]:
         """Each of them."""
         return (self.classifier,) if self.purifier is None else (self.classifier, self.purifier)
+
+
+def identity_of(config: GenerationConfig, dataset: str, networks: Networks, batch: int) -> dict[str, Any]:
+    """What an attacked dataset follows from: the identity of its run.
+
+    Args:
+        config: what is attacked, and how.
+        dataset: the dataset's hash.
+        networks: those that the config names.
+        batch: images that are attacked at once, which counts where the attack couples them.
+    """
+    spec = plugins.Spec.parse(config.attack)
+    attack = plugins.build("raypurify.attacks", spec)
+    identity = {**asdict(config), "attack": str(plugins.resolved(spec, attack)), "dataset": dataset}
+    if networks.purifier is None or not is_random(networks.purifier.build()):
+        del identity["eot"]
+    identity |= {"names": "SPLIT-UNIT", **{f"{model.kind}_sha256": model.identity for model in networks.all}}
+    code = plugins.source_hash(spec, [type(attack)])
+    if code:
+        identity["attack_sha256"] = code
+    if getattr(attack, "couples_batch", False):
+        identity["batch"] = batch
+    return identity
 
 
 class Generator:

@@ -365,3 +365,25 @@ def built_metrics(config: EvaluationConfig) -> tuple[Metric, ...]:
         if twice:
             raise ValueError(f"metrics: the columns {twice} would stand twice in a table; give a metric another name")
     return tuple(built)
+
+
+def identity_of(config: EvaluationConfig, dataset: str, unit: int) -> dict[str, Any]:
+    """What may not differ between calls on one output; the cells may: each has a hash of its own.
+
+    Args:
+        config: what is evaluated.
+        dataset: the dataset's hash.
+        unit: rows of a unit.
+    """
+    specs = {text: plugins.Spec.parse(text) for text in config.metrics}
+    metrics = {text: plugins.source_hash(spec, ()) for text, spec in specs.items()}
+    return {
+        "data": config.data,
+        "split": config.split,
+        "limit": config.limit,
+        "seed": config.seed,
+        "precision": config.precision,
+        "dataset": dataset,
+        "unit": unit,
+        **({"metrics": metrics} if metrics else {}),
+    }

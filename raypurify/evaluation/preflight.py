@@ -172,7 +172,7 @@ def check_metrics(metrics: Iterable[Metric], shape: tuple[int, int, int]) -> Non
 
 def described(source: Source, labels: NDArray[np.int64]) -> str:
     """One line on the data: images, and classes with their counts."""
-    counts = np.bincount(labels, minlength=_number(source))
+    counts = np.bincount(labels, minlength=source.number_of_classes)
     present = np.flatnonzero(counts)
     line = f"data: {source.name}, {source.split}: {len(labels):,} images of {len(present)} classes"
     if isinstance(source.classes, tuple) and len(present) <= SHOWN:
@@ -190,7 +190,7 @@ def missing_classes(source: Source, labels: NDArray[np.int64], what: str) -> lis
     Args:
         what: the images that ``labels`` are of, for the message: ``training``, ...
     """
-    counts = np.bincount(labels, minlength=_number(source))
+    counts = np.bincount(labels, minlength=source.number_of_classes)
     absent = np.flatnonzero(counts == 0)
     return [f"no {what} image of class {_listed(_names(source, absent))}"] if len(absent) else []
 
@@ -202,10 +202,6 @@ def trained_on(source: Source, models: Iterable[Model]) -> list[str]:
         for model in models
         if (origin := model.config.get("trained_on")) and Origin(**origin).overlaps(source.origin)
     ]
-
-
-def _number(source: Source) -> int:
-    return source.classes if isinstance(source.classes, int) else len(source.classes)
 
 
 def _numbered(source: Source, classes: NDArray[np.int64]) -> list[tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""A whole cleaning in this process, without Ray: the steps of ``raypurify.distributed.clean``, in its order."""
+"""A whole cleaning in this process, without Ray: the steps of ``raypurify.jobs.clean``, in its order."""
 
 from __future__ import annotations
 

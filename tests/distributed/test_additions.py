@@ -9,10 +9,10 @@ import pytest
 import safetensors.torch
 
 from raypurify import storage
-from raypurify.distributed.evaluate import EvaluationArguments, evaluate
-from raypurify.distributed.pool import ActorPool
-from raypurify.distributed.train import TrainingResources, train
 from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.jobs.evaluate import EvaluationArguments, evaluate
+from raypurify.jobs.resources import ActorPool, TrainingResources
+from raypurify.jobs.train import train
 from raypurify.runs import Destination
 from raypurify.training import TrainingConfig
 

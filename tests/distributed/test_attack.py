@@ -9,9 +9,9 @@ import pytest
 
 from raypurify import storage
 from raypurify.data import open_source, read_rows
-from raypurify.distributed.attack import attack
-from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks
+from raypurify.jobs.attack import attack
+from raypurify.jobs.resources import ActorPool
 from raypurify.runs import schema
 from raypurify.runs.status import status_of
 from raypurify.training import batch_of

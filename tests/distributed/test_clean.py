@@ -15,10 +15,11 @@ from PIL import Image
 from raypurify import storage
 from raypurify.cleaning import plan
 from raypurify.cleaning.cleaner import Cleaning, CleaningConfig
-from raypurify.distributed.clean import CleaningWork, clean, dry_run
-from raypurify.distributed.pool import ActorPool, UnitActor
-from raypurify.distributed.pool import _blocks as blocks_of_unit
+from raypurify.distributed.units import UnitActor
+from raypurify.distributed.units import _blocks as blocks_of_unit
 from raypurify.images import decode
+from raypurify.jobs.clean import CleaningWork, clean, dry_run
+from raypurify.jobs.resources import ActorPool
 from raypurify.runs import StoppedError, lease
 
 POOL = ActorPool(actors=1, batch=8)

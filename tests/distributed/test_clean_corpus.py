@@ -20,9 +20,9 @@ from servers import faulty
 
 from raypurify import storage
 from raypurify.cleaning.cleaner import CleaningConfig
-from raypurify.distributed.clean import clean
-from raypurify.distributed.pool import ActorPool
 from raypurify.images import decode
+from raypurify.jobs.clean import clean
+from raypurify.jobs.resources import ActorPool
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 POOL = ActorPool(actors=2, cpus_per_actor=1)

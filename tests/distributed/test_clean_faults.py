@@ -16,9 +16,9 @@ from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import storage
 from raypurify.cleaning.cleaner import CleaningConfig
-from raypurify.distributed.clean import clean
-from raypurify.distributed.pool import ActorPool
 from raypurify.images import encode_png
+from raypurify.jobs.clean import clean
+from raypurify.jobs.resources import ActorPool
 
 pytestmark = pytest.mark.slow
 IMAGES = 2000
@@ -112,8 +112,8 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from raypurify.cleaning.cleaner import CleaningConfig
-from raypurify.distributed.clean import clean
-from raypurify.distributed.pool import ActorPool
+from raypurify.jobs.clean import clean
+from raypurify.jobs.resources import ActorPool
 
 source, purifier, output, seed = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

@@ -10,10 +10,8 @@ import ray
 from conftest import ROOT, ray_head
 
 from raypurify.distributed import cluster
-from raypurify.distributed.cluster import Needs
-from raypurify.distributed.pool import ActorPool
-from raypurify.distributed.train import TrainingResources
 from raypurify.images import encode_png
+from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 
 GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
 

@@ -14,14 +14,14 @@ from PIL import Image
 
 from raypurify import storage
 from raypurify.data import open_source, read_rows
-from raypurify.distributed.attack import attack
-from raypurify.distributed.evaluate import Evaluation, evaluate, write_samples
-from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation import results, samples
 from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import units_of
+from raypurify.jobs.attack import attack
+from raypurify.jobs.evaluate import Evaluation, evaluate, write_samples
+from raypurify.jobs.resources import ActorPool
 from raypurify.runs import StoppedError, lease, schema
 from raypurify.training import batch_of
 

@@ -12,10 +12,10 @@ import pytest
 from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import storage
-from raypurify.distributed.evaluate import evaluate
-from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation import results
 from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.jobs.evaluate import evaluate
+from raypurify.jobs.resources import ActorPool
 from raypurify.runs import schema
 
 pytestmark = pytest.mark.slow

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from raypurify import runs, storage
 from raypurify.data import Rows, open_source
-from raypurify.distributed import pool
-from raypurify.distributed.pool import ActorPool, Made, Make
 from raypurify.evaluation.units import Unit, rows_of_unit, units_of
+from raypurify.jobs.attempt import attempt_at
+from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.work import Made, Make, undone
 from raypurify.runs import lease
 
 
@@ -50,17 +51,17 @@ def test_actors_share_a_small_dataset_and_do_what_is_missing(local_ray: None, tm
     source = open_source("digits", split="test", limit=100)
     work = Shared(str(tmp_path))
     units = units_of(source, rows_of_unit(work.output, source.rows))
-    with runs.hold(work.output, {}) as run, pool.attempt(run, ActorPool(actors=2), shared_filesystem=False) as attempt:
-        attempt.stream(work, pool.undone(work, units), "working")
-        assert pool.undone(work, units) == []
+    with runs.hold(work.output, {}) as run, attempt_at(run, ActorPool(actors=2), shared_filesystem=False) as attempt:
+        attempt.stream(work, undone(work, units), "working")
+        assert undone(work, units) == []
         by_process = Counter(path.read_text() for path in (tmp_path / "first").iterdir())
         assert len(by_process) == 2
         assert by_process.total() == 7
         times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*.parquet")}
         lost = tmp_path / "last" / f"{units[3].name}.parquet"
         lost.unlink()
-        assert pool.undone(work, units) == [(units[3], {"last"})]
-        attempt.stream(work, pool.undone(work, units), "working")
+        assert undone(work, units) == [(units[3], {"last"})]
+        attempt.stream(work, undone(work, units), "working")
         assert {path for path, time in times.items() if path.stat().st_mtime_ns != time} == {lost}
     (entry,) = storage.read_json(f"{work.output}/run.json")["attempts"]
     counts = entry["counts"]

@@ -13,14 +13,15 @@ import ray
 
 from raypurify import storage
 from raypurify.data import open_source, read_rows
-from raypurify.distributed.attack import Generation
-from raypurify.distributed.evaluate import Evaluation
-from raypurify.distributed.pool import ActorPool, UnitActor
-from raypurify.distributed.pool import _blocks as blocks_of_unit
-from raypurify.distributed.rows import RowWork
+from raypurify.distributed.units import UnitActor
+from raypurify.distributed.units import _blocks as blocks_of_unit
 from raypurify.evaluation.generation import GenerationConfig, Networks
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import rows_of_unit, units_of
+from raypurify.jobs.attack import Generation
+from raypurify.jobs.evaluate import Evaluation
+from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.rows import RowWork
 from raypurify.runs import lease, schema
 
 

@@ -11,16 +11,18 @@ import torch
 
 from raypurify import storage
 from raypurify.distributed import snapshots
+from raypurify.runs import schema
 from raypurify.storage import checkpoints
 
 
 def checkpoint(folder: str, name: str, epoch: int) -> None:
-    """As :meth:`raypurify.distributed.train.Worker.save` writes it."""
+    """As :meth:`raypurify.training.worker.Worker.save` writes it."""
     place = storage.join(folder, name)
     checkpoints.save(storage.join(place, "model"), {}, {"weight": torch.ones(3)}, {"epoch": epoch})
     optimizer = safetensors.torch.save({"0.step": torch.ones(())})
     storage.write_bytes(storage.join(place, "optimizer.safetensors"), optimizer)
     storage.write_table(storage.join(place, "metrics.parquet"), pa.table({"loss": np.ones(epoch)}))
+    storage.write_table(storage.join(place, "rejects.parquet"), schema.REJECTS.empty_table())
 
 
 def listed(folder: str) -> list[str]:
@@ -51,7 +53,8 @@ def test_a_snapshot_that_cannot_be_read_is_written_anew(folder: str, cut: bytes 
 
 
 @pytest.mark.parametrize(
-    "name", ["model/config.json", "model/model.safetensors", "optimizer.safetensors", "metrics.parquet"]
+    "name",
+    ["model/config.json", "model/model.safetensors", "optimizer.safetensors", "metrics.parquet", "rejects.parquet"],
 )
 def test_a_checkpoint_that_is_cut_is_not_gone_on_from(folder: str, name: str) -> None:
     url = storage.join(folder, "checkpoint_b", name)

@@ -19,8 +19,9 @@ from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import models, plugins, runs, storage
 from raypurify.data import Origin, open_source, read_rows
-from raypurify.distributed.train import TrainingResources, prepare, train
 from raypurify.images import encode_png
+from raypurify.jobs.resources import TrainingResources
+from raypurify.jobs.train import prepare, train
 from raypurify.runs import StoppedError, schema
 from raypurify.storage import checkpoints
 from raypurify.training import TrainingConfig, batch_of, fast_precision

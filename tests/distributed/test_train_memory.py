@@ -13,7 +13,8 @@ from PIL import Image
 
 SCRIPT = """
 import sys
-from raypurify.distributed.train import TrainingResources, train
+from raypurify.jobs.resources import TrainingResources
+from raypurify.jobs.train import train
 from raypurify.training import TrainingConfig
 
 data, output = sys.argv[1:]

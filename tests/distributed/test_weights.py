@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from raypurify.distributed.evaluate import evaluate
-from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.jobs.evaluate import evaluate
+from raypurify.jobs.resources import ActorPool
 
 WEIGHTS = ROOT / "weights" / "mnist"
 

@@ -234,9 +234,14 @@ def _classes_reached(file: File, metadata: pq.FileMetaData, label: str) -> int:
 
 
 def keep_row_groups(room: int) -> None:
-    """Let this process keep the row groups that it reads first, up to ``room`` bytes, for whoever reads them again."""
+    """Let this process keep the row groups that it reads first, up to ``room`` bytes, for whoever reads them again.
+
+    With 0 it lets go of those that it kept.
+    """
     global _room
     _room = room
+    if not room:
+        _kept.clear()
 
 
 def _kept_table(shard: Shard) -> pa.Table | None:

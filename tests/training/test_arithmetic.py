@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import psutil
 
-from raypurify.distributed.arithmetic import drop_pages
+from raypurify.training.arithmetic import drop_pages
 
 SCRIPT = """
 import resource
 import torch
-from raypurify.distributed.arithmetic import compute_on_cpus
+from raypurify.training.arithmetic import compute_on_cpus
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

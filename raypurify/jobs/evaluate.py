@@ -1,4 +1,4 @@
-"""Evaluation on Ray Data: units of rows stream through read, attack, purify, classify and write.
+"""Evaluation: units of rows go through read, attack, purify, classify and write.
 
 A unit's scores are written one file a cell.
 """
@@ -12,18 +12,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 
-from raypurify import plugins, runs, storage
+from raypurify import runs, storage
 from raypurify.data import Source, open_source, shape_of
-from raypurify.distributed import pool, rows
-from raypurify.distributed.pool import ActorPool
-from raypurify.distributed.rows import Process, RowWork
 from raypurify.evaluation import preflight, results, samples, units
 from raypurify.evaluation.batch import Evaluator
-from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics
+from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics, identity_of
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.evaluation.units import Unit
+from raypurify.jobs import rows
+from raypurify.jobs.attempt import Attempt, attempt_at, check_rejects
+from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.rows import Process, RowWork
+from raypurify.jobs.work import undone
 from raypurify.report import write_report
 from raypurify.report.page import users_sections
 from raypurify.runs import lease, schema
@@ -52,17 +53,11 @@ class EvaluationArguments:
 
 
 def main(arguments: EvaluationArguments) -> None:
-    """Evaluate attack x purifier x classifier on a dataset, streamed by Ray Data; write Parquet tables and a report."""
+    """Evaluate attack x purifier x classifier on a dataset, on Ray or with --local: Parquet tables and a report."""
     if arguments.dry_run:
         print_table(pa.Table.from_pylist([dry_run(arguments.evaluation, arguments.resources)]))
         return
-    summary = evaluate(
-        arguments.evaluation,
-        arguments.resources,
-        max_rejects=arguments.max_rejects,
-        sections=arguments.sections,
-        **asdict(arguments.destination),
-    )
+    summary = run(arguments)
     columns = ["setting", "attack", "eps", "victim", "classifier", "purifier", "accuracy_clean", "accuracy_adversarial"]
     columns += ["accuracy_purified", "accuracy_clean_purified"]
     shown = schema.shown(summary.schema).items()
@@ -75,6 +70,17 @@ def main(arguments: EvaluationArguments) -> None:
     for weakness in weaknesses(summary.to_pylist()):
         print(f"warning: {weakness}")
     print(f"report: {storage.join(storage.absolute(arguments.destination.output), 'report.html')}")
+
+
+def run(arguments: EvaluationArguments) -> pa.Table:
+    """:func:`evaluate`, by its flags."""
+    return evaluate(
+        arguments.evaluation,
+        arguments.resources,
+        max_rejects=arguments.max_rejects,
+        sections=arguments.sections,
+        **asdict(arguments.destination),
+    )
 
 
 def evaluate(
@@ -111,16 +117,16 @@ def evaluate(
     coupled = resources.batch if any(group.couples_batch for group in grid.groups) else 0
     size = units.rows_of_unit(output, source.rows, coupled=coupled, overwrite=overwrite)
     planned = units.units_of(source, size)
-    with runs.hold(output, _identity(config, source, size), overwrite=overwrite) as run:
+    with runs.hold(output, identity_of(config, source.fingerprint, size), overwrite=overwrite) as run:
         earlier = results.earlier_cells(output)
         cells = results.merged_cells(earlier, grid)
         work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells))
-        todo = pool.undone(work, planned)
+        todo = undone(work, planned)
         if todo or cells != earlier or not run.finished:
             _tell(about, warnings)
             run.counts["warnings"] = warnings
             run.counts["images"] = source.rows
-            with pool.attempt(run, resources, asdict(config), shared_filesystem=shared_filesystem) as attempt:
+            with attempt_at(run, resources, asdict(config), shared_filesystem=shared_filesystem) as attempt:
                 storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
                 attempt.stream(work, todo, "evaluating", max_rejects)
                 _conclude(work, attempt, cells, planned, max_rejects)
@@ -131,7 +137,7 @@ def evaluate(
 
 def _conclude(
     work: Evaluation,
-    attempt: pool.Attempt,
+    attempt: Attempt,
     cells: Sequence[Mapping[str, Any]],
     planned: Sequence[Unit],
     max_rejects: float,
@@ -144,14 +150,14 @@ def _conclude(
     """
     run, images, rejected = attempt.run, sum(unit.images for unit in planned), rows.rejected(work.output)
     run.counts["rejected"] = rejected
-    pool.check_rejects(work.output, rejected, images, max_rejects)
+    check_rejects(work.output, rejected, images, max_rejects)
     run.check()
     results.write_summary(work.output, cells, set(work.marks), images - rejected, built_metrics(work.grid.config))
     _write_samples(work, attempt, planned)
 
 
 def dry_run(config: EvaluationConfig, resources: ActorPool) -> dict[str, Any]:
-    """What :func:`raypurify.distributed.rows.dry_run` tells of an evaluation; lines on the data are printed."""
+    """What :func:`raypurify.jobs.rows.dry_run` tells of an evaluation; lines on the data are printed."""
     source, grid, about, warnings = _prepare(config, resources)
     _tell(about, warnings)
     return {"cells": len(grid.cells), **rows.dry_run(source, resources, Evaluation(grid=grid, output=""))}
@@ -172,22 +178,6 @@ def _prepare(config: EvaluationConfig, resources: ActorPool) -> tuple[Source, Gr
     )
     preflight.check_metrics(built_metrics(config), shape_of(source))
     return source, grid, about, [*warnings, *preflight.trained_on(source, networks)]
-
-
-def _identity(config: EvaluationConfig, source: Source, unit: int) -> dict[str, Any]:
-    """What may not differ between calls on one output; the cells may: each has a hash of its own."""
-    specs = {text: plugins.Spec.parse(text) for text in config.metrics}
-    metrics = {text: plugins.source_hash(spec, ()) for text, spec in specs.items()}
-    return {
-        "data": config.data,
-        "split": config.split,
-        "limit": config.limit,
-        "seed": config.seed,
-        "precision": config.precision,
-        "dataset": source.fingerprint,
-        "unit": unit,
-        **({"metrics": metrics} if metrics else {}),
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,13 +213,11 @@ class Evaluation(RowWork):
         return process
 
 
-def _write_samples(work: Evaluation, attempt: pool.Attempt, units: Sequence[Unit]) -> None:
-    """Write ``samples/`` of each cell, on a node that has what an actor needs."""
+def _write_samples(work: Evaluation, attempt: Attempt, units: Sequence[Unit]) -> None:
+    """Write ``samples/`` of each cell, where there is what an actor needs."""
     seed = work.grid.config.seed
     chosen = {cell.hash: samples.choose(work.output, cell.hash, seed) for cell in work.grid.cells}
-    actors = attempt.pool
-    task = ray.remote(num_cpus=actors.cpus_per_actor, num_gpus=actors.gpus_per_actor)(write_samples)
-    ray.get(task.remote(ray.put(work), actors, attempt.run.id, units, chosen))
+    attempt.engine.call(attempt.pool, write_samples, work, attempt.pool, attempt.run.id, units, chosen)
 
 
 def write_samples(

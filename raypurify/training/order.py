@@ -1,4 +1,4 @@
-"""Training's streams of image batches on Ray Data, in an order that depends on the seed and the epoch alone.
+"""Training's batches of images, in an order that depends on the seed and the epoch alone.
 
 The rows of each shard are permuted and cut into short pieces. The pieces of all shards are permuted and dealt to a
 fixed number of lanes. A lane's rows are mixed in windows, so that each window holds rows of many distant places. A
@@ -10,22 +10,17 @@ again after a crash without what came before it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
-from ray.data import Dataset
-from ray.data.block import Block
 
 from raypurify.data import DataError, Rows, Shard, Source, narrowed, read_parts, spread, take_rows
 from raypurify.data.formats import parquet
-from raypurify.distributed.arithmetic import return_freed_memory
-from raypurify.distributed.pool import blocks_of, read_task
 from raypurify.seeds import seed_of
 
 ORDER = 2
@@ -38,8 +33,6 @@ WINDOW_BYTES = 256 * 2**20
 """Bytes of the decoded images of a window of all lanes: what a read holds at most, encoded or raw."""
 BLOCK_BYTES = 32 * 2**20
 """Bytes of the decoded images of a block of all lanes."""
-AHEAD_BYTES = 128 * 2**20
-"""Bytes of blocks that lie ready for a worker at most: what it, and tasks that read, map of the object store."""
 KEPT_BYTES = 256 * 2**20
 """Bytes of Parquet that a process keeps for the next windows: a row group lies in most windows of a short epoch."""
 PIECE = 16
@@ -52,6 +45,18 @@ HELD_OUT_ROWS = 128
 """Held-out images that are scored at once."""
 TRIED = 1000
 """Images in the place of one that cannot be decoded that are tried at most."""
+
+
+def limited(source: Source, labels: NDArray[np.int64], rows: int) -> tuple[Source, NDArray[np.int64]]:
+    """So many of the rows, of each class its share, and their labels; all of them where there are no more.
+
+    Args:
+        labels: of all rows of the source.
+    """
+    if rows >= source.rows:
+        return source, labels
+    chosen = spread(labels, rows, seed_of("limit"))
+    return narrowed(source, chosen), labels[chosen]
 
 
 def hold_out(source: Source, labels: NDArray[np.int64], rows: int, seed: int) -> tuple[Source, Source]:
@@ -211,6 +216,8 @@ def _of_shard(shard: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table]:
     """The blocks of a window: rows batch by batch, and in each lane by lane. Each shard is read once.
 
+    This process keeps row groups of Parquet for the next windows.
+
     Returns:
         Tables of ``image`` (H, W, C) uint8, ``label`` int64, ``seed`` int64, ``id``, and ``reject``: JSON of a row of
         ``schema.REJECTS`` where an image could not be decoded, and the next of the training data stands in its place.
@@ -218,6 +225,7 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
     Raises:
         DataError: an image of another shape, or none can be decoded.
     """
+    parquet.keep_row_groups(KEPT_BYTES)
     lanes = order.window(epoch, number)
     cuts = range(0, lanes.shape[1], order.block_rows)
     blocks = [_laid_out(lanes[:, start : start + order.block_rows], order.part) for start in cuts]
@@ -235,11 +243,11 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
         yield filled.table()
 
 
-def first_batches(order: EpochOrder) -> Iterator[dict[str, np.ndarray]]:
-    """A worker's batches of the first epoch, read in this process as they are asked for: see :func:`read_window`."""
+def epoch_batches(order: EpochOrder, epoch: int) -> Iterator[dict[str, np.ndarray]]:
+    """A worker's batches of an epoch, read as they are asked for: the columns of :func:`read_window`."""
     size = order.batch // order.workers
     for number in range(order.windows):
-        for block in read_window(order, 0, number):
+        for block in read_window(order, epoch, number):
             for start in range(0, len(block), size):
                 batch = block.slice(start, size)
                 images = batch["image"].combine_chunks().to_numpy_ndarray()
@@ -305,36 +313,3 @@ def table_of(**columns: np.ndarray) -> pa.Table:
             pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values)) if tensor else pa.array(values)
         )
     return pa.table(arrays)
-
-
-def _read_window(order: ray.ObjectRef[EpochOrder], epoch: int, number: int) -> Iterator[Block]:
-    """A window of an order that lies in the object store: there are many windows, and an order may be large."""
-    return_freed_memory()
-    parquet.keep_row_groups(KEPT_BYTES)
-    return read_window(_fetched(order), epoch, number)
-
-
-@lru_cache(maxsize=1)
-def _fetched(order: ray.ObjectRef[EpochOrder]) -> EpochOrder:
-    fetched: EpochOrder = ray.get(order)
-    return fetched
-
-
-def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) -> Dataset:
-    """This worker's part of the global batches of ``epochs``, one after the other.
-
-    Iterated in batches of ``order.batch / order.workers`` rows, batch k of the stream is step k.
-    """
-    reference = ray.put(order)
-    rows = [
-        len(order.lanes) * (min(start + order.window_rows, order.steps * order.part) - start)
-        for start in range(0, order.steps * order.part, order.window_rows)
-    ]
-    row_bytes = int(np.prod(order.image_shape))
-    tasks = [
-        read_task(partial(_read_window, reference, epoch, number), count, count * row_bytes)
-        for epoch in epochs
-        for number, count in enumerate(rows)
-    ]
-    block = len(order.lanes) * order.block_rows * row_bytes
-    return blocks_of(tasks, name="Images", read_cpus=read_cpus, ordered=block, ahead=AHEAD_BYTES)

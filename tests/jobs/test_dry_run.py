@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from raypurify.data import open_source
-from raypurify.distributed import attack, evaluate, train
-from raypurify.distributed.order import EpochOrder, first_batches
-from raypurify.distributed.pool import ActorPool
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.images import encode_png
+from raypurify.jobs import attack, evaluate, train
+from raypurify.jobs.resources import ActorPool
 from raypurify.runs import Destination
 from raypurify.training import TrainingConfig
+from raypurify.training.order import EpochOrder, epoch_batches
 
 
 def of_evaluation(classifier: str, output: str, data: str = "digits") -> None:
@@ -82,7 +82,7 @@ def test_the_first_batches_are_those_of_the_stream() -> None:
     source = open_source("digits", split="train", limit=None)
     one = EpochOrder(source=source, image_shape=(28, 28, 1), seed=0, batch=32)
     orders = [dataclasses.replace(one, rank=rank, workers=2) for rank in (0, 1)]
-    parts = zip(*(first_batches(order) for order in orders), strict=True)
-    for whole, halves in islice(zip(first_batches(one), parts, strict=True), 3):
+    parts = zip(*(epoch_batches(order, 0) for order in orders), strict=True)
+    for whole, halves in islice(zip(epoch_batches(one, 0), parts, strict=True), 3):
         assert whole["image"].shape == (32, 28, 28, 1)
         assert np.array_equal(np.concatenate([half["image"] for half in halves]), whole["image"])

@@ -18,9 +18,10 @@ import torch
 
 from raypurify import storage
 from raypurify.data import Rows, Source, narrowed, read_rows, shape_of
-from raypurify.distributed import cluster
-from raypurify.distributed.pool import ActorPool, Made, Make
 from raypurify.evaluation.units import Unit, batches_of
+from raypurify.jobs.engine import engine_of
+from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.work import Made, Make
 from raypurify.report import formats
 from raypurify.runs import lease, schema
 from raypurify.storage.published import published
@@ -36,7 +37,7 @@ Process = Callable[[Batch, Sequence[str], AbstractSet[str]], Iterable[tuple[str,
 
 @dataclass(frozen=True, kw_only=True)
 class RowWork:
-    """What every actor knows of a job on units of rows: see :class:`raypurify.distributed.pool.Work`."""
+    """What every actor knows of a job on units of rows: see :class:`raypurify.jobs.work.Work`."""
 
     output: str
 
@@ -125,7 +126,7 @@ def dry_run(source: Source, pool: ActorPool, work: RowWork) -> dict[str, Any]:
     Raises:
         ValueError: a cluster that is joined, and is too small; images that do not fit.
     """
-    cluster.check_room(pool.needs)
+    engine_of(pool).check_room(pool.needs)
     pool.set_threads()
     device = pool.device if torch.cuda.is_available() else "cpu"
     process = work.process(device)
@@ -139,7 +140,7 @@ def dry_run(source: Source, pool: ActorPool, work: RowWork) -> dict[str, Any]:
     return {
         "images": source.rows,
         "shape": "x".join(map(str, shape_of(source))),
-        "classes": source.classes if isinstance(source.classes, int) else len(source.classes),
+        "classes": source.number_of_classes,
         "actors": pool.needs.told(),
         "tried": f"{tried.rows} on {device}",
         "rejected": sum(len(piece.rejects) for piece in pieces),

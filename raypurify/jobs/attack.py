@@ -1,4 +1,4 @@
-"""Attacked datasets on Ray Data: units of rows stream through read, attack and write."""
+"""Attacked datasets: units of rows go through read, attack and write."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from raypurify import plugins, runs, storage
+from raypurify import runs, storage
 from raypurify.data import Source, open_source
-from raypurify.distributed import pool, rows
-from raypurify.distributed.pool import ActorPool
-from raypurify.distributed.rows import Process, RowWork
 from raypurify.evaluation import preflight, units
-from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, rounding_effect
-from raypurify.purifiers import is_random
+from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
+from raypurify.jobs import rows
+from raypurify.jobs.attempt import attempt_at
+from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.rows import Process, RowWork
+from raypurify.jobs.work import undone
 from raypurify.runs import schema
 from raypurify.runs.progress import print_table
 
@@ -37,18 +38,22 @@ class AttackArguments:
 
 
 def main(arguments: AttackArguments) -> None:
-    """Attack a dataset and write the attacked images beside the clean ones, streamed by Ray Data."""
+    """Attack a dataset and write the attacked images beside the clean ones, on Ray or with --local."""
     if arguments.dry_run:
         print_table(pa.Table.from_pylist([dry_run(arguments.generation, arguments.resources)]))
         return
-    figures = attack(
+    print_table(pa.Table.from_pylist([run(arguments)]))
+    print(f"images: {storage.join(storage.absolute(arguments.destination.output), 'images')}")
+
+
+def run(arguments: AttackArguments) -> dict[str, Any]:
+    """:func:`attack`, by its flags."""
+    return attack(
         arguments.generation,
         arguments.resources,
         max_rejects=arguments.max_rejects,
         **asdict(arguments.destination),
     )
-    print_table(pa.Table.from_pylist([figures]))
-    print(f"images: {storage.join(storage.absolute(arguments.destination.output), 'images')}")
 
 
 def attack(
@@ -83,17 +88,17 @@ def attack(
     """
     output = storage.absolute(output)
     source, networks, about = _prepare(config)
-    identity = _identity(config, source, networks, resources.batch)
+    identity = identity_of(config, source.fingerprint, networks, resources.batch)
     size = units.rows_of_unit(output, source.rows, coupled=identity.get("batch", 0), overwrite=overwrite)
     with runs.hold(output, {**identity, "unit": size}, overwrite=overwrite) as run:
         if run.finished:
             return _figures(output, source)
         work = Generation(config=config, networks=networks, output=output)
         # By its name a reader of the images knows which split they are, and takes them all.
-        todo = pool.undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
+        todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
         print("\n".join(about))
         run.counts["images"] = source.rows
-        with pool.attempt(run, resources, shared_filesystem=shared_filesystem) as attempt:
+        with attempt_at(run, resources, shared_filesystem=shared_filesystem) as attempt:
             attempt.stream(work, todo, "attacking", max_rejects)
             figures = _figures(output, source)
             run.counts.update(figures)
@@ -102,7 +107,7 @@ def attack(
 
 
 def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
-    """What :func:`raypurify.distributed.rows.dry_run` tells of an attack; lines on the data are printed."""
+    """What :func:`raypurify.jobs.rows.dry_run` tells of an attack; lines on the data are printed."""
     source, networks, about = _prepare(config)
     print("\n".join(about))
     return rows.dry_run(source, resources, Generation(config=config, networks=networks, output=""))
@@ -114,21 +119,6 @@ def _prepare(config: GenerationConfig) -> tuple[Source, Networks, list[str]]:
     networks = Networks.load(config)
     source, about, warnings = preflight.checked(config.input, source, networks.all, job="an attack", done="attacked")
     return source, networks, [about, *(f"warning: {text}" for text in warnings)]
-
-
-def _identity(config: GenerationConfig, source: Source, networks: Networks, batch: int) -> dict[str, Any]:
-    spec = plugins.Spec.parse(config.attack)
-    attack = plugins.build("raypurify.attacks", spec)
-    identity = {**asdict(config), "attack": str(plugins.resolved(spec, attack)), "dataset": source.fingerprint}
-    if networks.purifier is None or not is_random(networks.purifier.build()):
-        del identity["eot"]
-    identity |= {"names": "SPLIT-UNIT", **{f"{model.kind}_sha256": model.identity for model in networks.all}}
-    code = plugins.source_hash(spec, [type(attack)])
-    if code:
-        identity["attack_sha256"] = code
-    if getattr(attack, "couples_batch", False):
-        identity["batch"] = batch
-    return identity
 
 
 def _figures(output: str, source: Source) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import pytest
 
 from raypurify.data import DataError, Shard, Source, labels_of, narrowed, open_source, read_rows
 from raypurify.data.formats import parquet
-from raypurify.distributed.order import (
+from raypurify.images import encode_png
+from raypurify.training.order import (
     BLOCK_BYTES,
     KEPT_BYTES,
     LANES,
@@ -23,7 +24,6 @@ from raypurify.distributed.order import (
     hold_out,
     read_window,
 )
-from raypurify.images import encode_png
 
 SHAPE = (28, 28, 1)
 

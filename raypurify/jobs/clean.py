@@ -1,4 +1,4 @@
-"""Bulk cleaning on Ray Data: planned units stream through actors that read, purify, write and account for each."""
+"""Bulk cleaning: planned units go to actors that read, purify, write and account for each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypurify import images, runs, storage
+from raypurify import runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
 from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
-from raypurify.distributed import pool
-from raypurify.distributed.pool import ActorPool, Made, Make
+from raypurify.jobs.attempt import attempt_at, check_rejects
+from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.work import Made, Make, undone
 from raypurify.report import formats
 from raypurify.report.cleaning import write_cleaning_report
 from raypurify.runs import lease
@@ -61,7 +62,7 @@ class CleaningArguments:
 
 
 def main(arguments: CleaningArguments) -> None:
-    """Clean images of any size and number, streamed by Ray Data: each ends up cleaned or in rejects, exactly once."""
+    """Clean images of any size and number, on Ray or with --local: each ends up cleaned or in rejects, exactly once."""
     output = storage.absolute(arguments.destination.output)
     if arguments.dry_run:
         found = dry_run(arguments.cleaning, arguments.resources, output)
@@ -69,21 +70,24 @@ def main(arguments: CleaningArguments) -> None:
         if found["rejected"] > arguments.max_rejects * found["tried"]:
             print(f"warning: by this sample the run would stop, by --max-rejects={arguments.max_rejects}")
         return
-    totals = clean(
-        arguments.cleaning,
-        arguments.resources,
-        output,
-        update=arguments.update,
-        max_rejects=arguments.max_rejects,
-        overwrite=arguments.destination.overwrite,
-        shared_filesystem=arguments.destination.shared_filesystem,
-    )
+    totals = run(arguments)
     print_table(pa.Table.from_pylist([totals.shown()]))
     for reason, count in sorted(totals.reasons.items(), key=lambda item: -item[1])[:REASONS]:
         print(formats.visible(f"rejected: {count:,} x {reason}"))
     if totals.skipped:
         print(formats.visible(f"left alone, being hidden, no images, or named twice: {totals.left_alone}"))
     print(f"images: {storage.join(output, 'images')}\nreport: {storage.join(output, 'report.html')}")
+
+
+def run(arguments: CleaningArguments) -> accounts.Totals:
+    """:func:`clean`, by its flags."""
+    return clean(
+        arguments.cleaning,
+        arguments.resources,
+        update=arguments.update,
+        max_rejects=arguments.max_rejects,
+        **dataclasses.asdict(arguments.destination),
+    )
 
 
 def clean(
@@ -124,13 +128,13 @@ def clean(
             return accounts.add_up(output)
         is_behind = update and not is_whole and bool(plan.generations(output))
         _begin(run, work.cleaning, is_update=is_whole)
-        with pool.attempt(run, resources, shared_filesystem=shared_filesystem) as attempt:
+        with attempt_at(run, resources, shared_filesystem=shared_filesystem) as attempt:
             if is_behind:
                 print("update: first what an earlier command has planned and not done")
                 # Its rejects are not judged: the update may mend them.
-                attempt.stream(work, pool.undone(work, plan.units(output)), "cleaning")
+                attempt.stream(work, undone(work, plan.units(output)), "cleaning")
                 _update(config, output)
-            attempt.stream(work, pool.undone(work, plan.units(output)), "cleaning", max_rejects)
+            attempt.stream(work, undone(work, plan.units(output)), "cleaning", max_rejects)
             totals = _conclude(run, max_rejects)
         write_cleaning_report(output, totals, accounts.read_changes(output, totals))
         run.finish()
@@ -175,13 +179,13 @@ def _conclude(run: runs.Run, max_rejects: float) -> accounts.Totals:
     storage.remove_drafts(run.output)
     accounts.retire(run.output)
     totals = accounts.add_up(run.output)
-    pool.check_rejects(run.output, totals.rejected, totals.n, max_rejects)
+    check_rejects(run.output, totals.rejected, totals.n, max_rejects)
     return totals
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleaningWork:
-    """A cleaning, as every actor knows it: see :class:`raypurify.distributed.pool.Work`."""
+    """A cleaning, as every actor knows it: see :class:`raypurify.jobs.work.Work`."""
 
     cleaning: Cleaning
 
@@ -195,15 +199,13 @@ class CleaningWork:
 
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
         """Networks on the actor's device. Images are written as they are cleaned, accounts when a unit is published."""
-        clean = Cleaner(
-            self.cleaning, pool.device, batch=pool.batch, threads=pool.cpus_per_actor, check_lease=held.check
-        )
+        clean = Cleaner(self.cleaning, pool.device, batch=pool.batch, threads=pool.threads, check_lease=held.check)
 
         def make(planned: PlannedUnit, unit: Unit, marks: AbstractSet[str]) -> Made:
             try:
                 cleaned = clean(unit, quarantine.killers(self.cleaning, unit, held.attempt))
             except Exception as error:
-                if not is_of_machine(error):
+                if pool.local or not is_of_machine(error):
                     raise
                 # Like a worker that the system ends for want of memory: two of them, and its inputs are looked at.
                 print(f"unit {unit.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -279,7 +281,7 @@ def _warn(work: Cleaning, folder: str) -> list[str]:
 def _update(config: CleaningConfig, output: str) -> None:
     """Plan what is new or has changed."""
     entries = inputs.listed(config.input, output=output)
-    changes = planner.update(output, entries, extension=images.FORMATS[config.format].extension)
+    changes = planner.update(output, entries, extension=config.extension)
     print(f"update: {changes.new:,} new, {changes.changed:,} changed, {changes.gone:,} gone (their outputs stay)")
     if changes.unknown:
         print(f"update: {changes.unknown:,} cleaned anew: their server tells of no ETag or Last-Modified, or is gone")
@@ -289,5 +291,4 @@ def _plan(config: CleaningConfig, folder: str, *, output: str) -> Counts:
     """Freeze the listing of the input into ``folder``, as a run that writes to ``output`` would."""
     skipped: Counter[str] = Counter()
     entries = inputs.listed(config.input, output=output, skipped=skipped)
-    extension = images.FORMATS[config.format].extension
-    return planner.freeze(folder, entries, extension=extension, limit=config.limit, skipped=skipped)
+    return planner.freeze(folder, entries, extension=config.extension, limit=config.limit, skipped=skipped)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 
 from raypurify import storage
-from raypurify.distributed.evaluate import EvaluationArguments
-from raypurify.distributed.evaluate import main as evaluate
-from raypurify.distributed.pool import ActorPool
-from raypurify.distributed.train import TrainingResources, train
 from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.jobs.evaluate import EvaluationArguments
+from raypurify.jobs.evaluate import main as evaluate
+from raypurify.jobs.resources import ActorPool, TrainingResources
+from raypurify.jobs.train import train
 from raypurify.runs import Destination
 from raypurify.training import TrainingConfig
 

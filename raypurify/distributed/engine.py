@@ -1,0 +1,48 @@
+"""The engine of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+
+from raypurify import runs
+from raypurify.distributed import cluster, train, units
+from raypurify.jobs.engine import Engine, Rows
+from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
+from raypurify.jobs.work import Todo, Work
+from raypurify.training import Precision, fast_precision
+from raypurify.training.worker import Job
+
+
+class RayEngine(Engine):
+    """Actors of Ray Data, workers of Ray Train."""
+
+    def check_room(self, needs: Needs) -> None:
+        cluster.check_room(needs)
+
+    def connect(self, needs: Needs) -> dict[str, Any]:
+        return cluster.connect(needs)
+
+    def check_output(self, output: str, *, shared_filesystem: bool) -> None:
+        cluster.check_output(output, shared_filesystem=shared_filesystem)
+
+    def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
+        return units.rows(work, todo, pool, attempt)
+
+    def call(self, pool: ActorPool, function: Callable[..., Any], *arguments: Any) -> Any:
+        task = ray.remote(num_cpus=pool.cpus_per_actor, num_gpus=pool.gpus_per_actor)(function)
+        return ray.get(task.remote(*arguments))
+
+    def fast_precision(self, resources: TrainingResources) -> Precision:
+        needs = resources.needs
+        probe = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus)(fast_precision)
+        precision: Precision = ray.get(probe.remote(resources.device))
+        return precision
+
+    def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:
+        train.fit(job, resources, run.output)
+
+
+build = RayEngine

@@ -1,0 +1,106 @@
+"""Attempts at a run of planned units: they are done on an engine, counted, shown, and stopped where too many are bad.
+
+The driver sees one small row for each unit, never an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raypurify import runs, storage
+from raypurify.cleaning import accounts
+from raypurify.jobs.engine import Engine, engine_of
+from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.work import Todo, Work
+from raypurify.report import formats
+from raypurify.runs.progress import Progress
+from raypurify.runs.tally import Tally
+
+ENOUGH = 1000
+"""Images after which the share of rejects is judged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """An attempt at a run on an engine, which counts what it does in the run's ``counts``."""
+
+    run: runs.Run
+    pool: ActorPool
+    engine: Engine
+    tally: Tally
+
+    def stream(self, work: Work, todo: Sequence[Todo[Any]], label: str, max_rejects: float = 1.0) -> None:
+        """Do units.
+
+        Args:
+            work: what is done.
+            todo: see :func:`undone`.
+            label: of the progress display.
+            max_rejects: share of the images, in [0, 1]; when more are rejected the work stops.
+
+        Raises:
+            StoppedError: more than ``max_rejects`` of the images are rejected.
+            LeaseLostError: another run has taken the output over.
+        """
+        if not todo:
+            self.run.counts.update(self.tally.shown())
+            return
+        known = all(unit.images is not None for unit, _ in todo)
+        total = sum(unit.images or 0 for unit, _ in todo) if known else 0
+        n = rejected = 0
+        try:
+            with (
+                Progress(label, total=total, unit="images") as progress,
+                closing(self.engine.do(work, todo, self.pool, self.run.id)) as rows,
+            ):
+                for row in rows:
+                    self.run.check()
+                    self.tally.add(row)
+                    n, rejected = n + row["in"], rejected + row["rejected"]
+                    note = f"{rejected:,} rejected" if rejected else ""
+                    progress.advance(row["in"], note=note, began=row["started"])
+                    if n >= ENOUGH:
+                        check_rejects(work.output, rejected, n, max_rejects)
+        finally:
+            self.run.counts.update(self.tally.shown())
+
+
+@contextmanager
+def attempt_at(
+    run: runs.Run, pool: ActorPool, config: Mapping[str, Any] | None = None, *, shared_filesystem: bool
+) -> Iterator[Attempt]:
+    """Set the engine up, and record an attempt at the run, which is no longer whole, while the block goes on.
+
+    Args:
+        run: what the process holds.
+        pool: who does the work.
+        config: what ``run.json`` tells of the attempt beside the pool.
+        shared_filesystem: a local output is one that every host sees.
+
+    Raises:
+        ValueError: a cluster that is too small, or does not see the output.
+    """
+    storage.remove(storage.join(run.output, storage.SUCCESS))
+    engine = engine_of(pool)
+    hardware = engine.connect(pool.needs)
+    engine.check_output(run.output, shared_filesystem=shared_filesystem)
+    with run.attempt(hardware, {**(config or {}), **asdict(pool)}):
+        yield Attempt(run=run, pool=pool, engine=engine, tally=Tally(run.requests))
+
+
+def check_rejects(output: str, rejected: int, n: int, most: float) -> None:
+    """Stop where ``rejected`` of ``n`` images are more than the share ``most``.
+
+    Raises:
+        StoppedError: with the reasons.
+    """
+    if rejected > most * n:
+        some = ", ".join(f"{count:,} x {reason}" for reason, count in accounts.some_reasons(output).items())
+        raise runs.StoppedError(
+            f"{rejected:,} of {n:,} images are rejected, more than --max-rejects={most} allows. Reasons so far: "
+            f"{formats.visible(some)}. {storage.join(output, 'rejects')} has each. What is done stays done: give a "
+            "higher --max-rejects to go on"
+        )

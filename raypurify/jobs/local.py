@@ -1,0 +1,82 @@
+"""The engine of this process: plain torch, without Ray, one thing after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+
+from raypurify import runs, storage
+from raypurify.data.formats import parquet
+from raypurify.jobs.engine import Engine, Rows
+from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
+from raypurify.jobs.work import Todo, UnitWorker, Work
+from raypurify.storage import retries
+from raypurify.training import Precision, fast_precision, saved
+from raypurify.training.order import EpochOrder, epoch_batches
+from raypurify.training.worker import FINAL_ERRORS, Job, Worker
+
+
+class LocalEngine(Engine):
+    """One process, which waits for nobody."""
+
+    def check_room(self, needs: Needs) -> None:
+        if needs.gpus and not torch.cuda.is_available():
+            flag = "no --use-gpu" if needs.kind == "worker" else "--gpus-per-actor 0"
+            raise ValueError(f"a GPU is asked for, and torch finds none on this machine. Give {flag}")
+
+    def connect(self, needs: Needs) -> dict[str, Any]:
+        self.check_room(needs)
+        return {**runs.machine(), "nodes": 1, "cpus": os.cpu_count(), "gpus": torch.cuda.device_count()}
+
+    def check_output(self, output: str, *, shared_filesystem: bool) -> None:
+        """Any will do: one process writes."""
+
+    def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
+        worker = UnitWorker(work, pool, attempt)
+        for unit, marks in todo:
+            # The requests are this process' own, which the run counts already.
+            yield {**worker.do(unit, marks), **dict.fromkeys(retries.counts(), 0)}
+
+    def call(self, pool: ActorPool, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    def fast_precision(self, resources: TrainingResources) -> Precision:
+        return fast_precision(resources.device)
+
+    def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:
+        resources.set_threads()
+        try:
+            _fit(Worker(job, 0, 1, resources.device), run)
+        except FINAL_ERRORS as error:
+            raise runs.StoppedError(str(error)) from error
+        finally:
+            parquet.keep_row_groups(0)
+
+
+def _fit(worker: Worker, run: runs.Run) -> None:
+    """Train what is left. The last two checkpoints stay, as with Ray Train, whose list of them goes."""
+    folder = storage.join(run.output, "checkpoints")
+    last = saved.latest(folder)
+    if last is not None:
+        worker.restore(storage.join(folder, last))
+    kept = [] if last is None else [last]
+    storage.clear(folder, keep=kept)
+    for metrics in worker.epochs(_batches):
+        print(worker.told(metrics), flush=True)
+        run.check()
+        name = f"checkpoint_{worker.epoch:06d}"
+        worker.save(storage.join(folder, name))
+        kept = [*kept[-1:], name]
+        storage.clear(folder, keep=kept)
+
+
+def _batches(order: EpochOrder, epochs: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+    return chain.from_iterable(epoch_batches(order, epoch) for epoch in epochs)
+
+
+build = LocalEngine

@@ -1,0 +1,172 @@
+"""Who does the work of a job: the flags that say so, and what they ask of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from raypurify.runs import fields
+from raypurify.training.arithmetic import compute_on_cpus
+from raypurify.training.order import LANES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a job asks of a cluster: so many actors or workers, each on one node."""
+
+    kind: Literal["actor", "worker"]
+    count: int
+    cpus: int
+    """Of each."""
+    gpus: float = 0
+    """Of each."""
+
+    @property
+    def all_cpus(self) -> int:
+        return self.count * self.cpus
+
+    def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """How many of them fit into nodes with these resources."""
+        asked = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+        return sum(min(int(node.get(name, 0) / each) for name, each in asked.items()) for node in nodes)
+
+    def check(self, nodes: Sequence[Mapping[str, float]], *, grows: bool) -> str | None:
+        """Hold them against the nodes of a cluster; a line that says what is waited for, where it has to grow first.
+
+        Args:
+            nodes: resources of each node.
+            grows: whether the cluster has an autoscaler.
+
+        Raises:
+            ValueError: they do not fit, and the cluster will not grow; gives the figures and the flag that helps.
+        """
+        room = self.room(nodes)
+        if room >= self.count:
+            return None
+        cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+        largest = max((node.get("CPU", 0) for node in nodes), default=0)
+        told = (
+            f"{self.told()} are asked for; this Ray cluster has {cpus:g} CPU(s) and "
+            f"{gpus:g} GPU(s) on {len(nodes)} node(s), {largest:g} CPU(s) on the largest: room for {room}"
+        )
+        if grows:
+            return f"waiting for the cluster to grow: {told}"
+        raise ValueError(f"{told}. Give {self._advice(room, largest, gpus)}, or join a larger cluster")
+
+    def told(self) -> str:
+        """In words."""
+        each = f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "")
+        return f"{self.count} {self.kind}(s) of {each} each"
+
+    def _advice(self, room: int, largest: float, gpus: float) -> str:
+        if self.gpus and not gpus:
+            return "no --use-gpu" if self.kind == "worker" else "--gpus-per-actor 0"
+        if room and self.kind == "worker":
+            return f"--workers {2 ** (room.bit_length() - 1)}"
+        if room:
+            return f"--actors {room}"
+        return f"--cpus-per-{self.kind} {max(1, int(largest))}" + (f" --{self.kind}s 1" if self.count > 1 else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorPool:
+    """Who does the work. None of it changes what is computed, beyond rounding.
+
+    An attack whose result depends on its batch (those of torchattacks) is another one with another ``batch``.
+    """
+
+    actors: int = 2
+    """Actors that compute; the pool starts with so many."""
+    max_actors: int | None = None
+    """The pool grows to so many where the cluster has room, or makes room; ``actors`` if none is given."""
+    cpus_per_actor: int = 1
+    """CPUs, and threads of arithmetic, of an actor."""
+    gpus_per_actor: float = 0
+    """GPUs of an actor; may be a fraction: with 0.5 one actor computes while the other reads and writes."""
+    read_cpus: float = 0.5
+    """CPUs of a task that reads and decodes, where reads run apart. Where the actors leave no CPU free, or with 0, such
+    tasks wait for none, and run two at a time."""
+    reads: Literal["fused", "apart"] = "fused"
+    """fused: an actor reads its own images, best where all share CPUs. apart: tasks on CPUs read and decode ahead, best
+    for actors on GPUs."""
+    batch: int = 250
+    """Images that go through the networks at once. Sums of float32 come out a last bit apart with another number."""
+    local: bool = False
+    """Work in this process, in plain torch, without Ray: one unit after the other, with the threads of all actors."""
+
+    def __post_init__(self) -> None:
+        fields.check_choices(self)
+        if self.actors < 1 or self.cpus_per_actor < 1 or self.batch < 1 or self.gpus_per_actor < 0:
+            raise ValueError(
+                f"actors, cpus_per_actor and batch must be at least 1, gpus_per_actor at least 0; got {self}"
+            )
+        if self.max_actors is not None and self.max_actors < self.actors:
+            raise ValueError(f"max_actors must be at least actors={self.actors}; got {self.max_actors!r}")
+
+    @property
+    def needs(self) -> Needs:
+        """What the pool starts with."""
+        return Needs(kind="actor", count=self.actors, cpus=self.cpus_per_actor, gpus=self.gpus_per_actor)
+
+    @property
+    def device(self) -> str:
+        """Of an actor's networks."""
+        return "cuda" if self.gpus_per_actor > 0 else "cpu"
+
+    @property
+    def threads(self) -> int:
+        """Of arithmetic, in a process that does the work."""
+        return self.actors * self.cpus_per_actor if self.local else self.cpus_per_actor
+
+    def set_threads(self) -> None:
+        """Let this process compute with its threads."""
+        if self.device == "cpu":
+            compute_on_cpus(self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResources:
+    """Who does the work. None of it changes what is computed, but for rounding."""
+
+    workers: int = 1
+    """Data-parallel workers: 1, 2, 4 or 8. Batch norms and dropouts of torch.nn see the global batch: any number trains
+    the same network."""
+    use_gpu: bool = False
+    """One GPU a worker (nccl) instead of CPUs (gloo)."""
+    cpus_per_worker: int = 2
+    """CPUs, and threads of arithmetic, of a worker."""
+    read_cpus: float = 0.5
+    """CPUs of a task that reads images; may be a fraction. Where the workers leave no CPU free, or with 0, such tasks
+    wait for none, and run two at a time."""
+    max_failures: int = 3
+    """Lost workers after which a run fails; each time it goes on from the last epoch's checkpoint."""
+    local: bool = False
+    """Train in this process, in plain torch, without Ray: one worker."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or LANES % self.workers:
+            raise ValueError(f"workers must divide {LANES}: 1, 2, 4 or 8; got {self.workers!r}")
+        if self.cpus_per_worker < 1 or self.read_cpus < 0:
+            raise ValueError(
+                "cpus_per_worker must be at least 1, read_cpus at least 0; "
+                f"got {self.cpus_per_worker}, {self.read_cpus}"
+            )
+        if self.local and self.workers > 1:
+            raise ValueError(f"workers: with local this process is the only one; got {self.workers!r}")
+
+    @property
+    def needs(self) -> Needs:
+        """What the workers take."""
+        gpus = 1 if self.use_gpu else 0
+        return Needs(kind="worker", count=self.workers, cpus=self.cpus_per_worker, gpus=gpus)
+
+    @property
+    def device(self) -> str:
+        """Of a worker's network."""
+        return "cuda" if self.use_gpu else "cpu"
+
+    def set_threads(self) -> None:
+        """Let this process compute with as many threads as a worker has."""
+        if self.device == "cpu":
+            compute_on_cpus(self.cpus_per_worker)

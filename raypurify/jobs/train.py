@@ -1,0 +1,266 @@
+"""Training of a classifier or a purifier: what can be wrong is found before an engine trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from raypurify import models, runs, storage
+from raypurify.data import Source, check_ids, labels_of, open_source, shape_of
+from raypurify.evaluation import preflight
+from raypurify.jobs.engine import engine_of
+from raypurify.jobs.resources import TrainingResources
+from raypurify.report import formats
+from raypurify.runs.progress import print_table
+from raypurify.training import Precision, TrainingConfig, saved
+from raypurify.training.objectives import build_attacks, build_pairs
+from raypurify.training.order import ORDER, epoch_batches, hold_out, limited
+from raypurify.training.worker import Job, Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArguments:
+    """Flags of the training jobs."""
+
+    training: TrainingConfig
+    resources: TrainingResources = field(default_factory=TrainingResources)
+    destination: runs.Destination
+    max_rejects: float = 0.1
+    """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+    dry_run: bool = False
+    """Take two steps, estimate the time, and write nothing."""
+
+    def __post_init__(self) -> None:
+        runs.check_max_rejects(self.max_rejects)
+
+
+def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: float = 1.0) -> Job:
+    """Resolve names, read headers, labels and weights: everything that can be wrong, before any work.
+
+    Raises:
+        ValueError, FileNotFoundError: unknown names, unreadable data or weights.
+    """
+    source = open_source(config.data, split="train")
+    if not source.classes:
+        raise ValueError(f"{config.data}: a training needs labels, and these images have none")
+    victim = None if config.classifier is None else models.load("classifier", config.classifier)
+    build_attacks(config.attacks)
+    build_pairs(config.train_against)
+    kind: models.Kind = "classifier" if victim is None else "purifier"
+    initial = None if config.initial is None else models.load(kind, config.initial)
+    # A purifier to start from knows no classes: those of its own data do not bind this training's.
+    classifiers = [model for model in (victim, initial) if model is not None and model.kind == "classifier"]
+    source = preflight.matched(source, classifiers)
+    training, held_out, about = _shared_out(source, config)
+    shape = shape_of(training)
+    if victim is not None:
+        preflight.check_network(victim, source, labels_of(training), shape)
+    network = models.shaped_for(kind, config.model, shape, source.number_of_classes)
+    built = models.untrained(kind, network)
+    if initial is not None and initial.spec != network:
+        raise ValueError(f"initial: {config.initial} holds {initial.spec}, and this training is of {network}")
+    if kind == "purifier" and not hasattr(built, "training_loss") and not models.beside(kind, network, "objective"):
+        raise ValueError(
+            f"{config.model}: this purifier has nothing to train; give one with a training_loss, or with an objective "
+            "in its file"
+        )
+    out = preflight.tried(built, kind, config.model, shape)
+    if kind == "classifier" and out.shape[1] != source.number_of_classes:
+        raise ValueError(f"{config.model}: it knows {out.shape[1]} classes, the data have {source.number_of_classes}")
+    job = Job(
+        config=config,
+        source=source,
+        training=training,
+        held_out=held_out,
+        max_rejects=max_rejects,
+        about=about,
+        image_shape=shape,
+        network=network,
+        initial=initial,
+        victim=victim,
+    )
+    job.order(0, resources.workers)
+    return job
+
+
+def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source, tuple[str, ...]]:
+    """The rows that are trained on, those that are held out, and what is to be said of them.
+
+    Raises:
+        DataError: labels that no network can learn, or ids that are not unique.
+    """
+    labels = labels_of(source)
+    check_ids(source)
+    preflight.check_trainable(source, labels)
+    if config.limit is not None:
+        source, labels = limited(source, labels, config.limit)
+    training, held_out = hold_out(source, labels, config.validation, config.seed)
+    about = [f"{preflight.described(source, labels)}; {held_out.rows:,} held out"]
+    missing = preflight.missing_classes(source, labels_of(training), "training")
+    if held_out.rows:
+        missing += preflight.missing_classes(source, labels_of(held_out), "held-out")
+    return training, held_out, (*about, *(f"warning: {text}" for text in missing))
+
+
+def main(arguments: TrainingArguments) -> None:
+    """Train a purifier against attacks on a classifier, or a classifier itself, on Ray Train or with --local."""
+    if arguments.dry_run:
+        found = dry_run(arguments.training, arguments.resources, arguments.max_rejects)
+        print_table(pa.Table.from_pylist([found]))
+        return
+    print(f"model: {run(arguments)}")
+
+
+def run(arguments: TrainingArguments) -> str:
+    """:func:`train`, by its flags."""
+    return train(
+        arguments.training,
+        arguments.resources,
+        max_rejects=arguments.max_rejects,
+        **dataclasses.asdict(arguments.destination),
+    )
+
+
+def network(config: TrainingConfig, url: str) -> nn.Module:
+    """What a training has written to ``url``, as its configuration allows it to be built."""
+    own = config.model.partition(",")[0]
+    return models.load_network(f"{url},plugin={own}" if ":" in own else url)
+
+
+def dry_run(config: TrainingConfig, resources: TrainingResources, max_rejects: float = 1.0) -> dict[str, Any]:
+    """Take two steps in this process, as one of the workers would, and estimate the time; nothing is written.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, or a cluster that is joined, and is too small.
+    """
+    job = prepare(config, resources, max_rejects)
+    print("\n".join(job.about))
+    engine_of(resources).check_room(resources.needs)
+    resources.set_threads()
+    device = resources.device if torch.cuda.is_available() else "cpu"
+    worker = Worker(job, 0, resources.workers, device)
+    for step, rows in enumerate(islice(epoch_batches(worker.order, 0), 2)):
+        began = time.perf_counter()
+        loss = worker.step(step, rows)[0]["loss"].item()
+        seconds = time.perf_counter() - began  # of the last step: the first one warms up
+    steps = config.epochs * worker.order.steps
+    return {
+        "images": job.training.rows,
+        "shape": "x".join(map(str, job.image_shape)),
+        "classes": job.source.number_of_classes,
+        "steps": steps,
+        "workers": resources.needs.told(),
+        "tried": f"{step + 1} steps on {device}",
+        "rejected": len(worker.rejects),
+        "loss": loss,
+        "images_per_second": config.batch / seconds,
+        "estimated": formats.duration(steps * seconds),
+    }
+
+
+def train(
+    config: TrainingConfig,
+    resources: TrainingResources,
+    output: str,
+    *,
+    max_rejects: float = 1.0,
+    overwrite: bool = False,
+    shared_filesystem: bool = False,
+) -> str:
+    """Train a model and write the run's folder; goes on where an earlier attempt stopped.
+
+    Args:
+        config: what is trained.
+        resources: who does it.
+        output: URL of the run's folder.
+        max_rejects: share of the images, in [0, 1]; when more cannot be decoded the training stops.
+        overwrite: start afresh.
+        shared_filesystem: a local output is one that every host sees.
+
+    Returns:
+        URL of the trained model, ``OUTPUT/model``.
+
+    Raises:
+        ValueError: bad input, or an output that belongs to another run, or that one writes to.
+        runs.StoppedError: the training cannot go on: it diverged, too many images are rejected, or a file is damaged.
+        ray.train.v2.api.exceptions.TrainingFailedError: workers failed more than ``max_failures`` times.
+    """
+    output = storage.absolute(output)
+    settle = config.precision == "auto"
+    if settle and not overwrite:
+        config = dataclasses.replace(config, precision=runs.identity_of(output).get("precision", "auto"))
+    job = prepare(config, resources, max_rejects)
+    with runs.hold(output, _identity(job), overwrite=overwrite) as run:
+        if not run.finished:
+            print("\n".join(job.about))
+            engine = engine_of(resources)
+            hardware = engine.connect(resources.needs)
+            engine.check_output(output, shared_filesystem=shared_filesystem)
+            if settle:
+                job = _settle_precision(job, run, engine.fast_precision(resources))
+            with run.attempt(hardware, dataclasses.asdict(resources)):
+                engine.fit(job, resources, run)
+                run.check()
+                run.counts.update(_publish(output))
+            run.finish()
+    return storage.join(output, "model")
+
+
+LATER = ("train_against", "pixel_weight", "label_weight")
+"""Fields that runs of earlier versions do not name in their identity; they go on where these have their defaults."""
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What the trained model follows from."""
+    config = job.config
+    identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": ORDER}
+    identity["attacks"] = list(config.attacks)
+    for known in dataclasses.fields(config):
+        if known.name in LATER and identity[known.name] == known.default:
+            del identity[known.name]
+    for name, model in (("classifier", job.victim), ("initial", job.initial)):
+        if model is not None:
+            identity[f"{name}_sha256"] = model.identity
+    return identity
+
+
+def _settle_precision(job: Job, run: runs.Run, fast: Precision) -> Job:
+    """Let "auto" be what the hardware is ``fast`` in, in the job and in the run's identity.
+
+    A run that was begun has its precision already: elsewhere it is kept, and said.
+    """
+    begun = job.config.precision
+    if begun == "auto":
+        print(f"precision: {fast}, which the workers' hardware is fast in", flush=True)
+        run.identity = {**run.identity, "precision": fast}
+        return dataclasses.replace(job, config=dataclasses.replace(job.config, precision=fast))
+    if begun != fast:
+        print(f"precision: {begun}, in which this run was begun; this hardware would be faster in {fast}", flush=True)
+    return job
+
+
+def _publish(output: str) -> dict[str, Any]:
+    """Copy the last checkpoint's model and curve to where the run's readers look for them.
+
+    Raises:
+        RuntimeError: there is no checkpoint.
+    """
+    folder = storage.join(output, "checkpoints")
+    name = saved.latest(folder)
+    if name is None:
+        raise RuntimeError(f"{output}: the training ended without a checkpoint")
+    checkpoint = storage.join(folder, name)
+    for part in ("model/model.safetensors", "model/metrics.json", "model/config.json", "metrics.parquet"):
+        storage.write_bytes(storage.join(output, part), storage.read_bytes(storage.join(checkpoint, part)))
+    metrics = storage.read_json(storage.join(checkpoint, "model/metrics.json"))
+    rejects = storage.read_table(storage.join(checkpoint, "rejects.parquet"))
+    if len(rejects):
+        storage.write_table(storage.join(output, "rejects", "training.parquet"), rejects)
+    return {"in": metrics["images"], "out": metrics["images"], "rejected": len(rejects)}

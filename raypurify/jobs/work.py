@@ -1,0 +1,124 @@
+"""Planned units of work, which evaluation, attack and cleaning are made of.
+
+A job says where it is written that a unit is done, and what is made of one: see :class:`Work`. Each file is written at
+once, under a name that follows from the plan: a file that is there is whole, a retried unit overwrites itself, and a
+run that is given again does what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from raypurify import storage
+from raypurify.jobs.resources import ActorPool
+from raypurify.runs import lease
+from raypurify.storage import retries
+
+
+class Unit(Protocol):
+    """A planned part of a job: small, and picklable."""
+
+    @property
+    def name(self) -> str:
+        """Of the files that are made of it."""
+        ...
+
+    @property
+    def images(self) -> int | None:
+        """How many it has; None where nobody has counted them."""
+        ...
+
+    def read(self) -> Any:
+        """What an actor works on. Called in an actor, or ahead of it in a task."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What an actor has made of a unit, before it is written."""
+
+    images: int
+    rejected: int
+    publish: Callable[[], None]
+    """Writes it; last the files that say that it is done."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What else is added up in ``run.json``."""
+
+
+Make = Callable[[Any, Any, AbstractSet[str]], Made]
+"""From a unit, what it reads, and the names of the marks that it lacks."""
+
+
+class Work(Protocol):
+    """A job, as every actor of its pool knows it."""
+
+    @property
+    def output(self) -> str:
+        """URL of the run's folder."""
+        ...
+
+    @property
+    def marks(self) -> Mapping[str, str]:
+        """URLs of folders, by a name: a unit is done once each of them holds its ``UNIT.parquet``."""
+        ...
+
+    def start(self, pool: ActorPool, held: lease.Watch) -> Make:
+        """Set an actor up. What it writes before it publishes it writes only while the lease is ``held``."""
+        ...
+
+
+AnyUnit = TypeVar("AnyUnit", bound=Unit)
+Todo = tuple[AnyUnit, frozenset[str]]
+"""A unit, and the names of the marks that it lacks."""
+
+
+def undone(work: Work, units: Iterable[AnyUnit]) -> list[Todo[AnyUnit]]:
+    """Those of the units that are not done."""
+    done = {
+        mark: {storage.stem(url) for url in storage.list_files(folder, ".parquet")}
+        for mark, folder in work.marks.items()
+    }
+    lacking = ((unit, frozenset(mark for mark, names in done.items() if unit.name not in names)) for unit in units)
+    return [(unit, marks) for unit, marks in lacking if marks]
+
+
+class UnitWorker:
+    """Does units one after the other, while its attempt holds the output."""
+
+    def __init__(self, work: Work, pool: ActorPool, attempt: str) -> None:
+        """``attempt``: its id."""
+        pool.set_threads()
+        self.held = lease.Watch(work.output, attempt)
+        self.make = work.start(pool, self.held)
+
+    def do(self, unit: Unit, marks: AbstractSet[str], content: Any = None) -> dict[str, Any]:
+        """Do one unit.
+
+        Args:
+            unit: which.
+            marks: names of those that it lacks.
+            content: what it reads, where that was read ahead.
+
+        Returns:
+            ``in``, ``out``, ``rejected`` (images), ``requests``, ``retries``, ``started`` and ``ended`` (seconds of the
+            clock), and what else the work counts.
+        """
+        started, before = time.time(), retries.counts()
+        self.held.check()
+        made = self.make(unit, unit.read() if content is None else content, marks)
+        # A straggler of a dead attempt ends here.
+        self.held.check_now()
+        made.publish()
+        return {
+            "in": made.images,
+            "out": made.images - made.rejected,
+            "rejected": made.rejected,
+            **made.counts,
+            **retries.since(before),
+            "started": started,
+            "ended": time.time(),
+        }

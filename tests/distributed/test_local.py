@@ -1,0 +1,105 @@
+"""The two engines give the same results, and each goes on with what the other began."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raypurify import storage
+from raypurify.evaluation import results
+from raypurify.evaluation.generation import GenerationConfig
+from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.jobs.attack import attack
+from raypurify.jobs.evaluate import evaluate
+from raypurify.jobs.resources import ActorPool, TrainingResources
+from raypurify.jobs.train import train
+from raypurify.runs import schema
+from raypurify.training import TrainingConfig, saved
+
+ACTOR = ActorPool(actors=1, cpus_per_actor=1, batch=32)
+WORKER = TrainingResources(cpus_per_worker=1)
+POOLS = [ACTOR, dataclasses.replace(ACTOR, local=True)]
+WORKERS = [WORKER, dataclasses.replace(WORKER, local=True)]
+TRAINING = TrainingConfig(
+    data="digits", model="a_net", epochs=3, batch=64, limit=400, validation=64, precision="float32", seed=7
+)
+
+
+def lose(output: Path, names: Sequence[str]) -> None:
+    """Make a run one that was cut off."""
+    for name in (*names, "_SUCCESS"):
+        paths = list(output.glob(name))
+        assert paths
+        for path in paths:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_an_evaluation(local_ray: None, small_classifier: str, small_purifier: str, tmp_path: Path) -> None:
+    config = EvaluationConfig(
+        data="digits",
+        limit=90,
+        classifiers=(small_classifier,),
+        purifiers=(small_purifier, "threshold"),
+        attacks=("r_fgsm,epsilon=0.1", "pgd,epsilon=0.1,steps=2"),
+        settings=("white-box", "adaptive"),
+    )
+
+    def tables(output: Path) -> list[pa.Table]:
+        cells = summary["cell"].to_pylist()
+        scores = [results.read_scores(str(output), cell, schema.SCORES.names).sort_by("id") for cell in cells]
+        samples = storage.read_tables(storage.list_files(f"{output}/samples"), schema.SAMPLES)
+        return [*scores, samples.sort_by([("cell", "ascending"), ("id", "ascending")])]
+
+    outputs = [tmp_path / "ray", tmp_path / "local"]
+    summaries = [evaluate(config, pool, str(output)) for pool, output in zip(POOLS, outputs, strict=True)]
+    summary = summaries[0]
+    assert summaries[1].equals(summary)
+    expected = tables(outputs[0])
+    for ours, theirs in zip(tables(outputs[1]), expected, strict=True):
+        assert ours.equals(theirs)
+    for pool, begun_by_the_other in zip(POOLS, reversed(outputs), strict=True):
+        lose(begun_by_the_other, ["scores/*/000002.parquet", "samples/*", "report.html"])
+        assert evaluate(config, pool, str(begun_by_the_other)).equals(summary)
+        for ours, theirs in zip(tables(begun_by_the_other), expected, strict=True):
+            assert ours.equals(theirs)
+        run = storage.read_json(f"{begun_by_the_other}/run.json")
+        assert [attempt["config"]["local"] for attempt in run["attempts"]] == [not pool.local, pool.local]
+        assert run["attempts"][-1]["counts"]["in"] == 16
+
+
+def test_an_attacked_dataset(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
+    config = GenerationConfig(input="digits", limit=60, attack="pgd,epsilon=0.1,steps=2", classifier=small_classifier)
+    outputs = [tmp_path / "ray", tmp_path / "local"]
+    figures = [attack(config, pool, str(output)) for pool, output in zip(POOLS, outputs, strict=True)]
+    assert figures[0] == figures[1]
+    urls = [sorted(storage.list_files(f"{output}/images")) for output in outputs]
+    for ours, theirs in zip(*urls, strict=True):
+        assert storage.read_table(ours).equals(storage.read_table(theirs))
+
+
+def test_a_training(local_ray: None, tmp_path: Path) -> None:
+    outputs = [tmp_path / "ray", tmp_path / "local"]
+    for resources, output in zip(WORKERS, outputs, strict=True):
+        train(TRAINING, resources, str(output))
+
+    def losses(output: Path) -> np.ndarray:
+        return storage.read_table(f"{output}/metrics.parquet")["loss"].to_numpy()
+
+    def scores(output: Path) -> list[dict[str, float]]:
+        return storage.read_json(f"{output}/model/metrics.json")["validation"]
+
+    expected = losses(outputs[0]), scores(outputs[0])
+    assert losses(outputs[1]) == pytest.approx(expected[0], rel=1e-4)
+    assert scores(outputs[1]) == expected[1]
+    for resources, begun_by_the_other in zip(WORKERS, reversed(outputs), strict=True):
+        last = saved.latest(f"{begun_by_the_other}/checkpoints")
+        lose(begun_by_the_other, [f"checkpoints/{last}", "model", "metrics.parquet"])
+        train(TRAINING, resources, str(begun_by_the_other))
+        assert losses(begun_by_the_other) == pytest.approx(expected[0], rel=1e-4)
+        assert scores(begun_by_the_other) == expected[1]
+        run = storage.read_json(f"{begun_by_the_other}/run.json")
+        assert [attempt["config"]["local"] for attempt in run["attempts"]] == [not resources.local, resources.local]
