@@ -13,6 +13,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from raypurify.seeds import seed_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attacked:
@@ -86,6 +88,55 @@ def run_attack(
     """
     result = attack(victim, x, y, seeds=seeds, target=target)
     return replace(result, x_adv=numbers(result.x_adv, x))
+
+
+def run(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seed: int = 0,
+    first: int = 0,
+    target: Tensor | None = None,
+) -> Attacked:
+    """Attack plain tensors: ``run(PGD(epsilon=8 / 255), model, x, y).x_adv``.
+
+    Args:
+        attack: what is done.
+        model: (N, C, H, W) in [0, 1] -> logits (N, K); called in eval, and left as it was.
+        x: (N, C, H, W) float32 in [0, 1], on the model's device.
+        y: (N,) int64, the labels.
+        seed: of all randomness, with the numbers of the images.
+        first: number of the first image, where these are a part of more.
+        target: (N,) int64: go towards these classes instead of away from y.
+
+    Raises:
+        ValueError: tensors of other shapes, types or ranges.
+    """
+    check_images(x, y)
+    seeds = [seed_of(seed, attack, number, 0, 0) for number in range(first, first + len(x))]
+    begin_draws = getattr(model, "begin_draws", None)
+    if begin_draws is not None:
+        begin_draws(attack)
+    with torch.no_grad(), frozen(model):
+        return run_attack(attack, model, x, y, seeds=seeds, target=target)
+
+
+def check_images(x: Tensor, y: Tensor) -> None:
+    """Hold images and their labels against what attacks take.
+
+    Raises:
+        ValueError: names the tensor, what is expected, and what came.
+    """
+    if x.ndim != 4 or x.dtype != torch.float32:
+        raise ValueError(f"x: expected (N, C, H, W) float32, got {tuple(x.shape)} {x.dtype}")
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise ValueError(f"y: expected ({len(x)},) int64, got {tuple(y.shape)} {y.dtype}")
+    if not len(x):
+        raise ValueError("x: expected at least one image, got none")
+    if not 0 <= x.min() <= x.max() <= 1:
+        raise ValueError(f"x: expected pixels in [0, 1], got {x.min():.4g} to {x.max():.4g}")
 
 
 @contextmanager

@@ -142,6 +142,32 @@ def blank(kind: type[Arguments], values: Mapping[str, Any]) -> Arguments:
     return kind(**given)
 
 
+def filled(default: Arguments, values: Mapping[str, Any], where: str) -> Arguments:
+    """``default``, changed by values of its flags, by name.
+
+    Args:
+        default: see :func:`blank`.
+        values: as Python, YAML or JSON has them.
+        where: they were given, for messages.
+
+    Raises:
+        ValueError: an unknown name, a value of another type, or none for a flag that has to be given.
+    """
+    arguments = _with_values(default, dict(values), where)
+    if missing := _missing(arguments):
+        raise ValueError(f"{where}: {', '.join(missing)} must be given")
+    return arguments
+
+
+def _missing(config: Any) -> list[str]:
+    """Names of the fields that have no value."""
+    missing = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        missing += _missing(value) if dataclasses.is_dataclass(value) else [field.name] * (value is tyro.MISSING)
+    return missing
+
+
 def parse(
     default: Arguments, argv: Sequence[str], description: str | None = None, prog: str | None = None
 ) -> Arguments:

@@ -1,0 +1,86 @@
+"""Plain tensors: the images of a dataset, and how many a classifier gets right, clean and under attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from raypurify import plugins
+from raypurify.attacks import Attack, check_images, frozen, run
+from raypurify.attacks._active import begin_draws, logits_of
+from raypurify.data import DataError, open_source, read_rows
+from raypurify.evaluation.grid import built_attack
+from raypurify.training import batch_of, full_float32
+
+
+def load_images(
+    data: str, *, split: Literal["train", "test"] = "test", limit: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The images and labels of a dataset, all in memory.
+
+    Args:
+        data: as the flag ``--data`` takes it: digits, mnist, cifar10, a URL or path, or my_package.module:callable.
+        split: of the dataset.
+        limit: so many images only.
+
+    Returns:
+        x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64.
+
+    Raises:
+        DataError: no such data, an image that cannot be decoded, or images of several shapes.
+    """
+    source = open_source(data, split=split, limit=limit)
+    parts = [read_rows(shard, 0, shard.rows) for shard in source.shards]
+    for reject in (reject for part in parts for reject in part.rejects):
+        raise DataError(f"{reject['url']}: {reject['reason']}")
+    images = [image for part in parts for image in part.images]
+    shapes = sorted({image.shape for image in images})
+    if len(shapes) != 1:
+        raise DataError(f"{data}: expected images of one shape, got {shapes}")
+    batch = batch_of(np.stack(images), np.concatenate([part.labels for part in parts]), (), "cpu")
+    return batch.x, batch.y
+
+
+def accuracy_under(
+    model: nn.Module, x: Tensor, y: Tensor, attacks: Sequence[str | Attack], *, seed: int = 0, batch: int = 250
+) -> dict[str, float]:
+    """How many images a classifier gets right, clean and under each attack, by predicting again in float32.
+
+    Args:
+        model: (N, C, H, W) in [0, 1] -> logits (N, K); called in eval, and left as it was. One that purifies first is
+            attacked by an attacker who knows the purifier; :class:`raypurify.purifiers.Composite` helps where that has
+            no gradient, or draws at random.
+        x: (N, C, H, W) float32 in [0, 1], on the model's device.
+        y: (N,) int64, the labels.
+        attacks: ``NAME[,KEY=VALUE...]``, or attacks such as ``raypurify.attacks.pgd.PGD(epsilon=0.3)``.
+        seed: of all randomness; with the number of an image, so that no batch changes it.
+        batch: images that are attacked at once.
+
+    Returns:
+        Shares in [0, 1]: ``clean``, and one for each attack by its text.
+
+    Raises:
+        ValueError: an unknown attack, or tensors of other shapes, types or ranges.
+    """
+    check_images(x, y)
+    by_text = {
+        str(attack): built_attack(plugins.Spec.parse(attack)) if isinstance(attack, str) else attack
+        for attack in attacks
+    }
+    right = dict.fromkeys(("clean", *by_text), 0)
+    with full_float32(), frozen(model):
+        for start in range(0, len(x), batch):
+            part = slice(start, start + batch)
+            right["clean"] += _right(model, x[part], y[part])
+            for text, attack in by_text.items():
+                attacked = run(attack, model, x[part], y[part], seed=seed, first=start)
+                right[text] += _right(model, attacked.x_adv, y[part])
+    return {text: count / len(x) for text, count in right.items()}
+
+
+def _right(model: nn.Module, x: Tensor, y: Tensor) -> int:
+    begin_draws(model, "verdict")
+    return int((logits_of(model, x).argmax(dim=1) == y).sum())
