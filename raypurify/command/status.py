@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from raypurify.runs.status import Part, Status, status_of
-from raypurify.storage.published import redacted, visible
 
 WHAT = ("data", "input", "model", "classifier", "purifier", "attack")
 """Of an identity, what tells people which run it is."""
@@ -39,7 +38,7 @@ def main(arguments: StatusArguments) -> None:
     status = status_of(arguments.output)
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in lines(status):
-        table.add_row(name, visible(redacted(value)))
+        table.add_row(name, value)
     Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
 import os
 import signal
@@ -239,7 +240,11 @@ def _with_values(default: Arguments, values: dict[str, Any], path: str) -> Argum
     kinds = fields.types_of(default)
     unknown = sorted(set(values) - set(kinds))
     if unknown:
-        raise ValueError(f"{path}: unknown {', '.join(unknown)}; known are {', '.join(sorted(kinds))}")
+        near = {name: difflib.get_close_matches(name, kinds, n=1) for name in unknown}
+        guesses = ", ".join(f"{found[0]} for {name}" for name, found in near.items() if found)
+        known = f"known are {', '.join(sorted(kinds))}"
+        guess = f"; did you mean {guesses}?" if guesses else ""
+        raise ValueError(f"{path}: unknown {', '.join(unknown)}; {known}{guess}")
     checked = {}
     for name, value in values.items():
         try:

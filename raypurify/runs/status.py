@@ -18,6 +18,7 @@ import numpy as np
 from raypurify import storage
 from raypurify.runs import lease
 from raypurify.runs.reasons import Reasons
+from raypurify.storage.published import redacted, visible
 
 Job = Literal["training", "evaluation", "attack", "cleaning"]
 State = Literal["finished", "running", "interrupted", "overwritten"]
@@ -54,6 +55,7 @@ class Status:
     """None for a run that is being removed to start afresh."""
     state: State
     identity: Mapping[str, Any]
+    """Without credentials, and without what would disguise itself on a terminal; likewise ``rejects``."""
     attempts: tuple[Mapping[str, Any], ...]
     extent: Extent
     holder: lease.Holder | None
@@ -80,7 +82,7 @@ def status_of(output: str) -> Status:
     return Status(
         job=job,
         state=_state(output, job, held),
-        identity=identity,
+        identity=visible(redacted(identity)),
         attempts=attempts,
         extent=extent,
         holder=held and held[0],
@@ -230,10 +232,11 @@ def _tables_of_rejects(output: str) -> tuple[str, ...]:
     return tuple(storage.list_files(storage.join(output, "rejects"), ".parquet"))
 
 
-def _counted(urls: Iterable[str]) -> dict[str, int]:
+def _counted(urls: Iterable[str]) -> Mapping[str, int]:
     """How many rejects there are for each reason, the most frequent first."""
     reasons = Reasons()
     with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
         for table in pool.map(lambda url: storage.read_table(url, ["reason"]), urls):
             reasons.add(table["reason"].to_pylist())
-    return dict(sorted(reasons.counts().items(), key=lambda item: -item[1]))
+    counted: Mapping[str, int] = visible(dict(sorted(reasons.counts().items(), key=lambda item: -item[1])))
+    return counted

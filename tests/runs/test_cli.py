@@ -50,6 +50,10 @@ def test_a_file_sets_flags_and_the_command_line_wins(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("stepz: 1\n", "unknown stepz; known are names, output, steps"),
+        (
+            "stepz: 1\noutptu: x\nq: 1\n",
+            r"unknown outptu, q, stepz; .* did you mean output for outptu, steps for stepz\?$",
+        ),
         ("- a\n", "expected names"),
         ("a: [", "not YAML"),
     ],
