@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import docstring_parser
 import tyro
@@ -37,7 +37,7 @@ WIDTH = 120
 class PluginsArguments:
     """What is asked of the plugins."""
 
-    name: tyro.conf.Positional[str | None] = None
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None
     """Tell all of this one; of one of your own by my_package.module:callable."""
 
 

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,8 +84,9 @@ trains purifiers, attacks them, measures what they are worth, and cleans images 
 cluster that it is started on.
 """
 FOOT = """\
-raypurify VERB --help shows a verb's flags; --config FILE.yaml sets them from a file. raypurify --version.
-raypurify --tyro-print-completion bash (or zsh) prints a script that completes verbs and flags.
+raypurify VERB --help shows a verb's flags; --config FILE.yaml sets them from a file. What only you know has no default:
+data, weights, where cleaned images go.
+raypurify --tyro-print-completion bash (or zsh) prints a script that completes verbs and flags. raypurify --version.
 
 Exit codes: 0 done; 1 the work failed; 2 the input was refused; 130, 143 interrupted: give the same command to go on.
 """
@@ -95,8 +97,8 @@ def main() -> None:
     words = sys.argv[1:]
     if words[:1] == ["--version"]:
         print(__version__)
-    elif words in (["-h"], ["--help"]):
-        print(_page(VERBS))
+    elif words in (["-h"], ["--help"], ["help"]):
+        _print_page(VERBS)
     elif words[:1] in (["--tyro-print-completion"], ["--tyro-write-completion"]):
         importlib.import_module(f"{__package__}.completion").write(VERBS, words)
     else:
@@ -119,7 +121,7 @@ def verb_of(words: Sequence[str]) -> tuple[str, list[str]]:
         sys.exit(2)
     longer = [name for name in VERBS if name.startswith(f"{words[0]} ")]
     if longer and {"-h", "--help"} & {*words}:
-        print(_page(longer))
+        _print_page(longer)
         sys.exit(0)
     if longer:
         reason = f"{words[0]}: say what the images are: raypurify {' or raypurify '.join(longer)}"
@@ -129,6 +131,11 @@ def verb_of(words: Sequence[str]) -> tuple[str, list[str]]:
         reason = f"there is no verb {words[0]!r}{guess or '.'} Verbs: {', '.join(VERBS)}. See raypurify --help"
     print(f"error: {reason}", file=sys.stderr)
     sys.exit(2)
+
+
+def _print_page(names: Iterable[str]) -> None:
+    with suppress(BrokenPipeError):  # a reader such as head has seen enough
+        print(_page(names), flush=True)
 
 
 def _page(names: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -29,7 +30,7 @@ STATES = {
 class StatusArguments:
     """Which run is looked at."""
 
-    output: tyro.conf.Positional[str]
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The --output of the run: a path, or a URL such as s3://bucket/run."""
 
 

@@ -201,14 +201,21 @@ EXTENTS = {"training": _training, "evaluation": _evaluation, "attack": _attack, 
 def _seconds_left(
     marks: Mapping[str, float | None], total: int | None, attempts: tuple[Mapping[str, Any], ...]
 ) -> float | None:
-    """Seconds that the rest takes by the rate at which the last attempt has made its marks."""
+    """Seconds that the rest takes by the rate at which the last attempt has made its marks.
+
+    A unit's marks in several cells are made together: those of the first unit give the start, and no rate.
+    """
     if total is None or not attempts:
         return None
     began = datetime.fromisoformat(attempts[-1]["started"]).timestamp()
-    times = sorted(at for at in marks.values() if at is not None and at >= began)
-    if len(times) < 2 or times[-1] == times[0]:
+    units: dict[str, list[float]] = {}
+    for url, at in marks.items():
+        if at is not None and at >= began:
+            units.setdefault(storage.stem(url), []).append(at)
+    ends = sorted((max(times), len(times)) for times in units.values())
+    if len(ends) < 2 or ends[-1][0] == ends[0][0]:
         return None
-    rate = (len(times) - 1) / (times[-1] - times[0])
+    rate = sum(count for _, count in ends[1:]) / (ends[-1][0] - ends[0][0])
     return max(0, total - len(marks)) / rate
 
 

@@ -85,6 +85,21 @@ def test_the_time_left_follows_from_the_times_of_what_is_done(tmp_path: Path) ->
     at_work.close()
 
 
+def test_a_units_marks_in_several_cells_are_one_moment(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    at_work = attempt(output, EVALUATION, images=60)
+    next(at_work)
+    storage.write_table(storage.join(output, "cells.parquet"), pa.table({"cell": ["one", "two"]}))
+    for unit, later in (("000000", 30), ("000001", 40)):
+        for cell in ("one", "two"):
+            mark(output, f"scores/cell={cell}/{unit}")
+            os.utime(tmp_path / f"run/scores/cell={cell}/{unit}.parquet", (time.time() + later,) * 2)
+        if unit == "000000":
+            assert status_of(output).extent.seconds_left is None
+    assert status_of(output).extent.seconds_left == pytest.approx(10, rel=0.01)
+    at_work.close()
+
+
 def test_of_an_earlier_attempt_no_rate_follows(tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     at_work = attempt(output, ATTACK, images=95)
