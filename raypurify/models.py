@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
+import inspect
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -36,6 +39,8 @@ class Model:
     """Hash of the source code of a network that is the user's own."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's ``config.json``."""
+    network: nn.Module | None = None
+    """One that the user has made, on the CPU, where no name can build it."""
 
     def build(self) -> nn.Module:
         """The network in eval, its parameters frozen.
@@ -43,7 +48,7 @@ class Model:
         Raises:
             ValueError: weights that do not fit the network.
         """
-        network = untrained(self.kind, self.spec)
+        network = untrained(self.kind, self.spec) if self.network is None else copy.deepcopy(self.network)
         if self.state is not None:
             try:
                 network.load_state_dict(dict(self.state))
@@ -88,6 +93,8 @@ def load(kind: Kind, text: str) -> Model:
             user's that has other weights each time.
         FileNotFoundError: no checkpoint there.
     """
+    if text in _given:
+        return replace(_given[text], kind=kind)
     spec = plugins.Spec.parse(text)
     if "/" in spec.name:
         return _from_checkpoint(kind, spec)
@@ -121,6 +128,67 @@ def _kind_of(text: str) -> Kind:
         told = checkpoints.load(name)[0].get("kind")
         return "purifier" if told == "purifier" else "classifier"
     return "purifier" if name in plugins.known(PACKAGES["purifier"]) else "classifier"
+
+
+ADDRESS = r" at 0x[0-9a-f]+"
+"""In the text of an object, where it lies in memory."""
+_given: dict[str, Model] = {}
+"""Networks that the user has made, by the names that :func:`give_name` gave them."""
+
+
+def give_name(network: nn.Module) -> str:
+    """A name by which this process finds a network that the user has made: its class, and a hash of all that it is.
+
+    Workers get the network by value. It is copied: what becomes of it later changes nothing.
+
+    Raises:
+        ValueError: a class whose source cannot be read, so that another could not be told from it.
+    """
+    classes = {type(layer) for layer in network.modules()}
+    sources = sorted(f"{kind.__qualname__} {_source_of(kind)}" for kind in classes)
+    settings = [[name, sorted(_settings(layer))] for name, layer in network.named_modules()]
+    code = hashlib.sha256(json.dumps([repr(network), sources, settings]).encode()).hexdigest()
+    weights = _weights_hash(network)
+    name = f"{type(network).__name__}-{hashlib.sha256(f'{weights} {code}'.encode()).hexdigest()[:8]}"
+    spec = plugins.Spec(name=name)
+    _given[name] = Model(
+        kind="classifier",
+        name=name,
+        spec=spec,
+        state=None,
+        sha256=_hash(spec, weights),
+        code=code,
+        network=copy.deepcopy(network).cpu(),
+    )
+    return name
+
+
+def modules_given() -> set[str]:
+    """The modules that define what :func:`give_name` has named, but for torch's and this package's."""
+    layers = (layer for model in _given.values() for layer in cast(nn.Module, model.network).modules())
+    return {type(layer).__module__ for layer in layers if not _is_library(type(layer))}
+
+
+def _is_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("torch", __package__)
+
+
+def _source_of(kind: type) -> str:
+    """The source of a class and of those that it is made of; empty for one of a library."""
+    try:
+        return "".join(inspect.getsource(one) for one in kind.__mro__ if one is not object and not _is_library(one))
+    except (OSError, TypeError):
+        raise ValueError(
+            f"{kind.__qualname__}: its source cannot be read, so that another network of its weights could not be "
+            "told from it; define it in a file, or in a notebook's cell"
+        ) from None
+
+
+def _settings(layer: nn.Module) -> list[str]:
+    """What a layer holds beside weights and layers, in words that are the same in each process."""
+    own = {name: value for name, value in vars(layer).items() if not name.startswith("_") and name != "training"}
+    texts = {name: getattr(value, "__qualname__", re.sub(ADDRESS, "", repr(value))) for name, value in own.items()}
+    return [f"{name} = {text}" for name, text in texts.items()]
 
 
 def _own(model: Model, network: nn.Module) -> Model:

@@ -2,10 +2,14 @@
 
 ``raypurify evaluate --classifiers a b --limit 100`` is ``raypurify.evaluate(classifiers=["a", "b"], limit=100)``, with
 the same defaults and errors. These functions leave torch's threads and random numbers as they found them.
+
+Where a flag names a classifier or a purifier that is there, a network (``nn.Module``) of your own may stand. Where it
+names a dataset, ``(x, y)`` may, for ``engine="local"``: see :func:`raypurify.evaluation.tensors.write_images`.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,8 +40,8 @@ def evaluate(*, engine: Engine = "ray", **flags: Any) -> pa.Table:
     """
     from raypurify.jobs.evaluate import run
 
-    with _process_kept():
-        return run(_arguments("evaluate", jobs.evaluate(), engine, flags))
+    with _arguments("evaluate", jobs.evaluate(), engine, flags) as arguments:
+        return run(arguments)
 
 
 def attack(*, engine: Engine = "ray", **flags: Any) -> pa.Table:
@@ -57,8 +61,8 @@ def attack(*, engine: Engine = "ray", **flags: Any) -> pa.Table:
 
     from raypurify.jobs.attack import run
 
-    with _process_kept():
-        return pa.Table.from_pylist([run(_arguments("attack", jobs.attack(), engine, flags))])
+    with _arguments("attack", jobs.attack(), engine, flags) as arguments:
+        return pa.Table.from_pylist([run(arguments)])
 
 
 def clean(*, engine: Engine = "ray", **flags: Any) -> pa.Table:
@@ -78,8 +82,8 @@ def clean(*, engine: Engine = "ray", **flags: Any) -> pa.Table:
 
     from raypurify.jobs.clean import run
 
-    with _process_kept():
-        return pa.Table.from_pylist([run(_arguments("clean", jobs.clean(), engine, flags)).shown()])
+    with _arguments("clean", jobs.clean(), engine, flags) as arguments:
+        return pa.Table.from_pylist([run(arguments).shown()])
 
 
 def train(images: jobs.Images = "digits", *, engine: Engine = "ray", **flags: Any) -> nn.Module:
@@ -98,17 +102,20 @@ def train(images: jobs.Images = "digits", *, engine: Engine = "ray", **flags: An
     """
     from raypurify.jobs.train import network, run
 
-    with _process_kept():
-        arguments = _arguments("train", jobs.train(images), engine, flags)
+    with _arguments("train", jobs.train(images), engine, flags) as arguments:
         return network(arguments.training, run(arguments))
 
 
-def _arguments(verb: str, job: jobs.Job, engine: str, flags: Mapping[str, Any]) -> Any:
-    """The arguments of a job, by its flags.
+@contextmanager
+def _arguments(verb: str, job: jobs.Job, engine: str, flags: Mapping[str, Any]) -> Iterator[Any]:
+    """The arguments of a job, by its flags; after the block torch's threads and generators are as they were before.
 
     Raises:
         ValueError: an unknown engine or flag, a value of another type, or a flag that is missing.
     """
+    import torch
+
+    from raypurify.jobs import own
     from raypurify.runs import cli
 
     if engine not in ("ray", "local"):
@@ -116,17 +123,14 @@ def _arguments(verb: str, job: jobs.Job, engine: str, flags: Mapping[str, Any]) 
     for name, instead in (("local", "give engine='local'"), ("dry_run", "it is the command's")):
         if name in flags:
             raise ValueError(f"{verb}: {name}: {instead}")
-    return cli.filled(job.default, {**flags, "local": engine == "local"}, verb)
-
-
-@contextmanager
-def _process_kept() -> Iterator[None]:
-    """Leave torch's threads and generators as they were before the block."""
-    import torch
-
     threads = torch.get_num_threads()
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices):
+        try:
+            if verb != "clean":
+                split = "train" if verb == "train" else "test"
+                flags = own.written(flags, f"{folder}/arrays", split=split, local=engine == "local")
+            named = {name: own.named(value) for name, value in flags.items()}
+            yield cli.filled(job.default, {**named, "local": engine == "local"}, verb)
+        finally:
+            torch.set_num_threads(threads)

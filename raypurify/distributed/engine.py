@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
-from raypurify import runs
+from raypurify import models, runs
 from raypurify.distributed import cluster, train, units
 from raypurify.jobs.engine import Engine, Rows
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
@@ -23,7 +24,11 @@ class RayEngine(Engine):
         cluster.check_room(needs)
 
     def connect(self, needs: Needs) -> dict[str, Any]:
-        return cluster.connect(needs)
+        hardware = cluster.connect(needs)
+        for name in models.modules_given():
+            # Workers need not be able to import them.
+            ray.cloudpickle.register_pickle_by_value(importlib.import_module(name))
+        return hardware
 
     def check_output(self, output: str, *, shared_filesystem: bool) -> None:
         cluster.check_output(output, shared_filesystem=shared_filesystem)

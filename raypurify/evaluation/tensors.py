@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypurify import plugins
@@ -14,6 +17,9 @@ from raypurify.attacks._active import begin_draws, logits_of
 from raypurify.data import DataError, open_source, read_rows
 from raypurify.evaluation.grid import built_attack
 from raypurify.training import batch_of, full_float32
+
+ROWS = 1000
+"""Of a row group: what is read at once."""
 
 
 def load_images(
@@ -42,6 +48,37 @@ def load_images(
         raise DataError(f"{data}: expected images of one shape, got {shapes}")
     batch = batch_of(np.stack(images), np.concatenate([part.labels for part in parts]), (), "cpu")
     return batch.x, batch.y
+
+
+def write_images(path: str, x: Tensor | NDArray[Any], y: Tensor | NDArray[Any]) -> None:
+    """Write images and labels as a Parquet file, a dataset for ``--data``.
+
+    Args:
+        path: of the file.
+        x: (N, H, W) or (N, H, W, C) uint8; or (N, C, H, W) in [0, 1], multiples of 1/255, which datasets hold.
+        y: (N,) whole numbers, the labels.
+
+    Raises:
+        ValueError: images or labels of other shapes, types or values.
+    """
+    images, labels = (np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values) for values in (x, y))
+    if images.dtype != np.uint8 and images.ndim == 4:
+        images = np.moveaxis(images, 1, 3) * 255.0
+        rounded = np.round(images)
+        if not (np.abs(images - rounded) < 0.01).all() or images.min(initial=0) < 0 or images.max(initial=0) > 255:
+            raise ValueError("x: expected multiples of 1/255 in [0, 1], as images are stored: (x * 255).round() / 255")
+        images = rounded.astype(np.uint8)
+    images = images[..., None] if images.ndim == 3 else images
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
+        raise ValueError(
+            "x: expected images, (N, H, W) or (N, H, W, 1 or 3) uint8 or (N, 1 or 3, H, W) floats, got "
+            f"{tuple(x.shape)} {x.dtype}"
+        )
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise ValueError(f"y: expected ({len(images)},) whole numbers, got {tuple(y.shape)} {y.dtype}")
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images))
+    table = pa.table({"image": tensors, "label": pa.array(labels.astype(np.int64))})
+    pq.write_table(table, path, row_group_size=ROWS)
 
 
 def accuracy_under(

@@ -6,7 +6,7 @@ import os
 import platform
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -200,8 +200,11 @@ def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, 
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of what it stands on."""
-    installed = {name: metadata.version(name) for name in PACKAGES}
+    """Versions of Python, of this package and of what it stands on, as far as that is installed."""
+    installed = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
     return {"raypurify": __version__, "python": platform.python_version(), **installed}
 
 

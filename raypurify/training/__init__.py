@@ -1,8 +1,8 @@
-"""Training in plain torch, which knows nothing of workers.
+"""Training in plain torch, by one process or by data-parallel ones.
 
 ``config`` says what is trained, ``batches`` holds images on a device and in a precision (the names of both can be
 imported from here); ``objectives`` has what is done with a batch, ``pairs`` where a purifier's adversarial images come
-from.
+from, ``order`` which images are a batch, ``worker`` the epochs and checkpoints of one process.
 """
 
 from raypurify.training.batches import (

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import raypurify
 from raypurify import storage
@@ -100,6 +101,88 @@ def test_a_name_is_loaded_whatever_it_names() -> None:
     assert raypurify.load("threshold")(x).unique().tolist() == [1]
     with pytest.raises(ValueError, match="classifier 'a_net' has to be trained first"):
         raypurify.load("a_net")
+
+
+class Means(nn.Module):
+    """A classifier by the means of rows."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.head = nn.Linear(28, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x.mean(dim=(1, 3)) * self.scale)
+
+
+def means(scale: float = 1.0, seed: int = 0) -> Means:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Means(scale)
+
+
+def test_networks_and_images_of_ones_own(tmp_path: Path) -> None:
+    x, y = raypurify.load_images("digits", limit=30)
+    purifier = nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1))
+    common: dict[str, Any] = {"attacks": ["fgsm,epsilon=0.1"], "output": f"{tmp_path}/run", "engine": "local"}
+    network = means()
+    summary = raypurify.evaluate(data=(x, y), classifiers=[network], purifiers=[purifier, "identity"], **common)
+    assert summary["n"].to_pylist() == [30, 30]
+    assert re.fullmatch(r"Means-[0-9a-f]{8}", summary["classifier"][0].as_py())
+    right = raypurify.accuracy_under(network, x, y, attacks=["fgsm,epsilon=0.1"])
+    assert summary["accuracy_clean"][0].as_py() == pytest.approx(right["clean"])
+    assert summary["accuracy_adversarial"][0].as_py() == pytest.approx(right["fgsm,epsilon=0.1"])
+    assert network.training
+    pixels = (x * 255).round().to(torch.uint8)[:, 0].numpy()
+    again = raypurify.evaluate(
+        data=(pixels, y.numpy()), classifiers=[means()], purifiers=[purifier, "identity"], **common
+    )
+    assert again.equals(summary)
+    assert len(storage.read_json(f"{tmp_path}/run/run.json")["attempts"]) == 1, (
+        "the same images and networks: all is done"
+    )
+    for other in (means(scale=2.0), means(seed=1)):
+        changed = raypurify.evaluate(data=(x, y), classifiers=[other], purifiers=["identity"], **common)
+        assert changed["cell"][0].as_py() not in summary["cell"].to_pylist()
+    trained = raypurify.train(
+        data=(x, y),
+        model="cru_net,width=2",
+        classifier=network,
+        epochs=1,
+        batch=8,
+        validation=0,
+        attacks=["fgsm,epsilon=0.1"],
+        output=f"{tmp_path}/purifier",
+        engine="local",
+    )
+    assert trained(x).shape == x.shape
+
+
+def of_no_file() -> nn.Module:
+    names: dict[str, Any] = {"Module": nn.Module}
+    exec("class Nowhere(Module): pass", names)
+    return names["Nowhere"]()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"data": (torch.full((2, 1, 4, 4), 0.3), torch.zeros(2).long())}, "x: expected multiples of 1/255 in [0, 1]"),
+        (
+            {"data": (torch.zeros(2, 4), torch.zeros(2).long())},
+            "x: expected images, (N, H, W) or (N, H, W, 1 or 3) uint8",
+        ),
+        ({"data": (torch.zeros(2, 1, 4, 4), torch.zeros(2))}, "y: expected (2,) whole numbers, got (2,) torch.float32"),
+        (
+            {"data": (torch.zeros(2, 1, 4, 4), torch.zeros(2).long()), "engine": "ray"},
+            "data: images in memory",
+        ),
+        ({"classifiers": [of_no_file()]}, "Nowhere: its source cannot be read"),
+    ],
+)
+def test_what_can_be_no_network_or_dataset_is_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        raypurify.evaluate(**{"engine": "local", **flags})
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The two engines give the same results, and each goes on with what the other began."""
 
 import dataclasses
+import importlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import raypurify
 from raypurify import storage
 from raypurify.evaluation import results
 from raypurify.evaluation.generation import GenerationConfig
@@ -103,3 +105,39 @@ def test_a_training(local_ray: None, tmp_path: Path) -> None:
         assert scores(begun_by_the_other) == expected[1]
         run = storage.read_json(f"{begun_by_the_other}/run.json")
         assert [attempt["config"]["local"] for attempt in run["attempts"]] == [not resources.local, resources.local]
+
+
+OWN = """
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(28, 10)
+
+    def forward(self, x):
+        return self.head(picked(x))
+
+def picked(x):
+    return x[:, 0, 14]
+"""
+
+
+def test_a_network_that_workers_cannot_import(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = importlib.import_module("only_here").Own()
+    summaries = [
+        raypurify.evaluate(
+            data="digits",
+            limit=40,
+            classifiers=[network],
+            purifiers=["identity"],
+            attacks=["fgsm,epsilon=0.1"],
+            actors=1,
+            output=f"{tmp_path}/{engine}",
+            engine=engine,
+        )
+        for engine in ("ray", "local")
+    ]
+    assert summaries[0].equals(summaries[1])

@@ -24,7 +24,18 @@ from raypurify.jobs.train import train
 from raypurify.runs import lease
 from raypurify.training import TrainingConfig
 
-WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from raypurify.command.main import main; main()"
+WITHOUT_RAY = """
+import sys
+from importlib import metadata
+
+distribution = metadata.distribution
+metadata.distribution = lambda name: distribution("no-such-package" if name == "ray" else name)
+sys.modules["ray"] = None
+
+from raypurify.command.main import main
+
+main()
+"""
 POOL = ActorPool(actors=1, batch=64, local=True)
 ONE_WORKER = TrainingResources(cpus_per_worker=1, local=True)
 TRAINING = TrainingConfig(

@@ -1,0 +1,45 @@
+"""What the user has made in this process, networks and images, where a job wants names and URLs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from raypurify import models
+from raypurify.evaluation.tensors import write_images
+
+DATASETS = ("data", "input")
+"""Flags that name a dataset."""
+
+
+def named(value: Any) -> Any:
+    """The value of a flag, with a name for each network in it: see :func:`raypurify.models.give_name`."""
+    if isinstance(value, list | tuple):
+        return [named(item) for item in value]
+    return models.give_name(value) if isinstance(value, nn.Module) else value
+
+
+def written(flags: Mapping[str, Any], folder: str, *, split: str, local: bool) -> dict[str, Any]:
+    """The flags, with the images and labels that were given for a dataset written to a folder.
+
+    Args:
+        flags: by name.
+        folder: is made, where it is needed.
+        split: what these images are of a dataset, where no flag tells it.
+        local: whether this process does the work.
+
+    Raises:
+        ValueError: it does not, and actors of a cluster would not find the folder.
+    """
+    result = dict(flags)
+    for name in DATASETS:
+        if isinstance(flags.get(name), tuple):
+            if not local:
+                raise ValueError(f"{name}: images in memory are for engine='local'; a cluster reads a dataset")
+            os.mkdir(folder)
+            write_images(f"{folder}/{flags.get('split', split)}-images.parquet", *flags[name])
+            result[name] = folder
+    return result
