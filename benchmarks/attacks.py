@@ -307,6 +307,7 @@ def main() -> None:
     """Measure and print the JSON object."""
     parser = arguments(__doc__)
     parser.add_argument("--picture", help="only draw twelve images of stAdv into this PNG file")
+    parser.add_argument("--only", nargs="+", default=[], help="only these parts, which a wrong name lists")
     options = parser.parse_args()
     if options.picture:
         picture(subject(12), options.picture)
@@ -315,33 +316,43 @@ def main() -> None:
     search, steps = CW_STEPS["quick" if options.quick else "full"]
     whole = subject(images)
     few = whole.first(few_images)
-    results = signs(few, turns) + scaled(whole.first(min(images, 256)))
-    results += minimal(
-        "DeepFool",
-        whole,
-        few,
-        DeepFool(),
-        foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10),
-        torchattacks.DeepFool(few.classifier, steps=50),
-        turns,
-    )
-    results += minimal(
-        f"Carlini-Wagner L2, {search} x {steps} steps",
-        whole,
-        few,
-        CarliniWagner(search_steps=search, steps=steps),
-        foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=search, steps=steps),
-        torchattacks.CW(few.classifier, c=1, steps=search * steps, lr=0.01),
-        turns,
-    )
-    results += adaptive(whole.first(4 if options.quick else 192))
-    colour = subject(4 if options.quick else 32, "cifar10", "weights/cifar10/d_net")
-    theirs = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=search, steps=steps)
-    results.append(
-        in_colour(f"{search} x {steps} steps", colour, CarliniWagner(search_steps=search, steps=steps), theirs)
-    )
-    results.append(spatial(whole))
-    results.append(auto_attack(whole.first(min(images, 32)), 100 if options.quick else 5000))
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "signs": lambda: signs(few, turns),
+        "scaled": lambda: scaled(whole.first(min(images, 256))),
+        "deepfool": lambda: minimal(
+            "DeepFool",
+            whole,
+            few,
+            DeepFool(),
+            foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10),
+            torchattacks.DeepFool(few.classifier, steps=50),
+            turns,
+        ),
+        "carlini_wagner": lambda: minimal(
+            f"Carlini-Wagner L2, {search} x {steps} steps",
+            whole,
+            few,
+            CarliniWagner(search_steps=search, steps=steps),
+            foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=search, steps=steps),
+            torchattacks.CW(few.classifier, c=1, steps=search * steps, lr=0.01),
+            turns,
+        ),
+        "adaptive": lambda: adaptive(whole.first(4 if options.quick else 192)),
+        "colour": lambda: [
+            in_colour(
+                f"{search} x {steps} steps",
+                subject(4 if options.quick else 32, "cifar10", "weights/cifar10/d_net"),
+                CarliniWagner(search_steps=search, steps=steps),
+                foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=search, steps=steps),
+            )
+        ],
+        "spatial": lambda: [spatial(whole)],
+        "auto_attack": lambda: [auto_attack(whole.first(min(images, 32)), 100 if options.quick else 5000)],
+    }
+    unknown = {*options.only} - {*parts}
+    if unknown:
+        parser.error(f"--only knows {', '.join(parts)}; got {', '.join(sorted(unknown))}")
+    results = [measured for name in options.only or parts for measured in parts[name]()]
     report("attacks", results, ("torch", "foolbox", "adversarial-robustness-toolbox", "torchattacks"))
 
 
