@@ -27,6 +27,8 @@ class DemoArguments:
     """Of the purifier's training; the classifier's has half as many."""
     cpus_per_worker: int = 2
     """CPUs, and threads of arithmetic, of each step."""
+    local: bool = False
+    """Work in this process, in plain torch, without Ray."""
     overwrite: bool = False
     """Start afresh, whatever the output holds."""
 
@@ -44,7 +46,7 @@ def main(arguments: DemoArguments) -> None:
         rate=2e-3,
         validation=0,
     )
-    resources = TrainingResources(cpus_per_worker=arguments.cpus_per_worker)
+    resources = TrainingResources(cpus_per_worker=arguments.cpus_per_worker, local=arguments.local)
     print("1/3 training A-net")
     train(common, resources, classifier, overwrite=arguments.overwrite)
     print("2/3 training CRU-Net against attacks on A-net")
@@ -72,7 +74,7 @@ def main(arguments: DemoArguments) -> None:
                 adaptive_purifiers=(storage.join(purifier, "model"),),
                 masking_images=100,
             ),
-            resources=ActorPool(actors=1, cpus_per_actor=arguments.cpus_per_worker),
+            resources=ActorPool(actors=1, cpus_per_actor=arguments.cpus_per_worker, local=arguments.local),
             destination=Destination(output=storage.join(arguments.output, "evaluation"), overwrite=arguments.overwrite),
         )
     )
