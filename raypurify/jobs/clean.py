@@ -242,10 +242,10 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
         "skipped_files": ", ".join(f"{count} {kind}" for kind, count in skipped.items()) or "none",
         "tried": tried,
         "rejected": len(rejects),
-        "images_per_second": rate * resources.actors,
+        "images_per_second": rate * resources.needs.count,
         "estimated": "unknown"
         if counts.tars or not rate
-        else formats.duration(counts.images / rate / resources.actors),
+        else formats.duration(counts.images / rate / resources.needs.count),
     }
 
 

@@ -106,8 +106,9 @@ class ActorPool:
 
     @property
     def needs(self) -> Needs:
-        """What the pool starts with."""
-        return Needs(kind="actor", count=self.actors, cpus=self.cpus_per_actor, gpus=self.gpus_per_actor)
+        """What the pool starts with; this process, where it does the work, is one actor with the CPUs of all."""
+        count = 1 if self.local else self.actors
+        return Needs(kind="actor", count=count, cpus=self.threads, gpus=self.gpus_per_actor)
 
     @property
     def device(self) -> str:

@@ -136,7 +136,7 @@ def dry_run(source: Source, pool: ActorPool, work: RowWork) -> dict[str, Any]:
         pieces = [read_rows(shard, 0, shard.rows) for shard in tried.shards]
         for ids, images, labels in batches_of(pieces, pool.batch):
             deque(process(batch_of(images, labels, (), device), ids, set(work.marks)), maxlen=0)
-        rate = tried.rows / (time.perf_counter() - began) * pool.actors
+        rate = tried.rows / (time.perf_counter() - began) * pool.needs.count
     return {
         "images": source.rows,
         "shape": "x".join(map(str, shape_of(source))),

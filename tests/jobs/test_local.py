@@ -18,7 +18,7 @@ from raypurify import runs, storage
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.jobs.attack import attack
-from raypurify.jobs.evaluate import evaluate
+from raypurify.jobs.evaluate import dry_run, evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
 from raypurify.runs import lease
@@ -106,6 +106,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert not (output / "_SUCCESS").exists()
     subprocess.run(job, check=True, capture_output=True)
     assert made(output) == expected
+
+
+def test_a_dry_run_is_of_one_process_with_the_threads_of_all(small_classifier: str) -> None:
+    config = EvaluationConfig(data="digits", limit=20, classifiers=(small_classifier,), attacks=("none",))
+    found = dry_run(config, dataclasses.replace(POOL, actors=2))
+    assert found["actors"] == "1 actor(s) of 2 CPU(s) each"
+    assert found["tried"] == "20 on cpu"
 
 
 def test_two_do_not_write_to_one_output(small_classifier: str, tmp_path: Path) -> None:
