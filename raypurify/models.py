@@ -8,6 +8,8 @@ import importlib
 import inspect
 import json
 import re
+import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -164,9 +166,11 @@ def give_name(network: nn.Module) -> str:
 
 
 def modules_given() -> set[str]:
-    """The modules that define what :func:`give_name` has named, but for torch's and this package's."""
+    """The modules that define what :func:`give_name` has named, but for this package's and those that are installed."""
     layers = (layer for model in _given.values() for layer in cast(nn.Module, model.network).modules())
-    return {type(layer).__module__ for layer in layers if not _is_library(type(layer))}
+    names = {type(layer).__module__ for layer in layers if not _is_library(type(layer))}
+    installed = sysconfig.get_path("purelib"), sysconfig.get_path("platlib")
+    return {name for name in names if not str(getattr(sys.modules[name], "__file__", "")).startswith(installed)}
 
 
 def _is_library(kind: type) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import raypurify
-from raypurify import storage
+from raypurify import models, storage
 from raypurify.runs import schema
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +156,12 @@ def test_networks_and_images_of_ones_own(tmp_path: Path) -> None:
         engine="local",
     )
     assert trained(x).shape == x.shape
+
+
+def test_workers_get_the_code_that_they_cannot_import() -> None:
+    models.give_name(nn.Sequential(means(), nn.ReLU()))
+    assert Means.__module__ in models.modules_given()
+    assert not [name for name in models.modules_given() if name.startswith("torch")]
 
 
 def of_no_file() -> nn.Module:
