@@ -115,7 +115,7 @@ def readable(text: str) -> str:
 
 _SEPARATOR = re.compile(r",(?![^\[]*\])")  # a comma that is not inside brackets
 _FRACTION = re.compile(r"\s*-?\d+(\.\d+)?\s*/\s*\d+(\.\d+)?\s*")
-_DECIMAL_GIVEN = re.compile(r"(?<==)-?\d+\.\d+(?=,|$)")
+_DECIMAL_GIVEN = re.compile(r"(?<==)-?\d+\.\d+(?=[,+]|$)")  # behind a purifier's name, + stands in a victim's
 _FRACTION_GIVEN = re.compile(rf"(?<==){_FRACTION.pattern}(?=,|$)")
 
 

@@ -146,6 +146,7 @@ def test_a_fraction_and_its_decimal_read_alike() -> None:
     assert decimal(written) == "pgd,epsilon=0.03137254901960784,steps=5"
     assert readable(decimal(written)) == written
     assert str(Spec.parse(written)) == str(Spec.parse(decimal(written)))
+    assert readable(f"gaussian_noise,sigma={16 / 255}+a_net") == "gaussian_noise,sigma=16/255+a_net"
     for text in ("pgd,epsilon=0.3,steps=40", "runs/1/2", "attacked,url=runs/8/images", "mine,sizes=[0.1,0.2]"):
         assert decimal(text) == readable(text) == text
 

@@ -93,6 +93,17 @@ def test_adaptive_figure_is_the_lowest_and_says_how_it_differs() -> None:
     assert other[1][3:5] == ["not run", "5.00 4.29–5.69"], "an adaptive cell without a partner has a line of its own"
 
 
+def test_radii_steps_and_noise_are_written_as_people_do() -> None:
+    params = {"epsilon": 8 / 255, "step_size": 2 / 255, "decay": 0.3}
+    noise = f"gaussian_noise,sigma={16 / 255}"
+    summary = summary_of(
+        *(cell(setting=setting, purifier=noise, eps=8 / 255, params=params) for setting in ("white-box", "adaptive"))
+    )
+    page = parse(summary)
+    assert page.figures("white-box")[0] == ["a_net under pgd L∞ ε = 8/255 step_size = 2/255, decay = 0.3 1,797 images"]
+    assert page.figures("white-box")[1][0].startswith("gaussian_noise sigma=16/255")
+
+
 def test_a_users_metric_has_a_column_beside_the_others() -> None:
     mine = Metric(name="mine", measure=lambda a, b: a, unit="nats", digits=1)
     rows = [cell(mine_purified=1.25, mine_adversarial=9.0, mine_clean_purified=9.0)]
