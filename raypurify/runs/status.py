@@ -69,12 +69,12 @@ def status_of(output: str) -> Status:
     """What the files of a run say.
 
     Raises:
-        ValueError: there is no run; the message names runs in the folder's folders.
+        ValueError: there is no run; the message says who begins one, or names the runs in the folder's folders.
     """
     try:
         run = storage.read_json(storage.join(output, "run.json"))
     except FileNotFoundError:
-        raise ValueError(f"{output} holds no run: there is no run.json in it{_runs_below(output)}") from None
+        raise ValueError(f"{output} holds no run: there is no run.json in it{_instead(output)}") from None
     identity, attempts = run["identity"], tuple(run["attempts"])
     job = job_of(identity)
     held = lease.seen(output)
@@ -110,8 +110,11 @@ def _state(output: str, job: Job | None, held: tuple[lease.Holder, float | None]
     return "finished" if storage.is_success(output) else "interrupted"
 
 
-def _runs_below(output: str) -> str:
-    """The end of a sentence: which folders of a local folder hold runs."""
+def _instead(output: str) -> str:
+    """The end of a sentence on a folder without a run: who begins one just now, or which of its folders hold runs."""
+    held = lease.seen(output)
+    if held is not None:
+        return f" yet; attempt {held[0].attempt} on host {held[0].host} has begun at {held[0].started}"
     if not storage.is_local(output):
         return ""
     fs, path = storage.filesystem(output)

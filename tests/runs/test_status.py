@@ -167,6 +167,11 @@ def test_a_lease_that_has_run_out_holds_nothing_and_nothing_is_written(tmp_path:
 def test_what_is_no_run_is_refused_with_the_runs_below(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere holds no run: there is no run\.json"):
         status_of(str(tmp_path / "nowhere"))
+    with (
+        lease.hold(str(tmp_path / "begun")) as held,
+        pytest.raises(ValueError, match=rf"no run\.json in it yet; attempt {held.attempt} on host .* has begun"),
+    ):
+        status_of(str(tmp_path / "begun"))
     at_work = attempt(str(tmp_path / "demo/a_net"), TRAINING)
     next(at_work)
     with pytest.raises(ValueError, match="its folders a_net hold some"):
