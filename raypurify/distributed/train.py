@@ -46,12 +46,25 @@ def fit(job: Job, resources: TrainingResources, output: str) -> None:
 class StopAtFinalErrors(ray.train.UserCallback):
     """Ends a run whose failure would come again; Ray Train by itself would start its workers ``max_failures`` times."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _in_controller, ()
+
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             cause = getattr(error, "_base_exc", error)  # what the worker raised, in Ray Train's wrapping
             if isinstance(cause, FINAL_ERRORS) or getattr(cause, "errno", None) in storage.UNWRITABLE:
                 _silence_ray_train()
                 raise runs.StoppedError(str(cause))
+
+
+SLOW_MACHINE = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
+"""Where Ray Train warns, by a traceback, that a busy machine was slow to answer; by its own words no fault."""
+
+
+def _in_controller() -> StopAtFinalErrors:
+    """The callback, when it has come to the process of Ray Train's controller."""
+    logging.getLogger(SLOW_MACHINE).setLevel(logging.ERROR)
+    return StopAtFinalErrors()
 
 
 def _silence_ray_train() -> None:

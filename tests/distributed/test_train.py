@@ -1,8 +1,11 @@
 """Training on a real local Ray: the same curve whatever the workers, and after whatever is killed."""
 
 import dataclasses
+import importlib
 import json
+import logging
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import models, plugins, runs, storage
 from raypurify.data import Origin, open_source, read_rows
+from raypurify.distributed.train import SLOW_MACHINE, StopAtFinalErrors
 from raypurify.images import encode_png
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import prepare, train
@@ -252,6 +256,14 @@ def test_checkpoints_and_model_go_to_s3(s3: str, local_ray: None, undisturbed: s
     here = safetensors.torch.load_file(str(Path(undisturbed, "model/model.safetensors")))
     there = safetensors.torch.load(storage.read_bytes(f"{output}/model/model.safetensors"))
     assert all(torch.allclose(here[name], there[name], atol=1e-5) for name in here)
+
+
+def test_a_slow_machine_prints_no_traceback_of_rays() -> None:
+    """Ray Train's controller, to which the callback is sent, would log one when a request takes 5 seconds."""
+    logger = importlib.import_module(SLOW_MACHINE).logger
+    logger.setLevel(logging.NOTSET)
+    assert isinstance(pickle.loads(pickle.dumps(StopAtFinalErrors())), StopAtFinalErrors)
+    assert logger.level == logging.ERROR
 
 
 def test_a_purifier_to_start_from_may_come_from_other_classes(tmp_path: Path) -> None:
