@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,13 +34,17 @@ class AttackedDataset:
     """Of this dataset."""
 
     def __post_init__(self) -> None:
-        if ids_of(self.source) is None:
+        if self._ids is None:
             raise DataError(f"{self.url}: these images have no column 'id', by which a clean image finds its partner")
 
     @cached_property
     def source(self) -> Source:
         """The attacked images."""
         return open_source(self.url, split=self.split)
+
+    @cached_property
+    def _ids(self) -> pa.ChunkedArray | None:
+        return ids_of(self.source)
 
     @cached_property
     def _kept(self) -> dict[int, NDArray[np.uint8]]:
@@ -49,9 +54,8 @@ class AttackedDataset:
     @cached_property
     def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Hashes of all ids, ascending, and the row of each, counted through the shards."""
-        ids = ids_of(self.source)
-        assert ids is not None
-        hashes = np.array([seed_of(name) for name in ids.to_pylist()], np.int64)
+        assert self._ids is not None
+        hashes = np.array([seed_of(name) for name in self._ids.to_pylist()], np.int64)
         order = np.argsort(hashes)
         return hashes[order], order
 
