@@ -48,6 +48,11 @@ def checked(
     return source, described(source, labels), missing_classes(source, labels, done)
 
 
+def told(about: str, warnings: Iterable[str]) -> tuple[str, ...]:
+    """The lines that a job prints of its data: what they are, and warnings."""
+    return about, *(f"warning: {text}" for text in warnings)
+
+
 def matched(source: Source, classifiers: Iterable[Model]) -> Source:
     """The source with its labels numbered as the classifiers number their classes, where both have names for them.
 

@@ -113,12 +113,12 @@ def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
     return rows.dry_run(source, resources, Generation(config=config, networks=networks, output=""))
 
 
-def _prepare(config: GenerationConfig) -> tuple[Source, Networks, list[str]]:
+def _prepare(config: GenerationConfig) -> tuple[Source, Networks, tuple[str, ...]]:
     """Open the data and the networks, and hold them against each other: lines on the data."""
     source = open_source(config.input, split=config.split, limit=config.limit)
     networks = Networks.load(config)
     source, about, warnings = preflight.checked(config.input, source, networks.all, job="an attack", done="attacked")
-    return source, networks, [about, *(f"warning: {text}" for text in warnings)]
+    return source, networks, preflight.told(about, warnings)
 
 
 def _figures(output: str, source: Source) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def evaluate(
         work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells))
         todo = undone(work, planned)
         if todo or cells != earlier or not run.finished:
-            _tell(about, warnings)
+            print("\n".join(preflight.told(about, warnings)))
             run.counts["warnings"] = warnings
             run.counts["images"] = source.rows
             with attempt_at(run, resources, asdict(config), shared_filesystem=shared_filesystem) as attempt:
@@ -159,12 +159,8 @@ def _conclude(
 def dry_run(config: EvaluationConfig, resources: ActorPool) -> dict[str, Any]:
     """What :func:`raypurify.jobs.rows.dry_run` tells of an evaluation; lines on the data are printed."""
     source, grid, about, warnings = _prepare(config, resources)
-    _tell(about, warnings)
+    print("\n".join(preflight.told(about, warnings)))
     return {"cells": len(grid.cells), **rows.dry_run(source, resources, Evaluation(grid=grid, output=""))}
-
-
-def _tell(about: str, warnings: Sequence[str]) -> None:
-    print("\n".join([about, *(f"warning: {text}" for text in warnings)]))
 
 
 def _prepare(config: EvaluationConfig, resources: ActorPool) -> tuple[Source, Grid, str, list[str]]:

@@ -102,11 +102,11 @@ def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source,
     if config.limit is not None:
         source, labels = limited(source, labels, config.limit)
     training, held_out = hold_out(source, labels, config.validation, config.seed)
-    about = [f"{preflight.described(source, labels)}; {held_out.rows:,} held out"]
     missing = preflight.missing_classes(source, labels_of(training), "training")
     if held_out.rows:
         missing += preflight.missing_classes(source, labels_of(held_out), "held-out")
-    return training, held_out, (*about, *(f"warning: {text}" for text in missing))
+    about = f"{preflight.described(source, labels)}; {held_out.rows:,} held out"
+    return training, held_out, preflight.told(about, missing)
 
 
 def main(arguments: TrainingArguments) -> None:
