@@ -19,15 +19,13 @@ import torchattacks
 from _harness import arguments, median_rate, report, result, seconds_in_turns
 from torch import Tensor, nn
 
-from raypurify import models, plugins
+import raypurify
+from raypurify import models
 from raypurify.attacks.carlini_wagner import CarliniWagner
 from raypurify.attacks.deepfool import DeepFool
 from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
 from raypurify.attacks.stadv import StAdv
-from raypurify.data import open_source, read_rows
-from raypurify.purifiers import Composite
-from raypurify.training import batch_of
 
 EPSILON = 0.3
 AUTO_EPSILON = 0.1
@@ -92,10 +90,9 @@ class Scaled(nn.Module):
 
 def subject(n: int, dataset: str = "mnist", classifier: str = "weights/mnist/a_net") -> Subject:
     """A classifier, and the first ``n`` images of a dataset's test set."""
-    rows = read_rows(open_source(dataset, split="test").shards[0], 0, n)
-    batch = batch_of(np.asarray(rows.images), rows.labels, (), "cpu")
-    network = models.placed(models.load("classifier", classifier).build(), "cpu")
-    return Subject(classifier=network, x=batch.x.contiguous(), y=batch.y)
+    x, y = raypurify.load_images(dataset, limit=n)
+    network = models.placed(raypurify.load(classifier), "cpu")
+    return Subject(classifier=network, x=x.contiguous(), y=y)
 
 
 def minimal(
@@ -208,8 +205,8 @@ def scaled(few: Subject) -> list[dict[str, Any]]:
 
 def adaptive(few: Subject) -> list[dict[str, Any]]:
     """PGD through the CRU-Net before A-net, from one start and from five: images fooled, beside Foolbox's."""
-    purifier = models.placed(models.load("purifier", "weights/mnist/cru_net-a_net").build(), "cpu")
-    victim = replace(few, classifier=Composite(few.classifier, purifier).eval())
+    purifier = models.placed(raypurify.load("weights/mnist/cru_net-a_net"), "cpu")
+    victim = replace(few, classifier=nn.Sequential(purifier, few.classifier).eval())
     other = fooled_by_foolbox(victim, foolbox.attacks.LinfPGD(abs_stepsize=EPSILON / 30, steps=40), EPSILON)
     return [
         fooled(f"adaptive PGD, 40 steps, starts: {restarts}", victim, PGD(restarts=restarts), other)
@@ -279,8 +276,8 @@ def auto_attack(few: Subject, queries: int) -> dict[str, Any]:
     from art.attacks.evasion import AutoAttack, AutoProjectedGradientDescent, DeepFool, SquareAttack
     from art.estimators.classification import PyTorchClassifier
 
-    ours = plugins.build("raypurify.attacks", plugins.Spec.parse(f"torchattacks.AutoAttack,eps={AUTO_EPSILON}"))
-    mine = few.accuracy(few.ours(ours))
+    name = f"torchattacks.AutoAttack,eps={AUTO_EPSILON}"
+    mine = raypurify.accuracy_under(few.classifier, few.x, few.y, [name])[name]
     estimator = PyTorchClassifier(
         few.classifier,
         loss=nn.CrossEntropyLoss(),

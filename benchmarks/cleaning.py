@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import _harness
 import numpy as np
@@ -25,12 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+import raypurify
 from raypurify import models, storage
-from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.images import decode, encode_png, to_uint8_nhwc
-from raypurify.jobs.clean import clean
-from raypurify.jobs.resources import ActorPool
-from raypurify.purifiers import cru_net
 from raypurify.storage import checkpoints
 
 ROWS = 500
@@ -39,7 +37,8 @@ ROWS = 500
 def purifier(folder: str) -> str:
     """A CRU-Net checkpoint in ``folder`` that changes its images."""
     torch.manual_seed(0)
-    network = cru_net.build(channels=3)
+    spec = models.shaped_for("purifier", "cru_net", (32, 32, 3), classes=0)
+    network: Any = models.untrained("purifier", spec)
     torch.nn.init.normal_(network.output.weight, std=0.01)
     url = f"{folder}/cru_net"
     checkpoints.save(url, {"kind": "purifier", "plugin": "cru_net", "params": {"channels": 3}}, network.state_dict())
@@ -65,8 +64,7 @@ def parquet(folder: str, count: int, side: int) -> str:
 
 def ours(source: str, network: str, actors: int, output: str, batch: int = 250) -> float:
     """Images a second of a cleaning, by its own ``run.json``."""
-    config = CleaningConfig(input=source, purifier=network)
-    clean(config, ActorPool(actors=actors, cpus_per_actor=1, batch=batch), output)
+    raypurify.clean(input=source, purifier=network, actors=actors, cpus_per_actor=1, batch=batch, output=output)
     return float(storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]["images_per_second"])
 
 

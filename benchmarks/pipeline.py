@@ -20,7 +20,6 @@ from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import batches_of, units_of
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool
-from raypurify.runs import schema
 from raypurify.training import batch_of
 
 BATCH = 250
@@ -48,7 +47,7 @@ def bare_loop(config: EvaluationConfig) -> float:
                 for scored in evaluator.evaluate(batch.x, batch.y, ids):
                     scores.setdefault(scored.cell.hash, []).append(scored.scores)
             for cell, tables in scores.items():
-                whole = pa.concat_tables([schema.SCORES.empty_table(), *tables])
+                whole = pa.concat_tables(tables)
                 storage.write_table(f"{output}/{cell}/{unit.name}.parquet", whole)
     return source.rows / (time.perf_counter() - started)
 

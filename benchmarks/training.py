@@ -14,7 +14,7 @@ import _harness
 import numpy as np
 import torch
 
-from raypurify import plugins, storage
+from raypurify import models, storage
 from raypurify.data import open_source, read_rows
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import prepare, train
@@ -41,7 +41,7 @@ def bare_loop(config: TrainingConfig) -> float:
     rows = [read_rows(shard, 0, shard.rows) for shard in source.shards]
     images = np.concatenate([np.asarray(part.images) for part in rows])
     labels = np.concatenate([part.labels for part in rows])
-    network = plugins.build("raypurify.classifiers", prepare(config, TrainingResources()).network)
+    network = models.untrained("classifier", prepare(config, TrainingResources()).network)
     network = network.train().to(memory_format=torch.channels_last)
     steps = len(images) // config.batch
     setup = Setup(config=config, network=network, total_steps=config.epochs * steps, device="cpu")

@@ -1,4 +1,4 @@
-"""Trained models: the folders that hold them, and what loads them for an actor on another machine."""
+"""Trained models: the folders that hold them, what loads them for an actor on another machine, and how they compute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import json
 import re
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -21,6 +22,8 @@ from raypurify import plugins, storage
 from raypurify.storage import checkpoints
 
 Kind = Literal["classifier", "purifier"]
+Precision = Literal["float32", "bfloat16"]
+"""What a network computes in; its weights are float32 in either case."""
 PACKAGES: Mapping[Kind, str] = {"classifier": "raypurify.classifiers", "purifier": "raypurify.purifiers"}
 
 
@@ -293,3 +296,40 @@ def placed(network: nn.Module, device: str) -> nn.Module:
     """The network on a device, in channels-last memory, which convolutions gain from."""
     moved: nn.Module = cast(Any, network).to(device, memory_format=torch.channels_last)
     return moved
+
+
+def fast_precision(device: str) -> Precision:
+    """What this machine computes fast on ``device``: bfloat16 where it has instructions for it, else float32."""
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # not in the oldest torch that this project takes
+    return "bfloat16" if native is not None and native() else "float32"
+
+
+@contextmanager
+def autocast(device: str, precision: Precision) -> Iterator[None]:
+    """Arithmetic of ``precision`` in what runs inside."""
+    with (
+        full_float32(enabled=precision == "float32"),
+        # A cached copy of a weight, made where no gradient is recorded, would pass for it where one is.
+        torch.autocast(
+            device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
+        ),
+    ):
+        yield
+
+
+@contextmanager
+def full_float32(*, enabled: bool = True) -> Iterator[None]:
+    """Products of float32 numbers in float32, in the whole process for a time.
+
+    TF32 keeps 10 of the 23 bits of a factor's fraction, and PyTorch lets a GPU take it in convolutions by default.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    if enabled:
+        matmul.allow_tf32, cudnn.allow_tf32 = False, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -27,7 +27,6 @@ from raypurify.cleaning.tiles import NotFiniteError, Tiling, compare, purify_pix
 from raypurify.images import Picture
 from raypurify.runs import fields
 from raypurify.seeds import seed_of
-from raypurify.training import Precision, autocast
 
 Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
 
@@ -63,7 +62,7 @@ class CleaningConfig:
     """Images of more pixels (height times width) are rejected."""
     limit: int | None = None
     """The first files (or ranges of rows) only."""
-    precision: Precision = "float32"
+    precision: models.Precision = "float32"
     """Of the networks' arithmetic; float32 without TF32."""
     seed: int = 0
     """Of purifiers that draw at random."""
@@ -250,7 +249,7 @@ class Cleaner:
         if self.classifier is None or model is None or not takes(model, pixels.shape[1:]):
             return [None] * len(pixels)
         try:
-            with torch.no_grad(), autocast(self.device, self.work.config.precision):
+            with torch.no_grad(), models.autocast(self.device, self.work.config.precision):
                 x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(255)
                 labels: list[int] = self.classifier(x).argmax(dim=1).tolist()
                 return labels

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from raypurify import metrics
 from raypurify.images import to_uint8_nhwc
+from raypurify.models import Precision, autocast
 from raypurify.purifiers import purify
 from raypurify.seeds import derive
-from raypurify.training import Precision, autocast
 
 RAMP = 16
 """Pixels over which two tiles are blended linearly, where neither is exact."""

@@ -67,19 +67,14 @@ def clean() -> Job:
 def train(images: Images, **defaults: Any) -> Job:
     """Train a purifier for a classifier, or a classifier.
 
-    The classifier has to be named, or be said to be none. ``images`` picks the defaults: the radius that a purifier
-    withstands is a choice, and no shape of images tells it.
+    The classifier has to be named, or be said to be none. ``images`` picks the defaults.
     """
     import tyro
 
-    from raypurify.jobs.train import TrainingArguments, main
-    from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS
+    from raypurify.jobs.train import PRESETS, TrainingArguments, main
 
-    digits: dict[str, Any] = {"attacks": DIGIT_ATTACKS}
-    photographs: dict[str, Any] = {"attacks": PHOTOGRAPH_ATTACKS, "augmentation": "flip_crop"}
     usual = {"model": "cru_net", "classifier": tyro.MISSING, "output": f"runs/train-{images}"}
-    own = digits if images == "digits" else photographs
-    return Job.of(main, TrainingArguments, **{**usual, **own, **defaults})
+    return Job.of(main, TrainingArguments, **{**usual, **PRESETS[images], **defaults})
 
 
 def status() -> Job:

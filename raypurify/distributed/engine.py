@@ -8,12 +8,12 @@ from typing import Any
 
 import ray
 
-from raypurify import models, runs
+from raypurify import runs
 from raypurify.distributed import cluster, train, units
+from raypurify.jobs import own
 from raypurify.jobs.engine import Engine, Rows
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 from raypurify.jobs.work import Todo, Work
-from raypurify.training import Precision, fast_precision
 from raypurify.training.worker import Job
 
 
@@ -25,7 +25,7 @@ class RayEngine(Engine):
 
     def connect(self, needs: Needs) -> dict[str, Any]:
         hardware = cluster.connect(needs)
-        for name in models.modules_given():
+        for name in own.modules():
             # Workers need not be able to import them.
             ray.cloudpickle.register_pickle_by_value(importlib.import_module(name))
         return hardware
@@ -36,15 +36,9 @@ class RayEngine(Engine):
     def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
         return units.rows(work, todo, pool, attempt)
 
-    def call(self, pool: ActorPool, function: Callable[..., Any], *arguments: Any) -> Any:
-        task = ray.remote(num_cpus=pool.cpus_per_actor, num_gpus=pool.gpus_per_actor)(function)
+    def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
+        task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus)(function)
         return ray.get(task.remote(*arguments))
-
-    def fast_precision(self, resources: TrainingResources) -> Precision:
-        needs = resources.needs
-        probe = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus)(fast_precision)
-        precision: Precision = ray.get(probe.remote(resources.device))
-        return precision
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:
         train.fit(job, resources, run.output)

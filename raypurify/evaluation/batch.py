@@ -19,7 +19,6 @@ from raypurify.metrics import METRICS, measured
 from raypurify.purifiers import detect, is_differentiable, purify, victim_of
 from raypurify.runs import schema
 from raypurify.seeds import seed_of
-from raypurify.training import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class Evaluator:
             ids: the images' ids, from which their seeds come.
             cells: hashes of the cells to do; all of them if None.
         """
-        with torch.no_grad(), autocast(self.device, self.grid.config.precision):
+        with torch.no_grad(), models.autocast(self.device, self.grid.config.precision):
             clean = _Clean(self, x, y, ids)
             for group, attack in zip(self.grid.groups, self.attacks, strict=True):
                 wanted = [cell for cell in group.cells if cells is None or cell.hash in cells]

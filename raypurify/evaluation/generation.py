@@ -19,7 +19,6 @@ from raypurify.images import encode_png, to_uint8_nhwc
 from raypurify.purifiers import is_random, purify, victim_of
 from raypurify.runs import fields, schema
 from raypurify.seeds import seed_of
-from raypurify.training import Precision, autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class GenerationConfig:
     """Purifier that the attacker knows and attacks through (by BPDA with the identity where it has no gradient)."""
     eot: int = 10
     """Draws of a random purifier that this attacker averages over."""
-    precision: Precision = "float32"
+    precision: models.Precision = "float32"
     """Of the networks' arithmetic; float32 without TF32."""
     png: bool = False
     """Also write each attacked image as png/SPLIT/LABEL/ID.png."""
@@ -119,7 +118,7 @@ class Generator:
         Returns:
             Rows of ``schema.IMAGES``.
         """
-        with torch.no_grad(), autocast(self.device, self.config.precision):
+        with torch.no_grad(), models.autocast(self.device, self.config.precision):
             seeds = [seed_of(self.config.seed, self.attack_text, name, 0, 0) for name in ids]
             attacked = run_attack(self.attack, self._victim(), x, y, seeds=seeds)
             pixels = to_uint8_nhwc(attacked.x_adv)

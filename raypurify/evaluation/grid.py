@@ -13,7 +13,6 @@ from raypurify.attacks import Attack, radius_name, radius_of
 from raypurify.metrics import Metric
 from raypurify.purifiers import is_differentiable, is_random
 from raypurify.runs import fields, schema
-from raypurify.training import Precision
 
 Setting = Literal["white-box", "black-box", "transfer", "adaptive"]
 
@@ -57,7 +56,7 @@ class EvaluationConfig:
     metrics: tuple[str, ...] = ()
     """Metrics beside L∞, L2, PSNR and SSIM: my_package.module:callable[,KEY=VALUE...], which returns a
     raypurify.metrics.Metric."""
-    precision: Precision = "float32"
+    precision: models.Precision = "float32"
     """Of the networks' arithmetic; float32 without TF32. Final figures are float32."""
     seed: int = 0
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raypurify import plugins
+from raypurify import models, plugins
 from raypurify.attacks import Attack, check_images, frozen, run
 from raypurify.attacks._active import begin_draws, logits_of
 from raypurify.data import DataError, open_source, read_rows
 from raypurify.evaluation.grid import built_attack
-from raypurify.training import batch_of, full_float32
+from raypurify.training import batch_of
 
 ROWS = 1000
 """Of a row group: what is read at once."""
@@ -108,7 +108,7 @@ def accuracy_under(
         for attack in attacks
     }
     right = dict.fromkeys(("clean", *by_text), 0)
-    with full_float32(), frozen(model):
+    with models.full_float32(), frozen(model):
         for start in range(0, len(x), batch):
             part = slice(start, start + batch)
             right["clean"] += _right(model, x[part], y[part])

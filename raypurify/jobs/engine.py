@@ -9,7 +9,6 @@ from typing import Any, Protocol, cast
 from raypurify import runs
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 from raypurify.jobs.work import Todo, Work
-from raypurify.training import Precision
 from raypurify.training.worker import Job
 
 Rows = Generator[dict[str, Any], None, None]
@@ -54,12 +53,8 @@ class Engine(Protocol):
         """
         ...
 
-    def call(self, pool: ActorPool, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns where it has what an actor has."""
-        ...
-
-    def fast_precision(self, resources: TrainingResources) -> Precision:
-        """What the hardware that trains is fast in."""
+    def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns where it has what one actor or worker has."""
         ...
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:

@@ -213,7 +213,7 @@ def _write_samples(work: Evaluation, attempt: Attempt, units: Sequence[Unit]) ->
     """Write ``samples/`` of each cell, where there is what an actor needs."""
     seed = work.grid.config.seed
     chosen = {cell.hash: samples.choose(work.output, cell.hash, seed) for cell in work.grid.cells}
-    attempt.engine.call(attempt.pool, write_samples, work, attempt.pool, attempt.run.id, units, chosen)
+    attempt.engine.call(attempt.pool.needs, write_samples, work, attempt.pool, attempt.run.id, units, chosen)
 
 
 def write_samples(

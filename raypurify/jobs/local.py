@@ -16,7 +16,7 @@ from raypurify.jobs.engine import Engine, Rows
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 from raypurify.jobs.work import Todo, UnitWorker, Work
 from raypurify.storage import retries
-from raypurify.training import Precision, fast_precision, saved
+from raypurify.training import saved
 from raypurify.training.order import EpochOrder, epoch_batches
 from raypurify.training.worker import FINAL_ERRORS, Job, Worker
 
@@ -42,11 +42,8 @@ class LocalEngine(Engine):
             # The requests are this process' own, which the run counts already.
             yield {**worker.do(unit, marks), **dict.fromkeys(retries.counts(), 0)}
 
-    def call(self, pool: ActorPool, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
-
-    def fast_precision(self, resources: TrainingResources) -> Precision:
-        return fast_precision(resources.device)
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:
         resources.set_threads()

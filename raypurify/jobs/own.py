@@ -22,6 +22,11 @@ def named(value: Any) -> Any:
     return models.give_name(value) if isinstance(value, nn.Module) else value
 
 
+def modules() -> set[str]:
+    """The modules that define these networks: see :func:`raypurify.models.modules_given`."""
+    return models.modules_given()
+
+
 def written(flags: Mapping[str, Any], folder: str, *, split: str, local: bool) -> dict[str, Any]:
     """The flags, with the images and labels that were given for a dataset written to a folder.
 

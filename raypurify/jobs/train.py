@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -19,10 +20,16 @@ from raypurify.jobs.engine import engine_of
 from raypurify.jobs.resources import TrainingResources
 from raypurify.report import formats
 from raypurify.runs.progress import print_table
-from raypurify.training import Precision, TrainingConfig, saved
+from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS, TrainingConfig, saved
 from raypurify.training.objectives import build_attacks, build_pairs
 from raypurify.training.order import ORDER, epoch_batches, hold_out, limited
 from raypurify.training.worker import Job, Worker
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "digits": {"attacks": DIGIT_ATTACKS},
+    "photographs": {"attacks": PHOTOGRAPH_ATTACKS, "augmentation": "flip_crop"},
+}
+"""Defaults of flags, by what the images are. The radius that a purifier withstands is a choice: no shape tells it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +211,7 @@ def train(
             hardware = engine.connect(resources.needs)
             engine.check_output(output, shared_filesystem=shared_filesystem)
             if settle:
-                job = _settle_precision(job, run, engine.fast_precision(resources))
+                job = _settle_precision(job, run, engine.call(resources.needs, models.fast_precision, resources.device))
             with run.attempt(hardware, dataclasses.asdict(resources)):
                 engine.fit(job, resources, run)
                 run.check()
@@ -231,7 +238,7 @@ def _identity(job: Job) -> dict[str, Any]:
     return identity
 
 
-def _settle_precision(job: Job, run: runs.Run, fast: Precision) -> Job:
+def _settle_precision(job: Job, run: runs.Run, fast: models.Precision) -> Job:
     """Let "auto" be what the hardware is ``fast`` in, in the job and in the run's identity.
 
     A run that was begun has its precision already: elsewhere it is kept, and said.

@@ -5,16 +5,7 @@ imported from here); ``objectives`` has what is done with a batch, ``pairs`` whe
 from, ``order`` which images are a batch, ``worker`` the epochs and checkpoints of one process.
 """
 
-from raypurify.training.batches import (
-    Augmentation,
-    Batch,
-    Precision,
-    augment,
-    autocast,
-    batch_of,
-    fast_precision,
-    full_float32,
-)
+from raypurify.training.batches import Augmentation, Batch, augment, batch_of
 from raypurify.training.config import (
     ATTACKS,
     CLEAN_SHARE,

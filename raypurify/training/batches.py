@@ -1,10 +1,9 @@
-"""Batches of images in plain torch: on the device, in a precision, changed at random."""
+"""Batches of images in plain torch: on the device, changed at random."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Precision = Literal["float32", "bfloat16"]
 Augmentation = Literal["none", "affine", "flip_crop"]
 
 
@@ -36,43 +34,6 @@ def batch_of(
     x, y = (torch.from_numpy(np.require(values, requirements="W")).to(device) for values in (images, labels))
     x = x.permute(0, 3, 1, 2).to(memory_format=torch.channels_last).float().div_(255)
     return Batch(x=x, y=y, seeds=seeds, ids=ids)
-
-
-def fast_precision(device: str) -> Precision:
-    """What this machine computes fast on ``device``: bfloat16 where it has instructions for it, else float32."""
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.get_device_capability(device)[0] >= 8 else "float32"
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # not in the oldest torch that this project takes
-    return "bfloat16" if native is not None and native() else "float32"
-
-
-@contextmanager
-def autocast(device: str, precision: Precision) -> Iterator[None]:
-    """Arithmetic of ``precision`` in what runs inside."""
-    with (
-        full_float32(enabled=precision == "float32"),
-        # A cached copy of a weight, made where no gradient is recorded, would pass for it where one is.
-        torch.autocast(
-            device.partition(":")[0], dtype=torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False
-        ),
-    ):
-        yield
-
-
-@contextmanager
-def full_float32(*, enabled: bool = True) -> Iterator[None]:
-    """Products of float32 numbers in float32, in the whole process for a time.
-
-    TF32 keeps 10 of the 23 bits of a factor's fraction, and PyTorch lets a GPU take it in convolutions by default.
-    """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    if enabled:
-        matmul.allow_tf32, cudnn.allow_tf32 = False, False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def augment(x: Tensor, seeds: Sequence[int], augmentation: Augmentation) -> Tensor:

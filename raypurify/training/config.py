@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raypurify import plugins
+from raypurify.models import Precision, fast_precision
 from raypurify.runs import fields
-from raypurify.training.batches import Augmentation, Precision, fast_precision
+from raypurify.training.batches import Augmentation
 
 DIGIT_ATTACKS = (
     "fgsm,epsilon=0.3",

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from raypurify import plugins
 from raypurify.attacks import Attack
-from raypurify.training.batches import Batch, augment, autocast, full_float32
+from raypurify.models import autocast, full_float32
+from raypurify.training.batches import Batch, augment
 from raypurify.training.config import TrainingConfig, precision_of
 from raypurify.training.pairs import Pairs, PairSetup
 

@@ -28,7 +28,7 @@ from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import prepare, train
 from raypurify.runs import StoppedError, schema
 from raypurify.storage import checkpoints
-from raypurify.training import TrainingConfig, batch_of, fast_precision
+from raypurify.training import TrainingConfig, batch_of
 
 CLASSIFIER = TrainingConfig(
     data="digits", model="a_net", epochs=3, batch=64, limit=400, validation=64, precision="float32", seed=7
@@ -98,7 +98,7 @@ def test_a_run_that_was_cut_off_before_its_last_files_writes_them_in_the_precisi
     train(dataclasses.replace(CLASSIFIER, precision="auto"), RESOURCES, str(output))
     assert storage.read_json(str(output / "run.json"))["identity"]["precision"] == "float32"
     told = "precision: float32, in which this run was begun; this hardware would be faster in bfloat16"
-    assert (told in capsys.readouterr().out) == (fast_precision("cpu") == "bfloat16")
+    assert (told in capsys.readouterr().out) == (models.fast_precision("cpu") == "bfloat16")
     assert (output / "model/model.safetensors").read_bytes() == Path(
         undisturbed, "model/model.safetensors"
     ).read_bytes()
@@ -109,7 +109,7 @@ def test_a_training_can_start_from_another(undisturbed: str, tmp_path: Path) -> 
     train(dataclasses.replace(CLASSIFIER, initial=f"{undisturbed}/model", precision="auto"), RESOURCES, output)
     assert curve(output)[0] < 0.8 * curve(undisturbed)[0]
     precision = storage.read_json(f"{output}/run.json")["identity"]["precision"]
-    assert precision == fast_precision("cpu")
+    assert precision == models.fast_precision("cpu")
     assert storage.read_json(f"{output}/model/config.json")["training"]["precision"] == precision
     with pytest.raises(ValueError, match=r"holds a_net.*this training is of b_net"):
         train(dataclasses.replace(CLASSIFIER, model="b_net", initial=f"{undisturbed}/model"), RESOURCES, output)

@@ -12,16 +12,9 @@ from torch import nn
 
 from raypurify.data import DataError
 from raypurify.images import encode_png
+from raypurify.models import Precision, autocast, fast_precision
 from raypurify.purifiers import cru_net
-from raypurify.training import (
-    Batch,
-    Precision,
-    TrainingConfig,
-    augment,
-    autocast,
-    batch_of,
-    fast_precision,
-)
+from raypurify.training import Batch, TrainingConfig, augment, batch_of
 from raypurify.training.objectives import (
     ClassifierObjective,
     DivergedError,
