@@ -34,7 +34,7 @@ def trained(local_ray: None, small_classifier: str, tmp_path_factory: pytest.Tem
     outputs = {}
     for workers in (1, 2):
         outputs[workers] = str(tmp_path_factory.mktemp("additions") / "run")
-        train(config, TrainingResources(workers=workers, cpus_per_worker=1), outputs[workers])
+        train(config, TrainingResources(workers=workers, cpus_per_worker=1, local=workers == 1), outputs[workers])
     return outputs
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,22 +105,33 @@ def test_a_job_that_is_refused_fails_on_the_cluster(head: dict[str, str], tmp_pa
         ),
     ],
 )
-def test_mistakes_are_named_without_a_traceback(words: list[str], message: str, tmp_path: Path) -> None:
-    command = [sys.executable, *words, "--output", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert message in done.stdout + done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+def test_mistakes_are_named_without_a_traceback(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [*words, "--output", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(words[0], run_name="__main__")
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert message in printed.out + printed.err
+    assert "Traceback" not in printed.out + printed.err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("job", ["demo", "train_mnist", "train_cifar", "evaluate"])
-def test_help_is_for_a_newcomer(job: str) -> None:
-    done = subprocess.run(
-        [sys.executable, f"jobs/{job}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "--output" in done.stdout
-    assert "--config FILE.yaml" in done.stdout
+def test_help_is_for_a_newcomer(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [f"jobs/{job}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(f"{ROOT}/jobs/{job}.py", run_name="__main__")
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--output" in printed
+    assert "--config FILE.yaml" in printed
 
 
 REAL_DATA = pytest.mark.skipif("RAYPURIFY_DATA" not in os.environ, reason="there is no real CIFAR-10 here")

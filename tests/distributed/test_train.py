@@ -106,7 +106,8 @@ def test_a_run_that_was_cut_off_before_its_last_files_writes_them_in_the_precisi
 
 def test_a_training_can_start_from_another(undisturbed: str, tmp_path: Path) -> None:
     output = str(tmp_path / "run")
-    train(dataclasses.replace(CLASSIFIER, initial=f"{undisturbed}/model", precision="auto"), RESOURCES, output)
+    config = dataclasses.replace(CLASSIFIER, initial=f"{undisturbed}/model", precision="auto")
+    train(config, dataclasses.replace(RESOURCES, local=True), output)
     assert curve(output)[0] < 0.8 * curve(undisturbed)[0]
     precision = storage.read_json(f"{output}/run.json")["identity"]["precision"]
     assert precision == models.fast_precision("cpu")
@@ -130,7 +131,7 @@ def test_two_workers_give_one_workers_curve(local_ray: None, small_classifier: s
     curves = []
     for workers in (1, 2):
         output = str(tmp_path / str(workers))
-        train(config, dataclasses.replace(RESOURCES, workers=workers), output)
+        train(config, dataclasses.replace(RESOURCES, workers=workers, local=workers == 1), output)
         curves.append(curve(output))
     assert len(curves[0]) == 50
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
@@ -141,7 +142,7 @@ def test_batch_statistics_and_dropout_do_not_depend_on_the_number_of_workers(loc
     curves, networks = [], []
     for workers in (1, 2, 4):
         output = str(tmp_path / str(workers))
-        train(config, dataclasses.replace(RESOURCES, workers=workers), output)
+        train(config, dataclasses.replace(RESOURCES, workers=workers, local=workers == 1), output)
         curves.append(curve(output))
         network = safetensors.torch.load_file(f"{output}/model/model.safetensors")
         networks.append(torch.cat([value.double().flatten() for value in network.values()]))
@@ -211,7 +212,7 @@ def test_images_that_cannot_be_decoded_are_rejects(
         encoded[row] = b"no image"
     pq.write_table(pa.table({"image": encoded, "label": digits.labels}), tmp_path / "train.parquet", row_group_size=64)
     config = dataclasses.replace(CLASSIFIER, data=str(tmp_path), limit=None, validation=40, epochs=2, batch=40)
-    train(config, RESOURCES, str(tmp_path / "run"), max_rejects=0.02)
+    train(config, dataclasses.replace(RESOURCES, local=True), str(tmp_path / "run"), max_rejects=0.02)
     rejects = storage.read_table(str(tmp_path / "run/rejects/training.parquet"), schema.REJECTS.names)
     assert rejects["id"].to_pylist() == sorted(f"train.parquet#{row}" for row in bad)
     assert len(curve(str(tmp_path / "run"))) == 2 * 4

@@ -134,17 +134,3 @@ def test_what_cannot_be_done_here_is_refused_with_the_flag(small_classifier: str
     config = GenerationConfig(input="digits", limit=20, attack="fgsm", classifier=small_classifier)
     with pytest.raises(ValueError, match=r"torch finds none on this machine. Give --gpus-per-actor 0"):
         attack(config, dataclasses.replace(POOL, gpus_per_actor=1), str(tmp_path / "run"))
-
-
-def test_an_image_that_cannot_be_read_is_a_reject(small_classifier: str, tmp_path: Path) -> None:
-    for index in range(40):
-        path = tmp_path / "images" / "test" / str(index % 10) / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((28, 28), index, np.uint8)).save(path)
-    path.write_bytes(b"no image")
-    config = EvaluationConfig(data=str(tmp_path / "images"), classifiers=(small_classifier,), attacks=("none",))
-    assert evaluate(config, POOL, str(tmp_path / "run"))["n"].to_pylist() == [39]
-    (reject,) = storage.read_table(storage.list_files(str(tmp_path / "run/rejects"))[0]).to_pylist()
-    assert reject["id"] == "9/39.png" or reject["id"].endswith("39.png")
-    with pytest.raises(runs.StoppedError, match="1 of 40 images are rejected"):
-        evaluate(config, POOL, str(tmp_path / "strict"), max_rejects=0.0)

@@ -1,21 +1,20 @@
-"""The committed weights on the real MNIST, through the real pipeline."""
+"""The committed weights on the real MNIST, through a real evaluation."""
 
 import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool
 
-WEIGHTS = ROOT / "weights" / "mnist"
+WEIGHTS = Path(__file__).parents[2] / "weights" / "mnist"
 
 
 @pytest.mark.skipif("RAYPURIFY_DATA" not in os.environ, reason="RAYPURIFY_DATA is unset: there is no real MNIST here")
 @pytest.mark.parametrize(("name", "attacked"), [("a_net", 0.2), ("b_net", 0.45)])
-def test_weights_keep_what_their_note_says(name: str, attacked: float, local_ray: None, tmp_path: Path) -> None:
+def test_weights_keep_what_their_note_says(name: str, attacked: float, tmp_path: Path) -> None:
     config = EvaluationConfig(
         data="mnist",
         limit=500,
@@ -23,7 +22,7 @@ def test_weights_keep_what_their_note_says(name: str, attacked: float, local_ray
         purifiers=(str(WEIGHTS / f"cru_net-{name}"),),
         attacks=("fgsm,epsilon=0.3", "pgd,epsilon=0.3,steps=10"),
     )
-    resources = ActorPool(actors=2, cpus_per_actor=1)
+    resources = ActorPool(actors=2, cpus_per_actor=1, local=True)
     for row in evaluate(config, resources, str(tmp_path / "run")).to_pylist():
         assert row["accuracy_clean"] >= 0.985
         assert row["accuracy_adversarial"] <= attacked

@@ -1,0 +1,64 @@
+"""Attacked datasets: made once, gone on with, and refused; in this process."""
+
+import dataclasses
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raypurify import storage
+from raypurify.evaluation.generation import GenerationConfig
+from raypurify.jobs.attack import attack
+from raypurify.jobs.resources import ActorPool
+from raypurify.runs import schema
+
+ONE = ActorPool(actors=1, batch=100, local=True)
+
+
+@pytest.fixture
+def config(small_classifier: str) -> GenerationConfig:
+    return GenerationConfig(
+        input="digits", split="train", limit=600, attack="pgd,epsilon=0.1,steps=2", classifier=small_classifier
+    )
+
+
+def images_of(output: str) -> pa.Table:
+    return storage.read_tables(storage.list_files(f"{output}/images", ".parquet"), schema.IMAGES).sort_by("id")
+
+
+def test_what_was_cut_off_goes_on_and_what_is_done_stays(config: GenerationConfig, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    attack(config, ONE, output)
+    before = images_of(output)
+    names = storage.list_files(f"{output}/images")
+    assert len(names) == 16
+    kept, lost = (Path(output, "images", name) for name in ("train-000000.parquet", "train-000001.parquet"))
+    time = kept.stat().st_mtime_ns
+    lost.unlink()
+    Path(output, "_SUCCESS").unlink()
+    attack(config, dataclasses.replace(ONE, batch=64), output)
+    assert images_of(output).equals(before)
+    assert storage.list_files(f"{output}/images") == names
+    assert kept.stat().st_mtime_ns == time
+    with pytest.raises(ValueError, match="this one has attack = 'fgsm"):
+        attack(dataclasses.replace(config, attack="fgsm"), ONE, output)
+
+
+def test_an_attack_through_the_purifier(config: GenerationConfig, small_purifier: str, tmp_path: Path) -> None:
+    few = dataclasses.replace(config, limit=60, purifier=small_purifier)
+    attack(few, ONE, str(tmp_path / "through"))
+    attack(dataclasses.replace(few, purifier=None), ONE, str(tmp_path / "plain"))
+    through, plain = images_of(str(tmp_path / "through")), images_of(str(tmp_path / "plain"))
+    assert through["clean"].equals(plain["clean"])
+    assert not through["image"].equals(plain["image"])
+
+
+def test_bad_input_is_refused_before_any_work(config: GenerationConfig, tmp_path: Path) -> None:
+    for message, changes in (
+        ("unknown name 'fgsmm'", {"attack": "fgsmm"}),
+        ("no checkpoint", {"classifier": "nowhere/a_net"}),
+        ("nowhere", {"input": str(tmp_path / "nowhere")}),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            attack(dataclasses.replace(config, **changes), ONE, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
