@@ -33,12 +33,12 @@ def _fetched(order: ray.ObjectRef[EpochOrder]) -> EpochOrder:
 def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) -> Dataset:
     """This worker's part of the global batches of ``epochs``, one after the other.
 
-    Iterated in batches of ``order.batch / order.workers`` rows, batch k of the stream is step k.
+    Iterated in batches of ``len(order.own)`` rows, batch k of the stream is step k.
     """
     reference = ray.put(order)
     rows = [
-        len(order.lanes) * (min(start + order.window_rows, order.steps * order.part) - start)
-        for start in range(0, order.steps * order.part, order.window_rows)
+        len(order.own) * (min(start + order.window_steps, order.steps) - start)
+        for start in range(0, order.steps, order.window_steps)
     ]
     row_bytes = int(np.prod(order.image_shape))
     tasks = [
@@ -46,5 +46,5 @@ def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) 
         for epoch in epochs
         for number, count in enumerate(rows)
     ]
-    block = len(order.lanes) * order.block_rows * row_bytes
+    block = len(order.own) * order.block_steps * row_bytes
     return blocks_of(tasks, name="Images", read_cpus=read_cpus, ordered=block, ahead=AHEAD_BYTES)

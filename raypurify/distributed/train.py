@@ -183,5 +183,4 @@ def _train_part(job: Job, resources: TrainingResources) -> None:
 
 def _batches(read_cpus: float, order: EpochOrder, epochs: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
     stream = training_stream(order, epochs, read_cpus)
-    size = order.batch // order.workers
-    return iter(stream.iterator().iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2))
+    return iter(stream.iterator().iter_batches(batch_size=len(order.own), batch_format="numpy", prefetch_batches=2))

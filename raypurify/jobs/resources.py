@@ -8,7 +8,6 @@ from typing import Literal
 
 from raypurify.runs import fields
 from raypurify.training.arithmetic import compute_on_cpus
-from raypurify.training.order import LANES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +130,8 @@ class TrainingResources:
     """Who does the work. None of it changes what is computed, but for rounding."""
 
     workers: int = 1
-    """Data-parallel workers: 1, 2, 4 or 8. Batch norms and dropouts of torch.nn see the global batch: any number trains
-    the same network."""
+    """Data-parallel workers; they divide the batch. Batch norms and dropouts of torch.nn see the global batch: any
+    number trains the same network."""
     use_gpu: bool = False
     """One GPU a worker (nccl) instead of CPUs (gloo)."""
     cpus_per_worker: int = 2
@@ -146,8 +145,8 @@ class TrainingResources:
     """Train in this process, in plain torch, without Ray: one worker."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or LANES % self.workers:
-            raise ValueError(f"workers must divide {LANES}: 1, 2, 4 or 8; got {self.workers!r}")
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1; got {self.workers!r}")
         if self.cpus_per_worker < 1 or self.read_cpus < 0:
             raise ValueError(
                 "cpus_per_worker must be at least 1, read_cpus at least 0; "

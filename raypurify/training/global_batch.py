@@ -8,6 +8,8 @@ parts together, and a mask belongs to the image's place in the global batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -19,21 +21,32 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
-def with_global_batch(network: nn.Module, generators: Sequence[torch.Generator]) -> nn.Module:
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run of a global batch's images whose dropout masks one generator draws, and those that this worker has."""
+
+    generator: torch.Generator
+    """Seeded alike by every worker that has images of the run."""
+    images: int
+    """Of the run."""
+    own: range
+    """This worker's images of the run."""
+
+
+def with_global_batch(network: nn.Module, runs: Sequence[Run]) -> nn.Module:
     """``network`` with its batch norms and dropouts exchanged; parameters, buffers and their names stay.
 
     Args:
         network: to be trained. What it draws or mixes by other means than ``torch.nn``'s own layers stays as it is.
-        generators: of the dropout masks, one for each equal run of a batch's images that this worker has, seeded alike
-            by whichever worker has that run.
+        runs: which hold this worker's images of a global batch, in their order.
     """
     shared = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-    if shared and generators[0].device.type == "cuda":
+    if shared and runs[0].generator.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, DROPOUTS) and type(child) in DROPOUTS:
-                setattr(module, name, PlacedDropout(child.p, type(child) is not nn.Dropout, generators))
+                setattr(module, name, PlacedDropout(child.p, type(child) is not nn.Dropout, runs))
             elif type(child) in BATCH_NORMS and shared:
                 child.__class__ = GlobalBatchNorm
     return network
@@ -61,21 +74,32 @@ def share_weights(network: nn.Module) -> nn.Module:
 
 
 class PlacedDropout(nn.Module):
-    """Dropout whose masks follow from generators of runs of images, and not from the number of images at hand."""
+    """Dropout whose masks follow from an image's place in the global batch, and not from the images at hand."""
 
-    def __init__(self, p: float, whole_maps: bool, generators: Sequence[torch.Generator]) -> None:
+    def __init__(self, p: float, whole_maps: bool, runs: Sequence[Run]) -> None:
         super().__init__()
-        self.p, self.whole_maps, self.generators = p, whole_maps, generators
+        self.p, self.whole_maps, self.runs = p, whole_maps, runs
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, ...) -> the same shape; N is a multiple of the number of generators."""
+        """(N, ...) -> the same shape; only where N is a multiple of this worker's images of a global batch do the masks
+        not depend on the number of workers.
+        """
         if not self.training or self.p == 0:
             return x
         kept = 1 - self.p
         # In the memory format of ``x``: a product of two formats is slow.
         mask = x.new_empty((*x.shape[:2], *[1] * (x.ndim - 2))) if self.whole_maps else torch.empty_like(x)
-        for part, generator in zip(mask.chunk(len(self.generators)), self.generators, strict=False):
-            part.bernoulli_(kept, generator=generator)
+        own = sum(len(run.own) for run in self.runs)
+        edges = [len(x) * images // own for images in accumulate((len(run.own) for run in self.runs), initial=0)]
+        for run, (start, stop) in zip(self.runs, pairwise(edges), strict=True):
+            part = mask[start:stop]
+            if len(run.own) == run.images:
+                part.bernoulli_(kept, generator=run.generator)
+            else:
+                first = len(x) * run.own.start // own
+                images = max(len(x) * run.images // own, first + len(part))
+                whole = part.new_empty((images, *part.shape[1:])).bernoulli_(kept, generator=run.generator)
+                part.copy_(whole[first : first + len(part)])
         return x * (mask.div_(kept) if kept else mask)
 
 

@@ -2,9 +2,9 @@
 
 The rows of each shard are permuted and cut into short pieces. The pieces of all shards are permuted and dealt to a
 fixed number of lanes. A lane's rows are mixed in windows, so that each window holds rows of many distant places. A
-global batch takes an equal part from each lane, and a worker reads the lanes that are its own. So what a step sees does
-not depend on the number of workers nor on how the data are sorted, no image is read twice, and an epoch can be entered
-again after a crash without what came before it.
+global batch takes an equal part from each lane, one lane after the other, and a worker reads its own equal run of each
+global batch. So what a step sees does not depend on the number of workers nor on how the data are sorted, no image is
+trained on twice, and an epoch can be entered again after a crash without what came before it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from raypurify.seeds import seed_of
 ORDER = 2
 """Number of the order that follows from a configuration: a run of another cannot be gone on with."""
 LANES = 8
-"""Lanes of a global batch: the numbers of workers that divide it can share a training run."""
+"""Lanes of a global batch. Up to so many workers read whole lanes; more of them share a lane's pieces."""
 WINDOW = 512
 """Rows of a lane that are mixed with each other, where the images are small."""
 WINDOW_BYTES = 256 * 2**20
@@ -114,13 +114,13 @@ class EpochOrder:
     """Images in a global batch; a multiple of LANES."""
     rank: int = 0
     workers: int = 1
-    """Workers, of which this is number ``rank``; a divisor of LANES."""
+    """Workers, of which this is number ``rank``; a divisor of ``batch``."""
 
     def __post_init__(self) -> None:
         if self.batch % LANES:
             raise ValueError(f"batch must be a multiple of {LANES}; got {self.batch!r}")
-        if LANES % self.workers:
-            raise ValueError(f"the number of workers must divide {LANES} (1, 2, 4 or 8); got {self.workers!r}")
+        if self.batch % self.workers:
+            raise ValueError(f"the number of workers must divide the batch of {self.batch}; got {self.workers!r}")
         if self.steps < 1:
             raise ValueError(
                 f"a batch of {self.batch} needs more than the {self.source.rows} rows of the training data"
@@ -137,31 +137,37 @@ class EpochOrder:
         return self.source.rows // LANES // self.part
 
     @property
+    def own(self) -> range:
+        """This worker's images of a global batch."""
+        size = self.batch // self.workers
+        return range(self.rank * size, (self.rank + 1) * size)
+
+    @property
     def lanes(self) -> range:
-        """This worker's lanes."""
-        return range(self.rank * LANES // self.workers, (self.rank + 1) * LANES // self.workers)
+        """The lanes that this worker's images come from."""
+        return range(self.own.start // self.part, -(-self.own.stop // self.part))
 
     @property
-    def window_rows(self) -> int:
-        """Rows of a lane in a window."""
-        return self._whole_parts(min(WINDOW, WINDOW_BYTES // self._lane_bytes))
+    def window_steps(self) -> int:
+        """Global batches in a window."""
+        return self._steps(min(WINDOW, WINDOW_BYTES // self._lane_bytes))
 
     @property
-    def block_rows(self) -> int:
-        """Rows of a lane in a block; whatever the number of workers, of whom each has its lanes' part of a block."""
-        return min(self.window_rows, self._whole_parts(BLOCK_BYTES // self._lane_bytes))
+    def block_steps(self) -> int:
+        """Global batches in a block, of which each worker reads its own images."""
+        return min(self.window_steps, self._steps(BLOCK_BYTES // self._lane_bytes))
 
     @property
     def windows(self) -> int:
         """Windows of an epoch."""
-        return -(-self.steps * self.part // self.window_rows)
+        return -(-self.steps // self.window_steps)
 
     @property
     def _lane_bytes(self) -> int:
         return LANES * int(np.prod(self.image_shape))
 
-    def _whole_parts(self, rows: int) -> int:
-        return rows // self.part * self.part or self.part
+    def _steps(self, lane_rows: int) -> int:
+        return lane_rows // self.part or 1
 
     @property
     def piece(self) -> int:
@@ -185,12 +191,12 @@ class EpochOrder:
         return np.concatenate(cuts)
 
     def window(self, epoch: int, number: int) -> NDArray[np.int64]:
-        """Rows of this worker's lanes in a window of an epoch, mixed: (lanes, rows, 2), each a shard and its row."""
+        """This worker's images in a window of an epoch: (global batches, images, 2), each a shard and its row."""
         order = np.random.default_rng(seed_of(self.seed, "order", epoch)).permutation(len(self._pieces))
         pieces = self._pieces[order]
         starts = np.concatenate([[0], np.cumsum(pieces[:, 2] - pieces[:, 1])])
-        lane_rows = self.steps * self.part
-        first, last = number * self.window_rows, min((number + 1) * self.window_rows, lane_rows)
+        lane_rows, window_rows = self.steps * self.part, self.window_steps * self.part
+        first, last = number * window_rows, min((number + 1) * window_rows, lane_rows)
         permuted = lru_cache(maxsize=None)(lambda index: self._permuted(epoch, index))
         lanes = []
         for lane in self.lanes:
@@ -199,8 +205,9 @@ class EpochOrder:
             rows = np.concatenate([_of_shard(shard, permuted(shard)[i:j]) for shard, i, j in pieces[low:high].tolist()])
             rows = rows[begin - starts[low] : end - starts[low]]
             mix = np.random.default_rng(seed_of(self.seed, "mix", epoch, lane, number))
-            lanes.append(mix.permutation(rows))
-        return np.stack(lanes)
+            lanes.append(mix.permutation(rows).reshape(-1, self.part, 2))
+        before = self.own.start - self.lanes.start * self.part
+        return np.concatenate(lanes, axis=1)[:, before : before + len(self.own)]
 
     def _permuted(self, epoch: int, index: int) -> NDArray[np.int64]:
         """The rows of a shard in its order of an epoch."""
@@ -214,7 +221,7 @@ def _of_shard(shard: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table]:
-    """The blocks of a window: rows batch by batch, and in each lane by lane. Each shard is read once.
+    """The blocks of a window: a worker's rows, batch by batch. Each shard is read once.
 
     This process keeps row groups of Parquet for the next windows.
 
@@ -226,10 +233,10 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
         DataError: an image of another shape, or none can be decoded.
     """
     parquet.keep_row_groups(KEPT_BYTES)
-    lanes = order.window(epoch, number)
-    cuts = range(0, lanes.shape[1], order.block_rows)
-    blocks = [_laid_out(lanes[:, start : start + order.block_rows], order.part) for start in cuts]
-    shards = np.unique(lanes[:, :, 0]).tolist()
+    window = order.window(epoch, number)
+    cuts = range(0, len(window), order.block_steps)
+    blocks = [window[start : start + order.block_steps].reshape(-1, 2) for start in cuts]
+    shards = np.unique(window[:, :, 0]).tolist()
     readers = {
         shard: read_parts(order.source.shards[shard], [block[block[:, 0] == shard, 1] for block in blocks])
         for shard in shards
@@ -245,18 +252,12 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
 
 def epoch_batches(order: EpochOrder, epoch: int) -> Iterator[dict[str, np.ndarray]]:
     """A worker's batches of an epoch, read as they are asked for: the columns of :func:`read_window`."""
-    size = order.batch // order.workers
     for number in range(order.windows):
         for block in read_window(order, epoch, number):
-            for start in range(0, len(block), size):
-                batch = block.slice(start, size)
+            for start in range(0, len(block), len(order.own)):
+                batch = block.slice(start, len(order.own))
                 images = batch["image"].combine_chunks().to_numpy_ndarray()
                 yield {name: batch[name].to_numpy() for name in ("label", "seed", "id", "reject")} | {"image": images}
-
-
-def _laid_out(lanes: NDArray[np.int64], part: int) -> NDArray[np.int64]:
-    """Lanes of (rows, 2) to batches that hold ``part`` rows of each lane in turn: (lanes * rows, 2)."""
-    return lanes.reshape(len(lanes), -1, part, 2).swapaxes(0, 1).reshape(-1, 2)
 
 
 class _Block:

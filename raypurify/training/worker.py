@@ -28,7 +28,7 @@ from raypurify.storage.published import published, redacted
 from raypurify.training.arithmetic import drop_pages
 from raypurify.training.batches import Batch, batch_of
 from raypurify.training.config import TrainingConfig
-from raypurify.training.global_batch import average, share_weights, with_global_batch
+from raypurify.training.global_batch import Run, average, share_weights, with_global_batch
 from raypurify.training.objectives import (
     ClassifierObjective,
     DivergedError,
@@ -119,9 +119,15 @@ class Worker:
         self.network = models.untrained(job.kind, job.network).train()
         if job.initial is not None and job.initial.state is not None:
             self.network.load_state_dict(dict(job.initial.state))
-        self.masks = {lane: torch.Generator(self.device) for lane in self.order.lanes}
+        self.masks = {lane: self._run(lane) for lane in self.order.lanes}
         self.network = self._prepared(self.network)
         self.objective = self._objective()
+
+    def _run(self, lane: int) -> Run:
+        """A lane's images of a global batch, and this worker's of them."""
+        part, own = self.order.part, self.order.own
+        start, stop = (min(max(edge - lane * part, 0), part) for edge in (own.start, own.stop))
+        return Run(generator=torch.Generator(self.device), images=part, own=range(start, stop))
 
     def _prepared(self, network: nn.Module) -> nn.Module:
         """A network on the device, alike on all workers, its batch norms and dropouts over the global batch."""
@@ -153,8 +159,8 @@ class Worker:
         batches = stream(self.order, left)
         for epoch in left:
             torch.manual_seed(seed_of(self.config.seed, "noise", epoch, self.rank))
-            for lane, generator in self.masks.items():
-                generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, lane))
+            for lane, run in self.masks.items():
+                run.generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, lane))
             curve = self._train_epoch(epoch, batches)
             self.curve.append(curve)
             self.validations.append(self._validate())

@@ -138,15 +138,15 @@ def test_two_workers_give_one_workers_curve(local_ray: None, small_classifier: s
 
 
 def test_batch_statistics_and_dropout_do_not_depend_on_the_number_of_workers(local_ray: None, tmp_path: Path) -> None:
-    config = dataclasses.replace(CLASSIFIER, model="networks:Mixing", epochs=2, validation=0)
+    config = dataclasses.replace(CLASSIFIER, model="networks:Mixing", epochs=2, batch=72, validation=0)
     curves, networks = [], []
-    for workers in (1, 2, 4):
+    for workers in (1, 2, 3):
         output = str(tmp_path / str(workers))
         train(config, dataclasses.replace(RESOURCES, workers=workers, local=workers == 1), output)
         curves.append(curve(output))
         network = safetensors.torch.load_file(f"{output}/model/model.safetensors")
         networks.append(torch.cat([value.double().flatten() for value in network.values()]))
-    assert len(curves[0]) == 12
+    assert len(curves[0]) == 10
     for other, network in zip(curves[1:], networks[1:], strict=True):
         # AdamW makes a full step of a gradient that is all rounding, so rounding grows from step to step.
         np.testing.assert_allclose(other[0], curves[0][0], rtol=1e-5)

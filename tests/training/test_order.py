@@ -67,15 +67,15 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert rows(order(), 1) == rows(order(), 1)
 
 
-@pytest.mark.parametrize("workers", [2, 4, 8])
-def test_workers_share_the_global_batch_of_one(workers: int) -> None:
-    alone = table(order(), 2)
-    shares = [table(order(rank, workers), 2) for rank in range(workers)]
-    local = 64 // workers
-    for step in (0, 7, order().steps - 1):
+@pytest.mark.parametrize(("workers", "batch"), [(2, 64), (4, 64), (8, 64), (3, 120), (5, 120), (16, 64), (64, 64)])
+def test_workers_share_the_global_batch_of_one(workers: int, batch: int) -> None:
+    alone = table(order(batch=batch), 2)
+    shares = [table(order(rank, workers, batch=batch), 2) for rank in range(workers)]
+    local = batch // workers
+    for step in range(order(batch=batch).steps):
         together = pa.concat_tables(share.slice(step * local, local) for share in shares)
-        assert together["seed"].to_pylist() == alone["seed"].slice(step * 64, 64).to_pylist()
-        assert together["label"].to_pylist() == alone["label"].slice(step * 64, 64).to_pylist()
+        for name in ("id", "seed", "label"):
+            assert together[name].to_pylist() == alone[name].slice(step * batch, batch).to_pylist()
     assert len({seed for share in shares for seed in share["seed"].to_pylist()}) == len(alone)
 
 
@@ -105,8 +105,7 @@ def test_each_batch_of_sorted_data_holds_all_classes(tmp_path: Path, each: int, 
     firsts = np.cumsum([0, *(shard.rows for shard in source.shards)])
     for number in (0, part.windows // 2):
         window = part.window(0, number)
-        numbers = labels[firsts[window[:, :, 0]] + window[:, :, 1]]
-        batches = numbers.reshape(LANES, -1, part.part).swapaxes(0, 1).reshape(-1, 128)
+        batches = numbers = labels[firsts[window[:, :, 0]] + window[:, :, 1]]
         absent = [10 - len(set(batch)) for batch in batches.tolist()]
         assert np.mean(absent) < 1.5
         assert np.bincount(numbers.ravel(), minlength=10).min() > 0
@@ -137,10 +136,10 @@ def test_large_images_come_in_blocks_of_bounded_bytes(tmp_path: Path) -> None:
     source = sorted_parquet(tmp_path, classes=4, each=60, group=80, side=2)
     shape = (2048, 2048, 3)
     large = EpochOrder(source=source, image_shape=shape, seed=0, batch=16)
-    assert large.block_rows == large.part == 2, "a batch of 16 is over 32 MiB already"
-    assert large.window_rows * LANES * int(np.prod(shape)) <= WINDOW_BYTES
+    assert large.block_steps == 1, "a batch of 16 is over 32 MiB already"
+    assert large.window_steps * 16 * int(np.prod(shape)) <= WINDOW_BYTES
     small = EpochOrder(source=source, image_shape=(512, 512, 3), seed=0, batch=16)
-    assert small.block_rows * LANES * 512 * 512 * 3 <= BLOCK_BYTES < small.window_rows * LANES * 512 * 512 * 3
+    assert small.block_steps * 16 * 512 * 512 * 3 <= BLOCK_BYTES < small.window_steps * 16 * 512 * 512 * 3
 
 
 def test_held_out_rows_are_as_many_as_asked_and_never_trained_on() -> None:
@@ -220,7 +219,7 @@ def test_the_order_of_many_shards_counts_their_rows_once() -> None:
 def test_refuses_what_does_not_divide() -> None:
     with pytest.raises(ValueError, match="batch must be a multiple of 8"):
         order(batch=60)
-    with pytest.raises(ValueError, match="workers must divide 8"):
+    with pytest.raises(ValueError, match="workers must divide the batch of 64; got 3"):
         order(workers=3)
     with pytest.raises(ValueError, match="needs more than the 40 rows"):
         order(source=open_source("digits", split="train", limit=40))
