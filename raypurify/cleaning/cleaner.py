@@ -25,7 +25,7 @@ from raypurify.cleaning.plan import Unit
 from raypurify.cleaning.reader import Item
 from raypurify.cleaning.tiles import NotFiniteError, Tiling, compare, purify_pixels
 from raypurify.images import Picture
-from raypurify.runs import fields
+from raypurify.runs import fields, stages
 from raypurify.seeds import seed_of
 
 Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
@@ -135,14 +135,17 @@ class Cleaner:
         limits = reader.Limits(max_pixels=config.max_pixels, threads=self.threads, killers=killers or {}, count=count)
         folder = storage.join(self.work.output, "images")
         shard = writer.shard(folder, unit.name, config.shards, config.format, self.check_lease)
-        for section in reader.sections(unit, limits):
+        for section in stages.each("read", reader.sections(unit, limits)):
             sink = shard or writer.mirror(folder, section, config.format, self.check_lease)
-            for item in self._in_order(section.items):
-                self._take(item, sink, done)
+            for item in self._in_order(stages.each("read", section.items)):
+                with stages.spending("write"):
+                    self._take(item, sink, done)
             if sink is not shard:
-                sink.close()
+                with stages.spending("write"):
+                    sink.close()
         if shard:
-            shard.close()
+            with stages.spending("write"):
+                shard.close()
         return done
 
     def try_out(self, item: Item) -> None:
@@ -213,7 +216,8 @@ class Cleaner:
         hides = not images.FORMATS[format].alpha
         if format in LOSSY or (hides and any(picture.alpha is not None for picture in pictures)):
             after = np.stack([_reread(future, pixels) for future, pixels in zip(encoded, after, strict=True)])
-        measures = compare(after, before)
+        with stages.spending("measure"):
+            measures = compare(after, before)
         labels = self._labels(before), self._labels(after)
         for index, item in enumerate(items):
             item.measures = {name: _number(values[index]) for name, values in measures.items()}
@@ -223,14 +227,15 @@ class Cleaner:
     def _purified(self, pixels: NDArray[np.uint8], ids: Sequence[str]) -> NDArray[np.uint8]:
         """(N, H, W, C) purified; grey images go through a colour purifier as colour."""
         is_grey = self.channels == 3 > pixels.shape[3]
-        purified = purify_pixels(
-            self.purifier,
-            np.repeat(pixels, 3, axis=3) if is_grey else pixels,
-            [seed_of(self.work.config.seed, "purify", id) for id in ids],
-            tiling=self.tiling,
-            device=self.device,
-            precision=self.work.config.precision,
-        )
+        with stages.spending("purify"):
+            purified = purify_pixels(
+                self.purifier,
+                np.repeat(pixels, 3, axis=3) if is_grey else pixels,
+                [seed_of(self.work.config.seed, "purify", id) for id in ids],
+                tiling=self.tiling,
+                device=self.device,
+                precision=self.work.config.precision,
+            )
         return _grey(purified) if is_grey else purified
 
     def _encode(self, picture: Picture, pixels: NDArray[np.uint8]) -> Future[tuple[bytes, tuple[str, ...]]]:
@@ -249,7 +254,7 @@ class Cleaner:
         if self.classifier is None or model is None or not takes(model, pixels.shape[1:]):
             return [None] * len(pixels)
         try:
-            with torch.no_grad(), models.autocast(self.device, self.work.config.precision):
+            with stages.spending("classify"), torch.no_grad(), models.autocast(self.device, self.work.config.precision):
                 x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(255)
                 labels: list[int] = self.classifier(x).argmax(dim=1).tolist()
                 return labels

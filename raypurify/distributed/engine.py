@@ -10,6 +10,7 @@ import ray
 
 from raypurify import runs
 from raypurify.distributed import cluster, train, units
+from raypurify.distributed.metrics import Metrics
 from raypurify.jobs import own
 from raypurify.jobs.engine import Engine, Rows
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
@@ -34,7 +35,10 @@ class RayEngine(Engine):
         cluster.check_output(output, shared_filesystem=shared_filesystem)
 
     def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
-        return units.rows(work, todo, pool, attempt)
+        metrics = Metrics(work.output, len(todo))
+        for row in units.rows(work, todo, pool, attempt):
+            metrics.add(row)
+            yield row
 
     def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
         task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus)(function)

@@ -17,7 +17,7 @@ from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_met
 from raypurify.evaluation.masking import MaskingCheck
 from raypurify.metrics import METRICS, measured
 from raypurify.purifiers import detect, is_differentiable, purify, victim_of
-from raypurify.runs import schema
+from raypurify.runs import schema, stages
 from raypurify.seeds import seed_of
 
 
@@ -64,40 +64,53 @@ class Evaluator:
     def _group(self, group: Group, attack: Attack, clean: _Clean, cells: Sequence[Cell]) -> Iterator[Scored]:
         victim = self._victim(group, str(group.resolved))
         seeds = [seed_of(self.grid.config.seed, str(group.resolved), name, 0, 0) for name in clean.ids]
-        attacked = run_attack(attack, victim, clean.x, clean.y, seeds=seeds)
+        with stages.spending("attack"):
+            attacked = run_attack(attack, victim, clean.x, clean.y, seeds=seeds)
         x_adv = attacked.x_adv
         shared = {
             "id": list(clean.ids),
             "label": clean.y,
             "steps": attacked.steps,
             "queries": attacked.queries,
-            **measured(self.metrics, "adversarial", x_adv, clean.x),
+            **self.measured("adversarial", x_adv, clean.x),
             "zero_gradient": attacked.zero_gradient,
             **(self._masking(group, attack, clean) if group.known_purifier is not None else {}),
         }
         for cell in cells:
-            classifier = self.classifiers[cell.classifier]
             x_pure = self.purify(cell.purifier, x_adv, clean.ids)
             columns = {
                 **shared,
                 "pred_clean": clean.predictions(cell.classifier),
-                "pred_adversarial": classifier(x_adv).argmax(dim=1),
-                "pred_purified": classifier(x_pure).argmax(dim=1),
+                "pred_adversarial": self.classify(cell.classifier, x_adv),
+                "pred_purified": self.classify(cell.classifier, x_pure),
                 "pred_clean_purified": clean.purified_predictions(cell.classifier, cell.purifier),
                 "detected": self.detect(cell.purifier, x_adv, clean.ids),
                 "detected_clean": clean.detected(cell.purifier),
-                **measured(self.metrics, "purified", x_pure, clean.x),
+                **self.measured("purified", x_pure, clean.x),
                 **clean.purified_similarity(cell.purifier),
             }
             yield Scored(cell=cell, scores=self._table(columns, len(clean.ids)), x_adv=x_adv, x_pure=x_pure)
 
     def purify(self, purifier: int, x: Tensor, ids: Sequence[str]) -> Tensor:
         """The images restored by a purifier (by its number); one that is random draws by the images' ids."""
-        return purify(self.purifiers[purifier], x, self._seeds(ids))
+        with stages.spending("purify"):
+            return purify(self.purifiers[purifier], x, self._seeds(ids))
+
+    def classify(self, classifier: int, x: Tensor) -> Tensor:
+        """The classes that a classifier (by its number) tells of images: (N,) int64."""
+        with stages.spending("classify"):
+            classes: Tensor = self.classifiers[classifier](x).argmax(dim=1)
+            return classes
+
+    def measured(self, kind: str, x: Tensor, clean: Tensor) -> dict[str, Tensor]:
+        """See :func:`raypurify.metrics.measured`."""
+        with stages.spending("measure"):
+            return measured(self.metrics, kind, x, clean)
 
     def detect(self, purifier: int, x: Tensor, ids: Sequence[str]) -> Tensor | None:
         """Which images a purifier (by its number) takes for attacked: (N,) bool; None if it detects nothing."""
-        return detect(self.purifiers[purifier], x, self._seeds(ids))
+        with stages.spending("purify"):
+            return detect(self.purifiers[purifier], x, self._seeds(ids))
 
     def _seeds(self, ids: Sequence[str]) -> list[int]:
         return [seed_of(self.grid.config.seed, "purify", name) for name in ids]
@@ -123,13 +136,14 @@ class Evaluator:
         if key not in clean.masking:
             purifier = self.purifiers[cast(int, group.known_purifier)]
             clipped = hasattr(purifier, "unclipped") and is_differentiable(purifier)
-            clean.masking[key] = MaskingCheck(epsilon=epsilon)(
-                self._victim(group, "masking"),
-                self._victim(group, "masking", straight_through=True) if clipped else None,
-                clean.x[chosen],
-                clean.y[chosen],
-                seeds=[seed_of(self.grid.config.seed, "masking", clean.ids[index]) for index in chosen],
-            )
+            with stages.spending("attack"):
+                clean.masking[key] = MaskingCheck(epsilon=epsilon)(
+                    self._victim(group, "masking"),
+                    self._victim(group, "masking", straight_through=True) if clipped else None,
+                    clean.x[chosen],
+                    clean.y[chosen],
+                    seeds=[seed_of(self.grid.config.seed, "masking", clean.ids[index]) for index in chosen],
+                )
         return {name: _scattered(value, chosen, len(clean.ids)) for name, value in clean.masking[key].items()}
 
     def _table(self, columns: Mapping[str, Any], n: int) -> pa.Table:
@@ -164,7 +178,7 @@ class _Clean:
 
     def predictions(self, classifier: int) -> Tensor:
         if classifier not in self._predictions:
-            self._predictions[classifier] = self.evaluator.classifiers[classifier](self.x).argmax(dim=1)
+            self._predictions[classifier] = self.evaluator.classify(classifier, self.x)
         return self._predictions[classifier]
 
     def purified(self, purifier: int) -> Tensor:
@@ -175,14 +189,13 @@ class _Clean:
     def purified_predictions(self, classifier: int, purifier: int) -> Tensor:
         key = (classifier, purifier)
         if key not in self._purified_predictions:
-            logits = self.evaluator.classifiers[classifier](self.purified(purifier))
-            self._purified_predictions[key] = logits.argmax(dim=1)
+            self._purified_predictions[key] = self.evaluator.classify(classifier, self.purified(purifier))
         return self._purified_predictions[key]
 
     def purified_similarity(self, purifier: int) -> dict[str, Tensor]:
         if purifier not in self._purified_similarity:
             compared = self.purified(purifier), self.x
-            self._purified_similarity[purifier] = measured(self.evaluator.metrics, "clean_purified", *compared)
+            self._purified_similarity[purifier] = self.evaluator.measured("clean_purified", *compared)
         return self._purified_similarity[purifier]
 
     def detected(self, purifier: int) -> Tensor | None:

@@ -17,7 +17,7 @@ from raypurify.attacks import Attack, run_attack
 from raypurify.evaluation import results
 from raypurify.images import encode_png, to_uint8_nhwc
 from raypurify.purifiers import is_random, purify, victim_of
-from raypurify.runs import fields, schema
+from raypurify.runs import fields, schema, stages
 from raypurify.seeds import seed_of
 
 
@@ -120,7 +120,8 @@ class Generator:
         """
         with torch.no_grad(), models.autocast(self.device, self.config.precision):
             seeds = [seed_of(self.config.seed, self.attack_text, name, 0, 0) for name in ids]
-            attacked = run_attack(self.attack, self._victim(), x, y, seeds=seeds)
+            with stages.spending("attack"):
+                attacked = run_attack(self.attack, self._victim(), x, y, seeds=seeds)
             pixels = to_uint8_nhwc(attacked.x_adv)
             rounded = torch.from_numpy(pixels).to(x.device).permute(0, 3, 1, 2).float().div(255)
             images = {"clean": x, "adversarial": attacked.x_adv, "rounded": rounded}
@@ -147,8 +148,10 @@ class Generator:
 
     def _predict(self, x: Tensor, ids: Sequence[str]) -> Tensor:
         if self.purifier is not None:
-            x = purify(self.purifier, x, [seed_of(self.config.seed, "purify", name) for name in ids])
-        return self.classifier(x).argmax(dim=1)
+            with stages.spending("purify"):
+                x = purify(self.purifier, x, [seed_of(self.config.seed, "purify", name) for name in ids])
+        with stages.spending("classify"):
+            return self.classifier(x).argmax(dim=1)
 
 
 def success(table: pa.Table, kind: str) -> float | None:

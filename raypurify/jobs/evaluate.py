@@ -190,6 +190,11 @@ class Evaluation(RowWork):
         return {cell.hash: results.scores_folder(self.output, cell.hash) for cell in self.grid.cells}
 
     @property
+    def attacked(self) -> AbstractSet[str]:
+        """The hashes of this grid's cells with an attack."""
+        return {cell.hash for group in self.grid.groups if group.attack.name != "none" for cell in group.cells}
+
+    @property
     def columns(self) -> pa.Schema:
         """Of the scores."""
         return schema.scores(built_metrics(self.grid.config))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from raypurify import storage
@@ -51,6 +52,11 @@ class RowWork:
         """Folders of the tables, by a name."""
         raise NotImplementedError
 
+    @property
+    def attacked(self) -> AbstractSet[str]:
+        """The names of the marks whose tables are of attacked images."""
+        return set(self.marks)
+
     def earlier(self) -> Iterable[str]:
         """Folders with tables of the same images that earlier calls have made."""
         return ()
@@ -65,7 +71,7 @@ class RowWork:
 
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
         """Networks on the actor's device; nothing is written before a unit is published."""
-        process, folders, columns = self.process(pool.device), self.marks, self.columns
+        process, folders, columns, attacked = self.process(pool.device), self.marks, self.columns, self.attacked
 
         def make(unit: Unit, pieces: Sequence[Rows], marks: AbstractSet[str]) -> Made:
             rejects = published([reject for piece in pieces for reject in piece.rejects])
@@ -82,7 +88,8 @@ class RowWork:
                 for mark, parts in tables.items():
                     self.write(_table_url(folders[mark], unit), pa.concat_tables(parts))
 
-            return Made(images=unit.images, rejected=len(rejects), publish=publish)
+            counts = _fooled(part for mark in attacked & set(marks) for part in tables[mark])
+            return Made(images=unit.images, rejected=len(rejects), publish=publish, counts=counts)
 
         return make
 
@@ -96,6 +103,18 @@ class RowWork:
             storage.write_table(url, pa.Table.from_pylist(rejects, schema.REJECTS))
         else:
             storage.remove(url)
+
+
+def _fooled(tables: Iterable[pa.Table]) -> dict[str, int]:
+    """``right``: how many images a victim's classifier gets right while they are clean; ``fooled``: of these, attacked,
+    wrong.
+    """
+    counts = {"right": 0, "fooled": 0}
+    for table in tables:
+        right = table.filter(pc.equal(table["pred_clean"], table["label"]))
+        counts["right"] += len(right)
+        counts["fooled"] += pc.sum(pc.not_equal(right["pred_adversarial"], right["label"])).as_py() or 0
+    return counts
 
 
 def _table_url(folder: str, unit: Unit) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from raypurify import storage
 from raypurify.jobs.resources import ActorPool
-from raypurify.runs import lease
+from raypurify.runs import lease, stages
 from raypurify.storage import retries
 
 
@@ -105,20 +105,25 @@ class UnitWorker:
 
         Returns:
             ``in``, ``out``, ``rejected`` (images), ``requests``, ``retries``, ``started`` and ``ended`` (seconds of the
-            clock), and what else the work counts.
+            clock), ``seconds_STAGE`` for each of ``stages.STAGES``, and what else the work counts.
         """
-        started, before = time.time(), retries.counts()
+        started, requests, seconds = time.time(), retries.counts(), stages.seconds()
         self.held.check()
-        made = self.make(unit, unit.read() if content is None else content, marks)
+        if content is None:
+            with stages.spending("read"):
+                content = unit.read()
+        made = self.make(unit, content, marks)
         # A straggler of a dead attempt ends here.
         self.held.check_now()
-        made.publish()
+        with stages.spending("write"):
+            made.publish()
         return {
             "in": made.images,
             "out": made.images - made.rejected,
             "rejected": made.rejected,
             **made.counts,
-            **retries.since(before),
+            **retries.since(requests),
+            **stages.since(seconds),
             "started": started,
             "ended": time.time(),
         }

@@ -2,7 +2,7 @@
 
 ``run`` (its names can be imported from here) opens an output, ``lease`` keeps others off it, ``schema`` has the columns
 of every table, ``cli`` flags, signals and exit codes, ``fields`` the types of a configuration's fields, ``progress`` a
-bar, ``tally`` what an attempt has done, ``status`` how far a run is.
+bar, ``tally`` what an attempt has done, ``stages`` what its seconds went into, ``status`` how far a run is.
 """
 
 from raypurify.runs.run import (

@@ -20,7 +20,7 @@ class Tally:
     def __init__(self, mark: dict[str, int]) -> None:
         """``mark``: the requests that this process had made when it began the run."""
         self.mark = mark
-        self.sums = Counter(dict.fromkeys(("in", "out", "rejected", "requests", "retries"), 0))
+        self.sums: Counter[str] = Counter(dict.fromkeys(("in", "out", "rejected", "requests", "retries"), 0))
         self.timeline: list[tuple[float, int]] = []
         self.started, self.first, self.last = time.time(), math.inf, 0.0
 
@@ -38,4 +38,5 @@ class Tally:
         seconds = max(self.last - self.first, 1e-9)
         rate = {"images_per_second": round(self.sums["in"] / seconds, 1)} if self.sums["in"] else {}
         own = {name: self.sums[name] + count for name, count in retries.since(self.mark).items()}
-        return {**self.sums, **own, **rate, "timeline": self.timeline}
+        sums = {name: round(count, 3) for name, count in self.sums.items()}  # seconds, and whole numbers
+        return {**sums, **own, **rate, "timeline": self.timeline}
