@@ -41,7 +41,7 @@ class RayEngine(Engine):
             yield row
 
     def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
-        task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus)(function)
+        task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, resources=dict(needs.custom))(function)
         return ray.get(task.remote(*arguments))
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:

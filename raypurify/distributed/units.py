@@ -35,6 +35,7 @@ def rows(work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -
         batch_format="pyarrow",
         num_cpus=pool.cpus_per_actor,
         num_gpus=pool.gpus_per_actor,
+        resources=pool.custom or None,
         compute=ray.data.ActorPoolStrategy(
             min_size=actors,
             max_size=max(actors, min(pool.max_actors or actors, len(todo))),

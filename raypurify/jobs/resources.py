@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from raypurify.runs import fields
@@ -20,6 +20,8 @@ class Needs:
     """Of each."""
     gpus: float = 0
     """Of each."""
+    custom: Mapping[str, float] = field(default_factory=dict)
+    """What each takes of resources that nodes declare under names of their own."""
 
     @property
     def all_cpus(self) -> int:
@@ -27,7 +29,7 @@ class Needs:
 
     def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """How many of them fit into nodes with these resources."""
-        asked = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
+        asked = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **self.custom}
         return sum(min(int(node.get(name, 0) / each) for name, each in asked.items()) for node in nodes)
 
     def check(self, nodes: Sequence[Mapping[str, float]], *, grows: bool) -> str | None:
@@ -44,10 +46,11 @@ class Needs:
         if room >= self.count:
             return None
         cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+        declared = "".join(f", {sum(node.get(name, 0) for node in nodes):g} {name}" for name in self.custom)
         largest = max((node.get("CPU", 0) for node in nodes), default=0)
         told = (
             f"{self.told()} are asked for; this Ray cluster has {cpus:g} CPU(s) and "
-            f"{gpus:g} GPU(s) on {len(nodes)} node(s), {largest:g} CPU(s) on the largest: room for {room}"
+            f"{gpus:g} GPU(s){declared} on {len(nodes)} node(s), {largest:g} CPU(s) on the largest: room for {room}"
         )
         if grows:
             return f"waiting for the cluster to grow: {told}"
@@ -56,9 +59,12 @@ class Needs:
     def told(self) -> str:
         """In words."""
         each = f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "")
+        each += "".join(f" and {amount:g} {name}" for name, amount in self.custom.items())
         return f"{self.count} {self.kind}(s) of {each} each"
 
     def _advice(self, room: int, largest: float, gpus: float) -> str:
+        if not room and self.custom:
+            return "no --actor-resources"
         if self.gpus and not gpus:
             return "no --use-gpu" if self.kind == "worker" else "--gpus-per-actor 0"
         if room and self.kind == "worker":
@@ -83,6 +89,9 @@ class ActorPool:
     """CPUs, and threads of arithmetic, of an actor."""
     gpus_per_actor: float = 0
     """GPUs of an actor; may be a fraction: with 0.5 one actor computes while the other reads and writes."""
+    actor_resources: tuple[str, ...] = ()
+    """What an actor takes of custom resources, NAME=AMOUNT each: actors run on nodes that declare them, as those do that
+    were started by ray start --resources."""
     read_cpus: float = 0.5
     """CPUs of a task that reads and decodes, where reads run apart. Where the actors leave no CPU free, or with 0, such
     tasks wait for none, and run two at a time."""
@@ -100,6 +109,7 @@ class ActorPool:
             raise ValueError(
                 f"actors, cpus_per_actor and batch must be at least 1, gpus_per_actor at least 0; got {self}"
             )
+        _amounts(self.actor_resources)
         if self.max_actors is not None and self.max_actors < self.actors:
             raise ValueError(f"max_actors must be at least actors={self.actors}; got {self.max_actors!r}")
 
@@ -107,7 +117,13 @@ class ActorPool:
     def needs(self) -> Needs:
         """What the pool starts with; this process, where it does the work, is one actor with the CPUs of all."""
         count = 1 if self.local else self.actors
-        return Needs(kind="actor", count=count, cpus=self.threads, gpus=self.gpus_per_actor)
+        custom = {} if self.local else self.custom
+        return Needs(kind="actor", count=count, cpus=self.threads, gpus=self.gpus_per_actor, custom=custom)
+
+    @property
+    def custom(self) -> dict[str, float]:
+        """``actor_resources``, by name."""
+        return _amounts(self.actor_resources)
 
     @property
     def device(self) -> str:
@@ -170,3 +186,21 @@ class TrainingResources:
         """Let this process compute with as many threads as a worker has."""
         if self.device == "cpu":
             compute_on_cpus(self.cpus_per_worker)
+
+
+def _amounts(texts: Sequence[str]) -> dict[str, float]:
+    """Custom resources by name, from NAME=AMOUNT each.
+
+    Raises:
+        ValueError: it is something else, or a resource that has a flag of its own.
+    """
+    amounts = {}
+    for text in texts:
+        name, _, amount = text.partition("=")
+        try:
+            amounts[name] = float(amount)
+        except ValueError:
+            amounts[name] = 0
+        if not name or name in ("CPU", "GPU", "memory") or not 0 < amounts[name] < float("inf"):
+            raise ValueError(f"actor_resources: expected NAME=AMOUNT, a name of your own and more than 0; got {text!r}")
+    return amounts

@@ -23,6 +23,7 @@ GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
         (ActorPool(actors=3, cpus_per_actor=2).needs, [{"CPU": 3.0}] * 2, 2),
         (ActorPool(gpus_per_actor=0.5).needs, [GPU_NODE], 2),
         (ActorPool(gpus_per_actor=1).needs, [GPU_NODE, {"CPU": 64.0}], 1),
+        (ActorPool(actor_resources=("device=1",)).needs, [{"CPU": 8.0, "device": 1.0}] * 3 + [{"CPU": 8.0}], 3),
         (TrainingResources().needs, [{"CPU": 1.0}], 0),
         (TrainingResources(workers=8).needs, [{"CPU": 4.0}, {}], 2),
     ],
@@ -44,6 +45,11 @@ def test_room_is_counted_node_by_node(needs: Needs, nodes: list[dict[str, float]
         (ActorPool(cpus_per_actor=4).needs, [{"CPU": 2.0}] * 9, "Give --cpus-per-actor 2 --actors 1,"),
         (TrainingResources(use_gpu=True).needs, [{"CPU": 8.0}], "has 8 .* and 0 GPU.* Give no --use-gpu,"),
         (ActorPool(gpus_per_actor=1).needs, [{"CPU": 8.0}], "Give --gpus-per-actor 0,"),
+        (
+            ActorPool(actor_resources=("device=0.5",)).needs,
+            [{"CPU": 8.0}],
+            r"and 0.5 device each .* 0 GPU\(s\), 0 device on .* Give no --actor-resources,",
+        ),
     ],
 )
 def test_too_small_a_cluster_is_refused_with_figures_and_a_flag(
@@ -54,6 +60,12 @@ def test_too_small_a_cluster_is_refused_with_figures_and_a_flag(
     told = needs.check(nodes, grows=True)
     assert told is not None
     assert told.startswith("waiting for the cluster to grow: ")
+
+
+@pytest.mark.parametrize("text", ["device", "device=", "device=0", "device=x", "=1", "CPU=2", "device=inf"])
+def test_a_custom_resource_is_a_name_and_an_amount(text: str) -> None:
+    with pytest.raises(ValueError, match="actor_resources: expected NAME=AMOUNT"):
+        ActorPool(actor_resources=(text,))
 
 
 def test_a_cluster_that_is_joined_is_measured(local_ray: None) -> None:
