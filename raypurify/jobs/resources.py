@@ -90,8 +90,8 @@ class ActorPool:
     gpus_per_actor: float = 0
     """GPUs of an actor; may be a fraction: with 0.5 one actor computes while the other reads and writes."""
     actor_resources: tuple[str, ...] = ()
-    """What an actor takes of custom resources, NAME=AMOUNT each: actors run on nodes that declare them, as those do that
-    were started by ray start --resources."""
+    """What an actor takes of custom resources, NAME=AMOUNT each: actors run on nodes that declare them, such as those
+    that ray start --resources has started."""
     read_cpus: float = 0.5
     """CPUs of a task that reads and decodes, where reads run apart. Where the actors leave no CPU free, or with 0, such
     tasks wait for none, and run two at a time."""
