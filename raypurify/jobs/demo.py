@@ -1,14 +1,16 @@
 """The whole path on embedded data, in minutes: train a classifier and a purifier, attack, restore, report."""
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
 
 from raypurify import storage
 from raypurify.evaluation.grid import EvaluationConfig
-from raypurify.jobs.evaluate import EvaluationArguments
-from raypurify.jobs.evaluate import main as evaluate
+from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
-from raypurify.runs import Destination
+from raypurify.runs.progress import print_table
 from raypurify.training import TrainingConfig
 
 EPSILON = 0.2
@@ -23,8 +25,8 @@ class DemoArguments:
     """Folder for the three runs: a path, or a URL."""
     data: str = "digits"
     """digits (embedded, no download), or another dataset of grey images."""
-    epochs: int = 16
-    """Of the purifier's training; the classifier's has half as many."""
+    epochs: int = 8
+    """Of the purifier's training."""
     cpus_per_worker: int = 2
     """CPUs, and threads of arithmetic, of each step."""
     local: bool = False
@@ -35,23 +37,18 @@ class DemoArguments:
 
 def main(arguments: DemoArguments) -> None:
     """Train A-net and its CRU-Net on small real digits, then evaluate: no attack, FGSM, R-FGSM and PGD."""
-    classifier = storage.join(arguments.output, "a_net")
-    purifier = storage.join(arguments.output, "cru_net")
-    common = TrainingConfig(
-        data=arguments.data,
-        model="a_net",
-        augmentation="affine",
-        epochs=max(1, arguments.epochs // 2),
-        batch=32,
-        rate=2e-3,
-        validation=0,
+    classifier, purifier, evaluation = (
+        storage.join(arguments.output, part) for part in ("a_net", "cru_net", "evaluation")
     )
     resources = TrainingResources(cpus_per_worker=arguments.cpus_per_worker, local=arguments.local)
+    common = TrainingConfig(
+        data=arguments.data, model="a_net", augmentation="affine", epochs=5, batch=32, rate=2e-3, validation=0
+    )
     print("1/3 training A-net")
     train(common, resources, classifier, overwrite=arguments.overwrite)
     print("2/3 training CRU-Net against attacks on A-net")
     fgsm, r_fgsm, pgd = (f"{attack},epsilon={EPSILON}" for attack in ("fgsm", "r_fgsm", "pgd"))
-    attacked = replace(
+    against = replace(
         common,
         model="cru_net",
         classifier=storage.join(classifier, "model"),
@@ -60,21 +57,33 @@ def main(arguments: DemoArguments) -> None:
         augmentation="none",
         rate=1e-3,
     )
-    train(attacked, resources, purifier, overwrite=arguments.overwrite)
+    train(against, resources, purifier, overwrite=arguments.overwrite)
     print("3/3 evaluating")
-    evaluate(
-        EvaluationArguments(
-            evaluation=EvaluationConfig(
-                data=arguments.data,
-                classifiers=(storage.join(classifier, "model"),),
-                purifiers=(storage.join(purifier, "model"), "identity", "threshold", "median_filter"),
-                settings=("white-box", "adaptive"),
-                attacks=("none", fgsm, r_fgsm, f"{pgd},steps=40"),
-                adaptive_attacks=(f"{pgd},steps=20",),
-                adaptive_purifiers=(storage.join(purifier, "model"),),
-                masking_images=100,
-            ),
-            resources=ActorPool(actors=1, cpus_per_actor=arguments.cpus_per_worker, local=arguments.local),
-            destination=Destination(output=storage.join(arguments.output, "evaluation"), overwrite=arguments.overwrite),
-        )
+    config = EvaluationConfig(
+        data=arguments.data,
+        classifiers=(storage.join(classifier, "model"),),
+        purifiers=("identity", storage.join(purifier, "model"), "threshold", "median_filter"),
+        settings=("white-box", "adaptive"),
+        attacks=("none", fgsm, r_fgsm, f"{pgd},steps=40"),
+        adaptive_attacks=(f"{pgd},steps=20",),
+        adaptive_purifiers=(storage.join(purifier, "model"),),
+        masking_images=100,
     )
+    pool = ActorPool(actors=1, cpus_per_actor=arguments.cpus_per_worker, local=arguments.local)
+    print_table(accuracies(evaluate(config, pool, evaluation, overwrite=arguments.overwrite)))
+    print(f"report: {storage.join(storage.absolute(evaluation), 'report.html')}")
+
+
+def accuracies(summary: pa.Table) -> pa.Table:
+    """The shares of the images that are right behind each purifier: a row for each, a column for each attack.
+
+    Args:
+        summary: of an evaluation, ``schema.SUMMARY``; an attacker who knows the purifier has a column of his own.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in summary.to_pylist():
+        attack = {"white-box": "", "adaptive": "adaptive "}[row["setting"]] + row["attack"]
+        purifier = {"identity": "none"}.get(row["purifier"], row["purifier"])
+        found.setdefault(purifier, {"purifier": purifier})[attack] = row["accuracy_purified"]
+    columns = list(dict.fromkeys(name for row in found.values() for name in row))
+    return pa.table({name: [row.get(name) for row in found.values()] for name in columns})
