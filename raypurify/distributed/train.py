@@ -28,6 +28,8 @@ from raypurify.jobs.resources import TrainingResources
 from raypurify.training.order import EpochOrder
 from raypurify.training.worker import FINAL_ERRORS, PLAIN_ERRORS, Job, Worker
 
+RESIZE_SECONDS = 30.0
+"""Between looks at whether a group of workers may grow."""
 DEATH = 10
 """Seconds that workers are given to die; they take a fraction of one."""
 
@@ -38,7 +40,8 @@ def fit(job: Job, resources: TrainingResources, output: str) -> None:
     Raises:
         ray.train.v2.api.exceptions.TrainingFailedError: workers failed more than ``max_failures`` times.
     """
-    read_cpus = cluster.read_cpus(resources.read_cpus, resources.needs)
+    # A group that grows may take all CPUs.
+    read_cpus = 0 if resources.max_workers else cluster.read_cpus(resources.read_cpus, resources.needs)
     snapshots.mend(storage.join(output, "checkpoints"))
     _run(_trainer(job, dataclasses.replace(resources, read_cpus=read_cpus), output))
 
@@ -129,7 +132,8 @@ def _end(controller: ActorHandle) -> None:
 def _trainer(job: Job, resources: TrainingResources, output: str) -> _Trainer:
     fs, path = storage.filesystem(output)
     scaling = ray.train.ScalingConfig(
-        num_workers=resources.workers,
+        num_workers=resources.workers if resources.max_workers is None else (resources.workers, resources.max_workers),
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         use_gpu=resources.use_gpu,
         resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
     )

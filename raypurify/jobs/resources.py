@@ -148,6 +148,9 @@ class TrainingResources:
     workers: int = 1
     """Data-parallel workers; they divide the batch. Batch norms and dropouts of torch.nn see the global batch: any
     number trains the same network."""
+    max_workers: int | None = None
+    """The group of workers grows to so many where the cluster has room, or makes room, and shrinks to ``workers`` where
+    nodes are lost; each time it goes on from the last epoch's checkpoint. ``workers`` if none is given."""
     use_gpu: bool = False
     """One GPU a worker (nccl) instead of CPUs (gloo)."""
     cpus_per_worker: int = 2
@@ -168,14 +171,24 @@ class TrainingResources:
                 "cpus_per_worker must be at least 1, read_cpus at least 0; "
                 f"got {self.cpus_per_worker}, {self.read_cpus}"
             )
-        if self.local and self.workers > 1:
-            raise ValueError(f"workers: with local this process is the only one; got {self.workers!r}")
+        if self.max_workers is not None and self.max_workers < self.workers:
+            raise ValueError(f"max_workers must be at least workers={self.workers}; got {self.max_workers!r}")
+        if self.local and (self.workers > 1 or self.max_workers is not None):
+            raise ValueError(
+                f"workers: with local this process is the only one; got {self.workers!r}, max_workers "
+                f"{self.max_workers!r}"
+            )
 
     @property
     def needs(self) -> Needs:
         """What the workers take."""
         gpus = 1 if self.use_gpu else 0
         return Needs(kind="worker", count=self.workers, cpus=self.cpus_per_worker, gpus=gpus)
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of workers that may train together."""
+        return range(self.workers, (self.max_workers or self.workers) + 1)
 
     @property
     def device(self) -> str:

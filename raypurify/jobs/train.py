@@ -93,7 +93,8 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         initial=initial,
         victim=victim,
     )
-    job.order(0, resources.workers)
+    for workers in resources.numbers:
+        job.order(0, workers)
     return job
 
 
