@@ -25,7 +25,7 @@ FREE_CPUS = 2
 """Logical CPUs of a local Ray beyond those of actors and workers, for tasks that read."""
 
 
-def connect(needs: Needs) -> dict[str, Any]:
+def connect(*needs: Needs) -> dict[str, Any]:
     """Join the cluster of ``RAY_ADDRESS`` (a submitted job has it), or start a local Ray that is large enough.
 
     Returns:
@@ -38,24 +38,27 @@ def connect(needs: Needs) -> dict[str, Any]:
         if os.environ.get("RAY_ADDRESS"):
             _start()
         else:
-            _start(address="local", num_cpus=needs.all_cpus + FREE_CPUS)
+            _start(address="local", num_cpus=sum(pool.all_cpus for pool in needs) + FREE_CPUS)
     quiet()
     resources = ray.cluster_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    waits = needs.check(nodes, grows=needs.room(nodes) < needs.count and _grows())
-    if waits:
-        print(waits, file=sys.stderr, flush=True)
+    free = nodes
+    for pool in needs:
+        waits = pool.check(free, grows=pool.room(free) < pool.count and _grows())
+        if waits:
+            print(waits, file=sys.stderr, flush=True)
+        free = pool.left(free)
     return {**runs.machine(), "nodes": len(nodes), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
 
 
-def check_room(needs: Needs) -> None:
+def check_room(*needs: Needs) -> None:
     """Hold a job against the cluster that it would join, if there is one; a local Ray would be large enough.
 
     Raises:
         ValueError: see :func:`connect`.
     """
     if ray.is_initialized() or os.environ.get("RAY_ADDRESS"):
-        connect(needs)
+        connect(*needs)
 
 
 def read_cpus(wanted: float, needs: Needs) -> float:

@@ -21,11 +21,11 @@ from raypurify.training.worker import Job
 class RayEngine(Engine):
     """Actors of Ray Data, workers of Ray Train."""
 
-    def check_room(self, needs: Needs) -> None:
-        cluster.check_room(needs)
+    def check_room(self, *needs: Needs) -> None:
+        cluster.check_room(*needs)
 
-    def connect(self, needs: Needs) -> dict[str, Any]:
-        hardware = cluster.connect(needs)
+    def connect(self, *needs: Needs) -> dict[str, Any]:
+        hardware = cluster.connect(*needs)
         for name in own.modules():
             # Workers need not be able to import them.
             ray.cloudpickle.register_pickle_by_value(importlib.import_module(name))

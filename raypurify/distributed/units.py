@@ -16,7 +16,7 @@ from ray.data.block import Block, BlockMetadata
 from raypurify.distributed import cluster
 from raypurify.jobs.engine import Rows
 from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.work import Todo, Unit, UnitWorker, Work
+from raypurify.jobs.work import StageWorker, Todo, Unit, UnitWorker, Work
 
 UNIT_BYTES = 4 << 20
 """Bytes of a unit's block, about: what Ray Data is told."""
@@ -27,10 +27,19 @@ def rows(work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -
     apart = pool.reads == "apart"
     tasks = [read_task(functools.partial(_blocks, unit, marks, apart), None, UNIT_BYTES) for unit, marks in todo]
     read_cpus = cluster.read_cpus(pool.read_cpus, pool.needs) if apart else 0
-    actors = min(pool.actors, len(todo))
-    done = blocks_of(tasks, name="Units", read_cpus=read_cpus).map_batches(
-        UnitActor,
-        fn_constructor_args=(ray.put((work, attempt, pool)),),
+    blocks = blocks_of(tasks, name="Units", read_cpus=read_cpus)
+    for stage, own in work.stages.items():
+        blocks = _through(blocks, StageActor, (ray.put(work), stage, own), own, len(todo))
+    done = _through(blocks, UnitActor, (ray.put((work, attempt, pool)),), pool, len(todo))
+    yield from done.iter_rows()
+
+
+def _through(blocks: Dataset, actor: type, arguments: tuple[Any, ...], pool: ActorPool, units: int) -> Dataset:
+    """Blocks, sent through a pool of actors one by one."""
+    actors = min(pool.actors, units)
+    return blocks.map_batches(
+        actor,
+        fn_constructor_args=arguments,
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=pool.cpus_per_actor,
@@ -38,12 +47,11 @@ def rows(work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -
         resources=pool.custom or None,
         compute=ray.data.ActorPoolStrategy(
             min_size=actors,
-            max_size=max(actors, min(pool.max_actors or actors, len(todo))),
+            max_size=max(actors, min(pool.max_actors or actors, units)),
             initial_size=actors,
             max_tasks_in_flight_per_actor=2,
         ),
     )
-    yield from done.iter_rows()
 
 
 class UnitActor:
@@ -56,15 +64,33 @@ class UnitActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Do one unit: a table of the row that :meth:`raypurify.jobs.work.UnitWorker.do` returns."""
-        unit, marks = pickle.loads(block["unit"][0].as_buffer())
-        content = pickle.loads(block["content"][0].as_buffer()) if "content" in block.column_names else None
-        return pa.Table.from_pylist([self.worker.do(unit, marks, content)])
+        return pa.Table.from_pylist([self.worker.do(*_unpacked(block))])
+
+
+class StageActor:
+    """Does a stage of the units that blocks name or hold."""
+
+    def __init__(self, work: ray.ObjectRef[Work], stage: str, pool: ActorPool) -> None:
+        self.worker = StageWorker(ray.get(work), stage, pool)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """The block of the next stage."""
+        unit, marks, content, spent = _unpacked(block)
+        return _packed(unit, marks, *self.worker.do(unit, marks, content, spent))
 
 
 def _blocks(unit: Unit, marks: AbstractSet[str], apart: bool) -> Iterator[Block]:
     """The block of a unit: it names the unit and, where reads run ``apart``, holds what it reads."""
-    parts = {"unit": (unit, marks), **({"content": unit.read()} if apart else {})}
-    yield pa.table({name: pa.array([pickle.dumps(part, 5)], pa.large_binary()) for name, part in parts.items()})
+    yield _packed(unit, marks, unit.read() if apart else None, None)
+
+
+def _packed(*parts: Any) -> pa.Table:
+    """A block of a unit, its marks, what it reads or what was made of it, and what stages have spent on it."""
+    return pa.table({"unit": pa.array([pickle.dumps(parts, 5)], pa.large_binary())})
+
+
+def _unpacked(block: pa.Table) -> Any:
+    return pickle.loads(block["unit"][0].as_buffer())
 
 
 class BlockReader(Datasource):

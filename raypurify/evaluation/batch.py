@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import models
-from raypurify.attacks import Attack, radius_of, run_attack
+from raypurify.attacks import Attack, Attacked, radius_of, run_attack
 from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_metrics
 from raypurify.evaluation.masking import MaskingCheck
 from raypurify.metrics import METRICS, measured
@@ -31,20 +31,62 @@ class Scored:
     x_pure: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What was made of a batch elsewhere: see :meth:`Evaluator.prepare`."""
+
+    attacked: Mapping[int, tuple[Attacked, Mapping[str, pa.Array | None]]] = field(default_factory=dict)
+    """By a group's number: what the attack returned, and the columns of the check for masked gradients."""
+    purified: Mapping[tuple[int, int | None], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    """By the numbers of a purifier and a group, or None for clean images: what :meth:`Evaluator.purify` returned."""
+
+    def moved(self, device: str) -> Prepared:
+        """The same on a device."""
+        attacked = {
+            number: (replace(made, **_moved(vars(made), device)), masking)
+            for number, (made, masking) in self.attacked.items()
+        }
+        purified = {key: (x.to(device), None if y is None else y.to(device)) for key, (x, y) in self.purified.items()}
+        return Prepared(attacked=attacked, purified=purified)
+
+
+class Networks(Sequence[nn.Module]):
+    """Models as networks on a device, each built when it is first asked for."""
+
+    def __init__(self, unbuilt: Sequence[models.Model], device: str) -> None:
+        self._models, self._device = unbuilt, device
+        self._built: dict[int, nn.Module] = {}
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __getitem__(self, number: int) -> nn.Module:  # type: ignore[override]  # no slices
+        if number not in self._built:
+            self._built[number] = models.placed(self._models[number].build(), self._device)
+        return self._built[number]
+
+
 class Evaluator:
     """The networks of a grid on a device, and what they do to a batch."""
 
+    classifiers: Sequence[nn.Module]
+    purifiers: Sequence[nn.Module]
+
     def __init__(self, grid: Grid, device: str) -> None:
         self.grid, self.device = grid, device
-        self.classifiers = [models.placed(model.build(), device) for model in grid.classifiers]
-        self.purifiers = [models.placed(model.build(), device) for model in grid.purifiers]
+        self.classifiers, self.purifiers = Networks(grid.classifiers, device), Networks(grid.purifiers, device)
         self.stand_in = models.placed(grid.stand_in.build(), device) if grid.stand_in else None
         self.attacks = [built_attack(group.attack) for group in grid.groups]
         self.metrics = (*METRICS, *built_metrics(grid.config))
         self.schema = schema.scores(self.metrics[len(METRICS) :])
 
     def evaluate(
-        self, x: Tensor, y: Tensor, ids: Sequence[str], cells: AbstractSet[str] | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Sequence[str],
+        cells: AbstractSet[str] | None = None,
+        prepared: Prepared | None = None,
     ) -> Iterator[Scored]:
         """Attack, purify, classify and score one batch in every cell of the grid.
 
@@ -53,48 +95,89 @@ class Evaluator:
             y: (N,) int64, the labels.
             ids: the images' ids, from which their seeds come.
             cells: hashes of the cells to do; all of them if None.
+            prepared: what is done of it already.
         """
         with torch.no_grad(), models.autocast(self.device, self.grid.config.precision):
-            clean = _Clean(self, x, y, ids)
-            for group, attack in zip(self.grid.groups, self.attacks, strict=True):
-                wanted = [cell for cell in group.cells if cells is None or cell.hash in cells]
-                if wanted:
-                    yield from self._group(group, attack, clean, wanted)
+            shared = _Shared(self, x, y, ids, prepared)
+            for number, wanted in self._wanted(cells):
+                yield from self._group(number, shared, wanted)
 
-    def _group(self, group: Group, attack: Attack, clean: _Clean, cells: Sequence[Cell]) -> Iterator[Scored]:
-        victim = self._victim(group, str(group.resolved))
-        seeds = [seed_of(self.grid.config.seed, str(group.resolved), name, 0, 0) for name in clean.ids]
-        with stages.spending("attack"):
-            attacked = run_attack(attack, victim, clean.x, clean.y, seeds=seeds)
+    def prepare(
+        self,
+        stage: str,
+        x: Tensor,
+        y: Tensor,
+        ids: Sequence[str],
+        cells: AbstractSet[str] | None = None,
+        prepared: Prepared | None = None,
+    ) -> Prepared:
+        """Do a stage of :meth:`evaluate` alone.
+
+        Args:
+            stage: "attack": all attacks, and the checks for masked gradients; "purify": each purifier too, on attacked
+                and on clean images.
+            x, y, ids, cells, prepared: see :meth:`evaluate`.
+        """
+        with torch.no_grad(), models.autocast(self.device, self.grid.config.precision):
+            shared, wanted = _Shared(self, x, y, ids, prepared), [*self._wanted(cells)]
+            attacked = {number: shared.attacked(number) for number, _ in wanted}
+            purified: dict[tuple[int, int | None], tuple[Tensor, Tensor | None]] = {}
+            for number, own in wanted if stage == "purify" else ():
+                for cell in own:
+                    purified[cell.purifier, None] = shared.purified(cell.purifier)
+                    purified[cell.purifier, number] = shared.restored(cell.purifier, number, attacked[number][0].x_adv)
+            return Prepared(attacked=attacked, purified=purified).moved("cpu")
+
+    def _wanted(self, cells: AbstractSet[str] | None) -> Iterator[tuple[int, list[Cell]]]:
+        """Numbers of the groups that have some of these cells, and which."""
+        for number, group in enumerate(self.grid.groups):
+            wanted = [cell for cell in group.cells if cells is None or cell.hash in cells]
+            if wanted:
+                yield number, wanted
+
+    def _group(self, number: int, shared: _Shared, cells: Sequence[Cell]) -> Iterator[Scored]:
+        attacked, masking = shared.attacked(number)
         x_adv = attacked.x_adv
-        shared = {
-            "id": list(clean.ids),
-            "label": clean.y,
+        of_group = {
+            "id": list(shared.ids),
+            "label": shared.y,
             "steps": attacked.steps,
             "queries": attacked.queries,
-            **self.measured("adversarial", x_adv, clean.x),
+            **self.measured("adversarial", x_adv, shared.x),
             "zero_gradient": attacked.zero_gradient,
-            **(self._masking(group, attack, clean) if group.known_purifier is not None else {}),
+            **masking,
         }
         for cell in cells:
-            x_pure = self.purify(cell.purifier, x_adv, clean.ids)
+            x_pure, detected = shared.restored(cell.purifier, number, x_adv)
             columns = {
-                **shared,
-                "pred_clean": clean.predictions(cell.classifier),
+                **of_group,
+                "pred_clean": shared.predictions(cell.classifier),
                 "pred_adversarial": self.classify(cell.classifier, x_adv),
                 "pred_purified": self.classify(cell.classifier, x_pure),
-                "pred_clean_purified": clean.purified_predictions(cell.classifier, cell.purifier),
-                "detected": self.detect(cell.purifier, x_adv, clean.ids),
-                "detected_clean": clean.detected(cell.purifier),
-                **self.measured("purified", x_pure, clean.x),
-                **clean.purified_similarity(cell.purifier),
+                "pred_clean_purified": shared.purified_predictions(cell.classifier, cell.purifier),
+                "detected": detected,
+                "detected_clean": shared.purified(cell.purifier)[1],
+                **self.measured("purified", x_pure, shared.x),
+                **shared.purified_similarity(cell.purifier),
             }
-            yield Scored(cell=cell, scores=self._table(columns, len(clean.ids)), x_adv=x_adv, x_pure=x_pure)
+            yield Scored(cell=cell, scores=self._table(columns, len(shared.ids)), x_adv=x_adv, x_pure=x_pure)
 
-    def purify(self, purifier: int, x: Tensor, ids: Sequence[str]) -> Tensor:
-        """The images restored by a purifier (by its number); one that is random draws by the images' ids."""
+    def attacked(self, number: int, shared: _Shared) -> tuple[Attacked, dict[str, pa.Array | None]]:
+        """What a group's attack makes of a batch, and the columns of the check for masked gradients."""
+        group, attack = self.grid.groups[number], self.attacks[number]
+        victim = self._victim(group, str(group.resolved))
+        seeds = [seed_of(self.grid.config.seed, str(group.resolved), name, 0, 0) for name in shared.ids]
+        with stages.spending("attack"):
+            attacked = run_attack(attack, victim, shared.x, shared.y, seeds=seeds)
+        return attacked, self._masking(group, attack, shared) if group.known_purifier is not None else {}
+
+    def purify(self, purifier: int, x: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """The images restored by a purifier (by its number), and which it takes for attacked, (N,) bool, or None if it
+        detects nothing; one that is random draws by the images' ids.
+        """
+        seeds = [seed_of(self.grid.config.seed, "purify", name) for name in ids]
         with stages.spending("purify"):
-            return purify(self.purifiers[purifier], x, self._seeds(ids))
+            return purify(self.purifiers[purifier], x, seeds), detect(self.purifiers[purifier], x, seeds)
 
     def classify(self, classifier: int, x: Tensor) -> Tensor:
         """The classes that a classifier (by its number) tells of images: (N,) int64."""
@@ -107,14 +190,6 @@ class Evaluator:
         with stages.spending("measure"):
             return measured(self.metrics, kind, x, clean)
 
-    def detect(self, purifier: int, x: Tensor, ids: Sequence[str]) -> Tensor | None:
-        """Which images a purifier (by its number) takes for attacked: (N,) bool; None if it detects nothing."""
-        with stages.spending("purify"):
-            return detect(self.purifiers[purifier], x, self._seeds(ids))
-
-    def _seeds(self, ids: Sequence[str]) -> list[int]:
-        return [seed_of(self.grid.config.seed, "purify", name) for name in ids]
-
     def _victim(self, group: Group, draws: str, *, straight_through: bool = False) -> nn.Module:
         """What a group's attacker attacks; what a random purifier draws for him follows from ``draws``."""
         return victim_of(
@@ -126,48 +201,50 @@ class Evaluator:
             straight_through=straight_through,
         )
 
-    def _masking(self, group: Group, attack: Attack, clean: _Clean) -> dict[str, pa.Array | None]:
+    def _masking(self, group: Group, attack: Attack, shared: _Shared) -> dict[str, pa.Array | None]:
         """The columns of the check for masked gradients: null for images that are not checked."""
-        chosen = clean.chosen_for_masking()
+        chosen = shared.chosen_for_masking()
         if not chosen:
             return {"zero_gradient": None} if self.grid.masking_share else {}
         epsilon = (radius_of(attack) if attack.norm == "linf" else None) or MaskingCheck.epsilon
         key = (group.victim, group.known_purifier, epsilon)
-        if key not in clean.masking:
+        if key not in shared.masking:
             purifier = self.purifiers[cast(int, group.known_purifier)]
             clipped = hasattr(purifier, "unclipped") and is_differentiable(purifier)
             with stages.spending("attack"):
-                clean.masking[key] = MaskingCheck(epsilon=epsilon)(
+                shared.masking[key] = MaskingCheck(epsilon=epsilon)(
                     self._victim(group, "masking"),
                     self._victim(group, "masking", straight_through=True) if clipped else None,
-                    clean.x[chosen],
-                    clean.y[chosen],
-                    seeds=[seed_of(self.grid.config.seed, "masking", clean.ids[index]) for index in chosen],
+                    shared.x[chosen],
+                    shared.y[chosen],
+                    seeds=[seed_of(self.grid.config.seed, "masking", shared.ids[index]) for index in chosen],
                 )
-        return {name: _scattered(value, chosen, len(clean.ids)) for name, value in clean.masking[key].items()}
+        return {name: _scattered(value, chosen, len(shared.ids)) for name, value in shared.masking[key].items()}
 
     def _table(self, columns: Mapping[str, Any], n: int) -> pa.Table:
         """Columns as the schema of the scores: those that are not given are null, as is a NaN."""
         arrays = []
-        for field in self.schema:
-            value = columns.get(field.name)
-            value = pa.nulls(n, field.type) if value is None else value
+        for column in self.schema:
+            value = columns.get(column.name)
+            value = pa.nulls(n, column.type) if value is None else value
             if isinstance(value, Tensor):
                 value = pa.array(value.cpu().numpy(), from_pandas=True)
-            arrays.append(value if isinstance(value, pa.Array) else pa.array(value, field.type))
+            arrays.append(value if isinstance(value, pa.Array) else pa.array(value, column.type))
         return pa.table(arrays, names=self.schema.names).cast(self.schema)
 
 
-class _Clean:
-    """A batch, and what all cells share of it: computed once, when first asked for."""
+class _Shared:
+    """A batch, and what all cells share of it: computed once, when first asked for, or prepared."""
 
-    def __init__(self, evaluator: Evaluator, x: Tensor, y: Tensor, ids: Sequence[str]) -> None:
+    def __init__(
+        self, evaluator: Evaluator, x: Tensor, y: Tensor, ids: Sequence[str], prepared: Prepared | None
+    ) -> None:
         self.evaluator, self.x, self.y, self.ids = evaluator, x, y, ids
+        self._prepared = (prepared or Prepared()).moved(evaluator.device)
+        self._purified: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._predictions: dict[int, Tensor] = {}
-        self._purified: dict[int, Tensor] = {}
         self._purified_predictions: dict[tuple[int, int], Tensor] = {}
         self._purified_similarity: dict[int, dict[str, Tensor]] = {}
-        self._detected: dict[int, Tensor | None] = {}
         self.masking: dict[tuple[int, int | None, float], dict[str, Tensor]] = {}
 
     def chosen_for_masking(self) -> list[int]:
@@ -181,27 +258,38 @@ class _Clean:
             self._predictions[classifier] = self.evaluator.classify(classifier, self.x)
         return self._predictions[classifier]
 
-    def purified(self, purifier: int) -> Tensor:
+    def attacked(self, group: int) -> tuple[Attacked, Mapping[str, pa.Array | None]]:
+        """See :meth:`Evaluator.attacked`; not kept, for the cells of one group alone share it."""
+        there = self._prepared.attacked.get(group)
+        return there or self.evaluator.attacked(group, self)
+
+    def restored(self, purifier: int, group: int, x_adv: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The attacked images of a group behind a purifier, and which of them it detects; not kept."""
+        there = self._prepared.purified.get((purifier, group))
+        return there or self.evaluator.purify(purifier, x_adv, self.ids)
+
+    def purified(self, purifier: int) -> tuple[Tensor, Tensor | None]:
+        """The clean images behind a purifier, and which of them it detects."""
         if purifier not in self._purified:
-            self._purified[purifier] = self.evaluator.purify(purifier, self.x, self.ids)
+            there = self._prepared.purified.get((purifier, None))
+            self._purified[purifier] = there or self.evaluator.purify(purifier, self.x, self.ids)
         return self._purified[purifier]
 
     def purified_predictions(self, classifier: int, purifier: int) -> Tensor:
         key = (classifier, purifier)
         if key not in self._purified_predictions:
-            self._purified_predictions[key] = self.evaluator.classify(classifier, self.purified(purifier))
+            self._purified_predictions[key] = self.evaluator.classify(classifier, self.purified(purifier)[0])
         return self._purified_predictions[key]
 
     def purified_similarity(self, purifier: int) -> dict[str, Tensor]:
         if purifier not in self._purified_similarity:
-            compared = self.purified(purifier), self.x
+            compared = self.purified(purifier)[0], self.x
             self._purified_similarity[purifier] = self.evaluator.measured("clean_purified", *compared)
         return self._purified_similarity[purifier]
 
-    def detected(self, purifier: int) -> Tensor | None:
-        if purifier not in self._detected:
-            self._detected[purifier] = self.evaluator.detect(purifier, self.x, self.ids)
-        return self._detected[purifier]
+
+def _moved(values: Mapping[str, Tensor | None], device: str) -> dict[str, Any]:
+    return {name: None if value is None else value.to(device) for name, value in values.items()}
 
 
 def _scattered(value: Tensor, rows: Sequence[int], n: int) -> pa.Array:

@@ -98,8 +98,8 @@ def attack(
         todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
         print("\n".join(about))
         run.counts["images"] = source.rows
-        with attempt_at(run, resources, shared_filesystem=shared_filesystem) as attempt:
-            attempt.stream(work, todo, "attacking", max_rejects)
+        with attempt_at(run, resources, work, shared_filesystem=shared_filesystem) as attempt:
+            attempt.stream(todo, "attacking", max_rejects)
             figures = _figures(output, source)
             run.counts.update(figures)
         run.finish()
@@ -157,7 +157,7 @@ class Generation(RowWork):
     def process(self, device: str) -> Process:
         """The attacked images of a batch."""
         generate = Generator(self.config, self.networks, device)
-        return lambda batch, ids, marks: [("images", generate(batch.x, batch.y, ids))]
+        return lambda batch, ids, marks, made: [("images", generate(batch.x, batch.y, ids))]
 
     def write(self, url: str, table: pa.Table) -> None:
         """Write the images of a unit: PNG files first, so that a Parquet file that is there says that they are."""

@@ -29,14 +29,14 @@ class Attempt:
 
     run: runs.Run
     pool: ActorPool
+    work: Work
     engine: Engine
     tally: Tally
 
-    def stream(self, work: Work, todo: Sequence[Todo[Any]], label: str, max_rejects: float = 1.0) -> None:
+    def stream(self, todo: Sequence[Todo[Any]], label: str, max_rejects: float = 1.0) -> None:
         """Do units.
 
         Args:
-            work: what is done.
             todo: see :func:`undone`.
             label: of the progress display.
             max_rejects: share of the images, in [0, 1]; when more are rejected the work stops.
@@ -54,7 +54,7 @@ class Attempt:
         try:
             with (
                 Progress(label, total=total, unit="images") as progress,
-                closing(self.engine.do(work, todo, self.pool, self.run.id)) as rows,
+                closing(self.engine.do(self.work, todo, self.pool, self.run.id)) as rows,
             ):
                 for row in rows:
                     self.run.check()
@@ -63,20 +63,26 @@ class Attempt:
                     note = f"{rejected:,} rejected" if rejected else ""
                     progress.advance(row["in"], note=note, began=row["started"])
                     if n >= ENOUGH:
-                        check_rejects(work.output, rejected, n, max_rejects)
+                        check_rejects(self.work.output, rejected, n, max_rejects)
         finally:
             self.run.counts.update(self.tally.shown())
 
 
 @contextmanager
 def attempt_at(
-    run: runs.Run, pool: ActorPool, config: Mapping[str, Any] | None = None, *, shared_filesystem: bool
+    run: runs.Run,
+    pool: ActorPool,
+    work: Work,
+    config: Mapping[str, Any] | None = None,
+    *,
+    shared_filesystem: bool,
 ) -> Iterator[Attempt]:
     """Set the engine up, and record an attempt at the run, which is no longer whole, while the block goes on.
 
     Args:
         run: what the process holds.
         pool: who does the work.
+        work: what is done, and which of its stages have pools of their own.
         config: what ``run.json`` tells of the attempt beside the pool.
         shared_filesystem: a local output is one that every host sees.
 
@@ -85,10 +91,11 @@ def attempt_at(
     """
     storage.remove(storage.join(run.output, storage.SUCCESS))
     engine = engine_of(pool)
-    hardware = engine.connect(pool.needs)
+    hardware = engine.connect(pool.needs, *(other.needs for other in work.stages.values()))
     engine.check_output(run.output, shared_filesystem=shared_filesystem)
-    with run.attempt(hardware, {**(config or {}), **asdict(pool)}):
-        yield Attempt(run=run, pool=pool, engine=engine, tally=Tally(run.requests))
+    stages = {f"{name}_pool": asdict(own) for name, own in work.stages.items()}
+    with run.attempt(hardware, {**(config or {}), **asdict(pool), **stages}):
+        yield Attempt(run=run, pool=pool, work=work, engine=engine, tally=Tally(run.requests))
 
 
 def check_rejects(output: str, rejected: int, n: int, most: float) -> None:

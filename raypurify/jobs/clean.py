@@ -21,7 +21,7 @@ from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_
 from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
 from raypurify.jobs.attempt import attempt_at, check_rejects
 from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.work import Made, Make, undone
+from raypurify.jobs.work import Advance, Made, Make, undone
 from raypurify.report import formats
 from raypurify.report.cleaning import write_cleaning_report
 from raypurify.runs import lease
@@ -128,13 +128,13 @@ def clean(
             return accounts.add_up(output)
         is_behind = update and not is_whole and bool(plan.generations(output))
         _begin(run, work.cleaning, is_update=is_whole)
-        with attempt_at(run, resources, shared_filesystem=shared_filesystem) as attempt:
+        with attempt_at(run, resources, work, shared_filesystem=shared_filesystem) as attempt:
             if is_behind:
                 print("update: first what an earlier command has planned and not done")
                 # Its rejects are not judged: the update may mend them.
-                attempt.stream(work, undone(work, plan.units(output)), "cleaning")
+                attempt.stream(undone(work, plan.units(output)), "cleaning")
                 _update(config, output)
-            attempt.stream(work, undone(work, plan.units(output)), "cleaning", max_rejects)
+            attempt.stream(undone(work, plan.units(output)), "cleaning", max_rejects)
             totals = _conclude(run, max_rejects)
         write_cleaning_report(output, totals, accounts.read_changes(output, totals))
         run.finish()
@@ -196,6 +196,13 @@ class CleaningWork:
     @property
     def marks(self) -> dict[str, str]:
         return {"manifest": storage.join(self.output, "manifest")}
+
+    @property
+    def stages(self) -> dict[str, ActorPool]:
+        return {}
+
+    def start_stage(self, stage: str, pool: ActorPool) -> Advance:
+        raise NotImplementedError
 
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
         """Networks on the actor's device. Images are written as they are cleaned, accounts when a unit is published."""

@@ -18,7 +18,7 @@ Rows = Generator[dict[str, Any], None, None]
 class Engine(Protocol):
     """A Ray cluster (:mod:`raypurify.distributed.engine`), or this process (:mod:`raypurify.jobs.local`)."""
 
-    def check_room(self, needs: Needs) -> None:
+    def check_room(self, *needs: Needs) -> None:
         """Hold a job against what is there without it.
 
         Raises:
@@ -26,8 +26,8 @@ class Engine(Protocol):
         """
         ...
 
-    def connect(self, needs: Needs) -> dict[str, Any]:
-        """Have ready what a job needs: the hardware, for ``run.json``.
+    def connect(self, *needs: Needs) -> dict[str, Any]:
+        """Have ready what a job needs, each of its pools: the hardware, for ``run.json``.
 
         Raises:
             ValueError: there is too little of it, and no more will come.

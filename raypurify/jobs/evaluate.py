@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 from raypurify import runs, storage
 from raypurify.data import Source, open_source, shape_of
 from raypurify.evaluation import preflight, results, samples, units
-from raypurify.evaluation.batch import Evaluator
+from raypurify.evaluation.batch import Evaluator, Prepared
 from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics, identity_of
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
 from raypurify.jobs.attempt import Attempt, attempt_at, check_rejects
-from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.rows import Process, RowWork
+from raypurify.jobs.resources import ActorPool, StagePools
+from raypurify.jobs.rows import Prepare, Process, RowWork
 from raypurify.jobs.work import undone
 from raypurify.report import write_report
 from raypurify.report.page import users_sections
@@ -38,6 +38,7 @@ class EvaluationArguments:
 
     evaluation: EvaluationConfig
     resources: ActorPool = field(default_factory=ActorPool)
+    pools: StagePools = field(default_factory=StagePools)
     destination: runs.Destination
     max_rejects: float = 0.1
     """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
@@ -77,6 +78,7 @@ def run(arguments: EvaluationArguments) -> pa.Table:
     return evaluate(
         arguments.evaluation,
         arguments.resources,
+        pools=arguments.pools.apart(arguments.resources),
         max_rejects=arguments.max_rejects,
         sections=arguments.sections,
         **asdict(arguments.destination),
@@ -88,6 +90,7 @@ def evaluate(
     resources: ActorPool,
     output: str,
     *,
+    pools: Mapping[str, ActorPool] | None = None,
     max_rejects: float = 1.0,
     sections: Sequence[str] = (),
     overwrite: bool = False,
@@ -99,6 +102,7 @@ def evaluate(
         config: what is evaluated.
         resources: who does it.
         output: URL of the run's folder.
+        pools: of the stages attack and purify, where they run apart: see :class:`StagePools`.
         max_rejects: share of the images, in [0, 1]; when more cannot be decoded the work stops.
         sections: of the report, beside its own: see :func:`raypurify.report.write_report`.
         overwrite: start afresh.
@@ -116,19 +120,17 @@ def evaluate(
     source, grid, about, warnings = _prepare(config, resources)
     coupled = resources.batch if any(group.couples_batch for group in grid.groups) else 0
     size = units.rows_of_unit(output, source.rows, coupled=coupled, overwrite=overwrite)
-    planned = units.units_of(source, size)
     with runs.hold(output, identity_of(config, source.fingerprint, size), overwrite=overwrite) as run:
         earlier = results.earlier_cells(output)
         cells = results.merged_cells(earlier, grid)
-        work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells))
-        todo = undone(work, planned)
+        work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells), pools=pools or {})
+        todo = undone(work, planned := units.units_of(source, size))
         if todo or cells != earlier or not run.finished:
             print("\n".join(preflight.told(about, warnings)))
-            run.counts["warnings"] = warnings
-            run.counts["images"] = source.rows
-            with attempt_at(run, resources, asdict(config), shared_filesystem=shared_filesystem) as attempt:
+            run.counts.update(warnings=warnings, images=source.rows)
+            with attempt_at(run, resources, work, asdict(config), shared_filesystem=shared_filesystem) as attempt:
                 storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
-                attempt.stream(work, todo, "evaluating", max_rejects)
+                attempt.stream(todo, "evaluating", max_rejects)
                 _conclude(work, attempt, cells, planned, max_rejects)
             write_report(output, curves=results.curves(config), sections=sections)
             run.finish()
@@ -183,6 +185,13 @@ class Evaluation(RowWork):
     grid: Grid
     known: tuple[str, ...] = ()
     """Hashes of all cells of the output, those of earlier calls too."""
+    pools: Mapping[str, ActorPool] = field(default_factory=dict)
+    """Of the stages attack and purify, where they run apart."""
+
+    @property
+    def stages(self) -> Mapping[str, ActorPool]:
+        """Those of ``pools``."""
+        return self.pools
 
     @property
     def marks(self) -> dict[str, str]:
@@ -207,11 +216,18 @@ class Evaluation(RowWork):
         """Scores of a batch in each of some cells."""
         evaluator = Evaluator(self.grid, device)
 
-        def process(batch: Batch, ids: Sequence[str], cells: AbstractSet[str]) -> Iterator[tuple[str, pa.Table]]:
-            for scored in evaluator.evaluate(batch.x, batch.y, ids, cells):
+        def process(
+            batch: Batch, ids: Sequence[str], cells: AbstractSet[str], prepared: Prepared | None
+        ) -> Iterator[tuple[str, pa.Table]]:
+            for scored in evaluator.evaluate(batch.x, batch.y, ids, cells, prepared):
                 yield scored.cell.hash, scored.scores
 
         return process
+
+    def prepare(self, stage: str, device: str) -> Prepare:
+        """Attacked or purified images of a batch."""
+        evaluator = Evaluator(self.grid, device)
+        return lambda batch, ids, cells, prepared: evaluator.prepare(stage, batch.x, batch.y, ids, cells, prepared)
 
 
 def _write_samples(work: Evaluation, attempt: Attempt, units: Sequence[Unit]) -> None:

@@ -24,13 +24,13 @@ from raypurify.training.worker import FINAL_ERRORS, Job, Worker
 class LocalEngine(Engine):
     """One process, which waits for nobody."""
 
-    def check_room(self, needs: Needs) -> None:
-        if needs.gpus and not torch.cuda.is_available():
-            flag = "no --use-gpu" if needs.kind == "worker" else "--gpus-per-actor 0"
+    def check_room(self, *needs: Needs) -> None:
+        if needs[0].gpus and not torch.cuda.is_available():
+            flag = "no --use-gpu" if needs[0].kind == "worker" else "--gpus-per-actor 0"
             raise ValueError(f"a GPU is asked for, and torch finds none on this machine. Give {flag}")
 
-    def connect(self, needs: Needs) -> dict[str, Any]:
-        self.check_room(needs)
+    def connect(self, *needs: Needs) -> dict[str, Any]:
+        self.check_room(*needs)
         return {**runs.machine(), "nodes": 1, "cpus": os.cpu_count(), "gpus": torch.cuda.device_count()}
 
     def check_output(self, output: str, *, shared_filesystem: bool) -> None:

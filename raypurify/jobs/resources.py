@@ -27,10 +27,23 @@ class Needs:
     def all_cpus(self) -> int:
         return self.count * self.cpus
 
+    @property
+    def asked(self) -> dict[str, float]:
+        """What each takes, by the resource's name."""
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **self.custom}
+
     def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """How many of them fit into nodes with these resources."""
-        asked = {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {}), **self.custom}
-        return sum(min(int(node.get(name, 0) / each) for name, each in asked.items()) for node in nodes)
+        return sum(min(int(node.get(name, 0) / each) for name, each in self.asked.items()) for node in nodes)
+
+    def left(self, nodes: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+        """What is left of nodes with these resources, once as many of them as fit, and are asked for, are placed."""
+        left, unplaced = [], self.count
+        for node in nodes:
+            here = min(self.room([node]), unplaced)
+            unplaced -= here
+            left.append({name: amount - here * self.asked.get(name, 0) for name, amount in node.items()})
+        return left
 
     def check(self, nodes: Sequence[Mapping[str, float]], *, grows: bool) -> str | None:
         """Hold them against the nodes of a cluster; a line that says what is waited for, where it has to grow first.
@@ -139,6 +152,62 @@ class ActorPool:
         """Let this process compute with its threads."""
         if self.device == "cpu":
             compute_on_cpus(self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePools:
+    """Pools of an evaluation's stages. None of it changes what is computed."""
+
+    stages: Literal["fused", "apart"] = "fused"
+    """fused: an actor attacks, purifies and classifies its images, best where all stages want the same machines. apart:
+    pools of their own attack and purify, and hand the images on; the actors classify and write."""
+    attack_actors: int = 1
+    """Actors that attack, where stages run apart."""
+    attack_max_actors: int | None = None
+    attack_cpus: int = 1
+    attack_gpus: float = 0
+    attack_resources: tuple[str, ...] = ()
+    """As --actor-resources, of an actor that attacks."""
+    purify_actors: int = 1
+    """Actors that purify, where stages run apart."""
+    purify_max_actors: int | None = None
+    purify_cpus: int = 1
+    purify_gpus: float = 0
+    purify_resources: tuple[str, ...] = ()
+    """As --actor-resources, of an actor that purifies."""
+
+    def __post_init__(self) -> None:
+        fields.check_choices(self)
+        self.apart(ActorPool())
+
+    def apart(self, last: ActorPool) -> dict[str, ActorPool]:
+        """The pools of the stages attack and purify, where they run apart.
+
+        Args:
+            last: those who classify.
+
+        Raises:
+            ValueError: see :class:`ActorPool`.
+        """
+        if self.stages == "fused" or last.local:
+            return {}
+        attack = ActorPool(
+            actors=self.attack_actors,
+            max_actors=self.attack_max_actors,
+            cpus_per_actor=self.attack_cpus,
+            gpus_per_actor=self.attack_gpus,
+            actor_resources=self.attack_resources,
+            batch=last.batch,
+        )
+        purify = ActorPool(
+            actors=self.purify_actors,
+            max_actors=self.purify_max_actors,
+            cpus_per_actor=self.purify_cpus,
+            gpus_per_actor=self.purify_gpus,
+            actor_resources=self.purify_resources,
+            batch=last.batch,
+        )
+        return {"attack": attack, "purify": purify}
 
 
 @dataclass(frozen=True, kw_only=True)

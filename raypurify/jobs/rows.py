@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 import torch
 
 from raypurify import storage
-from raypurify.data import Rows, Source, narrowed, read_rows, shape_of
+from raypurify.data import Source, narrowed, read_rows, shape_of
 from raypurify.evaluation.units import Unit, batches_of
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.work import Made, Make
+from raypurify.jobs.work import Advance, Made, Make
 from raypurify.report import formats
 from raypurify.runs import lease, schema
 from raypurify.storage.published import published
@@ -32,8 +32,27 @@ WARMING, TRIED = 2, 32
 """Images that a dry run tries: those that networks are called for the first time with, and those that are timed."""
 
 
-Process = Callable[[Batch, Sequence[str], AbstractSet[str]], Iterable[tuple[str, pa.Table]]]
-"""From a batch, its ids and the names of marks: a table for each of these marks."""
+Process = Callable[[Batch, Sequence[str], AbstractSet[str], Any], Iterable[tuple[str, pa.Table]]]
+"""From a batch, its ids, names of marks, and what stages before have made of it: a table for each of these marks."""
+Prepare = Callable[[Batch, Sequence[str], AbstractSet[str], Any], Any]
+"""From the same: what the next stage is given of the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A unit between two stages."""
+
+    rejects: Sequence[Mapping[str, str]]
+    batches: Iterable[tuple[list[str], np.ndarray, np.ndarray, Any]]
+    """Ids, (N, H, W, C) uint8, labels (N,), and what the stages before have made of the batch."""
+
+    @classmethod
+    def of(cls, content: Any, size: int) -> Parts:
+        """What a unit read, in batches of ``size`` images at most; or the parts that a stage has made of it."""
+        if isinstance(content, Parts):
+            return content
+        rejects = [reject for piece in content for reject in piece.rejects]
+        return cls(rejects=rejects, batches=((*batch, None) for batch in batches_of(content, size)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +80,15 @@ class RowWork:
         """Folders with tables of the same images that earlier calls have made."""
         return ()
 
+    @property
+    def stages(self) -> Mapping[str, ActorPool]:
+        """See :class:`raypurify.jobs.work.Work`."""
+        return {}
+
+    def prepare(self, stage: str, device: str) -> Prepare:
+        """Build the networks of a stage on a device: what the stage does."""
+        raise NotImplementedError
+
     def process(self, device: str) -> Process:
         """Build the networks on a device: what makes the tables."""
         raise NotImplementedError
@@ -69,17 +97,32 @@ class RowWork:
         """Write the table of a unit."""
         storage.write_table(url, table)
 
+    def start_stage(self, stage: str, pool: ActorPool) -> Advance:
+        """Networks of a stage on the actor's device."""
+        prepare = self.prepare(stage, pool.device)
+
+        def advance(content: Any, marks: AbstractSet[str]) -> Parts:
+            parts = Parts.of(content, pool.batch)
+            batches = [
+                (ids, images, labels, prepare(batch_of(images, labels, (), pool.device), ids, marks, made))
+                for ids, images, labels, made in parts.batches
+            ]
+            return Parts(rejects=parts.rejects, batches=batches)
+
+        return advance
+
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
         """Networks on the actor's device; nothing is written before a unit is published."""
         process, folders, columns, attacked = self.process(pool.device), self.marks, self.columns, self.attacked
 
-        def make(unit: Unit, pieces: Sequence[Rows], marks: AbstractSet[str]) -> Made:
-            rejects = published([reject for piece in pieces for reject in piece.rejects])
+        def make(unit: Unit, content: Any, marks: AbstractSet[str]) -> Made:
+            parts = Parts.of(content, pool.batch)
+            rejects = published([*parts.rejects])
             changed = _changed(self.output, unit, rejects)
             marks = set(folders) if changed else marks
             tables = {mark: [columns.empty_table()] for mark in marks}
-            for ids, images, labels in batches_of(pieces, pool.batch):
-                for mark, table in process(batch_of(images, labels, (), pool.device), ids, marks):
+            for ids, images, labels, made in parts.batches:
+                for mark, table in process(batch_of(images, labels, (), pool.device), ids, marks, made):
                     tables[mark].append(table)
 
             def publish() -> None:
@@ -154,7 +197,7 @@ def dry_run(source: Source, pool: ActorPool, work: RowWork) -> dict[str, Any]:
         began = time.perf_counter()
         pieces = [read_rows(shard, 0, shard.rows) for shard in tried.shards]
         for ids, images, labels in batches_of(pieces, pool.batch):
-            deque(process(batch_of(images, labels, (), device), ids, set(work.marks)), maxlen=0)
+            deque(process(batch_of(images, labels, (), device), ids, set(work.marks), None), maxlen=0)
         rate = tried.rows / (time.perf_counter() - began) * pool.needs.count
     return {
         "images": source.rows,

@@ -51,6 +51,9 @@ class Made:
 
 Make = Callable[[Any, Any, AbstractSet[str]], Made]
 """From a unit, what it reads, and the names of the marks that it lacks."""
+Advance = Callable[[Any, AbstractSet[str]], Any]
+"""From what a unit reads, or the stage before has made of it, and the names of the marks that it lacks: what the next
+stage is given."""
 
 
 class Work(Protocol):
@@ -64,6 +67,15 @@ class Work(Protocol):
     @property
     def marks(self) -> Mapping[str, str]:
         """URLs of folders, by a name: a unit is done once each of them holds its ``UNIT.parquet``."""
+        ...
+
+    @property
+    def stages(self) -> Mapping[str, ActorPool]:
+        """Names, in their order, of stages that pools of their own do on a cluster before the last one: mostly none."""
+        ...
+
+    def start_stage(self, stage: str, pool: ActorPool) -> Advance:
+        """Set an actor of a stage up."""
         ...
 
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
@@ -95,13 +107,16 @@ class UnitWorker:
         self.held = lease.Watch(work.output, attempt)
         self.make = work.start(pool, self.held)
 
-    def do(self, unit: Unit, marks: AbstractSet[str], content: Any = None) -> dict[str, Any]:
+    def do(
+        self, unit: Unit, marks: AbstractSet[str], content: Any = None, spent: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Do one unit.
 
         Args:
             unit: which.
             marks: names of those that it lacks.
-            content: what it reads, where that was read ahead.
+            content: what it reads, where that was read ahead, or what stages before have made of it.
+            spent: what those tell.
 
         Returns:
             ``in``, ``out``, ``rejected`` (images), ``requests``, ``retries``, ``started`` and ``ended`` (seconds of the
@@ -122,8 +137,39 @@ class UnitWorker:
             "out": made.images - made.rejected,
             "rejected": made.rejected,
             **made.counts,
-            **retries.since(requests),
-            **stages.since(seconds),
-            "started": started,
+            **added(spent, {**retries.since(requests), **stages.since(seconds), "started": started}),
             "ended": time.time(),
         }
+
+
+class StageWorker:
+    """Does a stage of units, one after the other."""
+
+    def __init__(self, work: Work, stage: str, pool: ActorPool) -> None:
+        pool.set_threads()
+        self.advance = work.start_stage(stage, pool)
+
+    def do(
+        self, unit: Unit, marks: AbstractSet[str], content: Any, spent: Mapping[str, Any] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        """What the next stage is given of a unit, and what this stage and those before have spent on it.
+
+        Args:
+            unit: which.
+            marks: names of those that it lacks.
+            content: what the stage before has made, or what was read ahead; None: this stage reads.
+            spent: see :func:`added`.
+        """
+        started, requests, seconds = time.time(), retries.counts(), stages.seconds()
+        if content is None:
+            with stages.spending("read"):
+                content = unit.read()
+        content = self.advance(content, marks)
+        return content, added(spent, {**retries.since(requests), **stages.since(seconds), "started": started})
+
+
+def added(spent: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What stages have spent on a unit, and another has: sums, and when the first one ``started``."""
+    if spent is None:
+        return dict(more)
+    return {**{name: value + spent[name] for name, value in more.items()}, "started": spent["started"]}

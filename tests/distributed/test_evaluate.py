@@ -13,7 +13,7 @@ from grids import expected as expected
 from raypurify import storage
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.jobs.evaluate import evaluate
-from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.runs import schema
 
 ONE = ActorPool(actors=1, cpus_per_actor=1, batch=64)
@@ -21,7 +21,9 @@ LAYOUTS = {
     "one actor": ONE,
     "two actors": dataclasses.replace(ONE, actors=2, batch=100),
     "reads apart": dataclasses.replace(ONE, reads="apart"),
+    "stages apart": ONE,
 }
+STAGES = StagePools(stages="apart", purify_actors=2)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -35,7 +37,8 @@ def test_the_pipeline_equals_the_reference(
 ) -> None:
     output = str(tmp_path / "run")
     config = grid(small_classifier, small_purifier)
-    summary = evaluate(config, LAYOUTS[layout], output)
+    pools = STAGES.apart(ONE) if layout == "stages apart" else {}
+    summary = evaluate(config, LAYOUTS[layout], output, pools=pools)
     assert_equal(output, expected)
     assert summary.schema == schema.SUMMARY
     assert set(summary["cell"].to_pylist()) == set(expected)

@@ -13,7 +13,7 @@ from raypurify.data import Rows, open_source
 from raypurify.evaluation.units import Unit, rows_of_unit, units_of
 from raypurify.jobs.attempt import attempt_at
 from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.work import Made, Make, undone
+from raypurify.jobs.work import Advance, Made, Make, undone
 from raypurify.runs import lease
 
 
@@ -26,6 +26,13 @@ class Shared:
     @property
     def marks(self) -> dict[str, str]:
         return {mark: f"{self.output}/{mark}" for mark in ("first", "last")}
+
+    @property
+    def stages(self) -> dict[str, ActorPool]:
+        return {}
+
+    def start_stage(self, stage: str, pool: ActorPool) -> Advance:
+        raise NotImplementedError
 
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
         return self.make
@@ -51,8 +58,11 @@ def test_actors_share_a_small_dataset_and_do_what_is_missing(local_ray: None, tm
     source = open_source("digits", split="test", limit=100)
     work = Shared(str(tmp_path))
     units = units_of(source, rows_of_unit(work.output, source.rows))
-    with runs.hold(work.output, {}) as run, attempt_at(run, ActorPool(actors=2), shared_filesystem=False) as attempt:
-        attempt.stream(work, undone(work, units), "working")
+    with (
+        runs.hold(work.output, {}) as run,
+        attempt_at(run, ActorPool(actors=2), work, shared_filesystem=False) as attempt,
+    ):
+        attempt.stream(undone(work, units), "working")
         assert undone(work, units) == []
         by_process = Counter(path.read_text() for path in (tmp_path / "first").iterdir())
         assert len(by_process) == 2
@@ -61,7 +71,7 @@ def test_actors_share_a_small_dataset_and_do_what_is_missing(local_ray: None, tm
         lost = tmp_path / "last" / f"{units[3].name}.parquet"
         lost.unlink()
         assert undone(work, units) == [(units[3], {"last"})]
-        attempt.stream(work, undone(work, units), "working")
+        attempt.stream(undone(work, units), "working")
         assert {path for path, time in times.items() if path.stat().st_mtime_ns != time} == {lost}
     (entry,) = storage.read_json(f"{work.output}/run.json")["attempts"]
     counts = entry["counts"]
