@@ -19,16 +19,17 @@ from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import batches_of, units_of
 from raypurify.jobs.evaluate import evaluate
-from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.training import batch_of
 
 BATCH = 250
 
 
-def pipeline(config: EvaluationConfig, actors: int) -> float:
-    """Images a second of the Ray pipeline, by its own ``run.json``."""
+def pipeline(config: EvaluationConfig, actors: int, stages: StagePools | None = None) -> float:
+    """Images a second of the Ray pipeline, by its own ``run.json``; ``stages``: with pools of their own."""
+    pool = ActorPool(actors=actors, cpus_per_actor=1, batch=BATCH)
     with tempfile.TemporaryDirectory() as output:
-        evaluate(config, ActorPool(actors=actors, cpus_per_actor=1, batch=BATCH), output + "/run")
+        evaluate(config, pool, output + "/run", pools={} if stages is None else stages.apart(pool))
         run = storage.read_json(output + "/run/run.json")
     return float(run["attempts"][0]["counts"]["images_per_second"])
 
@@ -79,6 +80,9 @@ def main() -> None:
         results.append(
             _harness.result(name, "images/s", median, baseline, "bare torch loop, all cores", limit, turns=repeats)
         )
+    # One core each attacks and purifies; what is left to classify is little.
+    apart = pipeline(config, 1, StagePools(stages="apart"))
+    results.append(_harness.result("with PGD, stages apart", "images/s", apart, median, "stages fused", limit))
     _harness.report("pipeline", results, packages=("torch", "ray"))
 
 
