@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 
 import pyarrow as pa
@@ -415,6 +416,23 @@ def test_a_random_purifier_draws_by_the_images_ids(networks: dict[str, str]) -> 
     assert torch.equal(whole[3:], part)
     assert not torch.equal(whole, x)
     assert len({image.std().item() for image in whole - x}) == ROWS
+
+
+def test_stages_that_run_apart_give_the_same_scores_with_their_own_networks_alone(
+    networks: dict[str, str], mine: str
+) -> None:
+    purifiers = (networks["pure-one"], "gaussian_noise", f"{mine}:Watchful")
+    grid = build_grid(grid_of(networks, purifiers=purifiers, attacks=("pgd,epsilon=0.1,steps=3",)), "digits", ROWS)
+    expected = [scored.scores for scored in Evaluator(grid, "cpu").evaluate(*batch())]
+    attacks, purifies, last = (Evaluator(grid, "cpu") for _ in range(3))
+    prepared = attacks.prepare("attack", *batch())
+    assert prepared.attacked
+    assert not prepared.purified
+    prepared = pickle.loads(pickle.dumps(purifies.prepare("purify", *batch(), prepared=prepared)))
+    for scored, scores in zip(last.evaluate(*batch(), prepared=prepared), expected, strict=True):
+        assert scored.scores.equals(scores)
+    built = [[len(of._built) for of in (one.classifiers, one.purifiers)] for one in (attacks, purifies, last)]
+    assert built == [[2, 3], [0, 3], [2, 0]]
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, list[str]]:
