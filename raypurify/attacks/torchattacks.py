@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import math
 import random
@@ -57,8 +58,17 @@ _SQUARE_IMAGES = ("DIFGSM", "TIFGSM", "Pixle")
 _TOLERANCE = 1e-6  # of the pixels' range: 8-bit images that were scaled and back are off by less
 
 
+def is_installed() -> bool:
+    """Whether the library is there: it is an extra of this package."""
+    return importlib.util.find_spec("torchattacks") is not None
+
+
 def names() -> list[str]:
-    """The attacks that can be built, as torchattacks spells and orders them."""
+    """The attacks that can be built, as torchattacks spells and orders them.
+
+    Raises:
+        ImportError: the library is not installed.
+    """
     return [name for name in _library().__all__ if name not in REFUSED]
 
 
@@ -296,7 +306,14 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _library() -> ModuleType:
-    return importlib.import_module("torchattacks")  # seconds to import: scipy comes with it
+    """The library, which takes seconds to import: scipy comes with it.
+
+    Raises:
+        ImportError: it is not installed; the message says how to.
+    """
+    if not is_installed():
+        raise ImportError("torchattacks is not installed: pip install 'raypurify[torchattacks]'")
+    return importlib.import_module("torchattacks")
 
 
 @functools.cache

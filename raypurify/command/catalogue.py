@@ -130,7 +130,7 @@ def known(kind: str) -> Iterator[Plugin]:
     for family in plugins.FAMILIES:
         if importlib.util.find_spec(f"{package}.{family}"):
             library = importlib.import_module(f"{package}.{family}")
-            for member in library.names():
+            for member in library.names() if library.is_installed() else ():
                 yield _built(kind, f"{family}.{member}", library.build_named(member))
 
 

@@ -1,11 +1,14 @@
 """``raypurify plugins``: each plugin's name, parameters, docs and source."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from raypurify import plugins
+from raypurify.attacks import torchattacks
 from raypurify.command.catalogue import METRICS, PACKAGES, PluginsArguments, known, main, named
 
 
@@ -70,3 +73,17 @@ def test_no_ray_is_loaded() -> None:
     script = "import sys; from raypurify.command.main import main; main(); assert 'ray' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", script, "plugins", "noise"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_without_torchattacks_its_attacks_are_not_listed_and_a_name_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchattacks" else find(name))
+    names = [plugin.name for plugin in known("attacks")]
+    assert "pgd" in names
+    assert not any(name.startswith("torchattacks") for name in names)
+    torchattacks.build_named.cache_clear()
+    for name in ("torchattacks.PGD", "torchattacks.PGD,eps=0.3"):
+        with pytest.raises(ImportError, match=r"pip install 'raypurify\[torchattacks\]'"):
+            plugins.build("raypurify.attacks", plugins.Spec.parse(name))
