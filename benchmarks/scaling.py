@@ -7,6 +7,7 @@ feeds many nodes. The figure is the rate of the steady state: after half of the 
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -59,7 +60,7 @@ def rate(nodes: int, units: int, data: str) -> float:
     try:
         for _ in range(nodes):
             cluster.add_node(num_cpus=2, resources={"device": 1}, object_store_memory=100 << 20)
-        ray.init(cluster.address, logging_level="ERROR")
+        ray.init(cluster.address, logging_level=logging.ERROR)
         config = EvaluationConfig(
             data=data,
             split="train",

@@ -42,7 +42,7 @@ def bare_loop(config: TrainingConfig) -> float:
     images = np.concatenate([np.asarray(part.images) for part in rows])
     labels = np.concatenate([part.labels for part in rows])
     network = models.untrained("classifier", prepare(config, TrainingResources()).network)
-    network = network.train().to(memory_format=torch.channels_last)
+    network = models.placed(network.train(), "cpu")
     steps = len(images) // config.batch
     setup = Setup(config=config, network=network, total_steps=config.epochs * steps, device="cpu")
     objective = ClassifierObjective(setup)

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def connect(*needs: Needs) -> dict[str, Any]:
     quiet()
     resources = ray.cluster_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    free = nodes
+    free: Sequence[Mapping[str, float]] = nodes
     for pool in needs:
         waits = pool.check(free, grows=pool.room(free) < pool.count and _grows())
         if waits:

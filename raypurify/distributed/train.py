@@ -131,8 +131,11 @@ def _end(controller: ActorHandle) -> None:
 
 def _trainer(job: Job, resources: TrainingResources, output: str) -> _Trainer:
     fs, path = storage.filesystem(output)
-    scaling = ray.train.ScalingConfig(
-        num_workers=resources.workers if resources.max_workers is None else (resources.workers, resources.max_workers),
+    workers: Any = resources.workers
+    if resources.max_workers is not None:
+        workers = resources.workers, resources.max_workers
+    scaling = ray.train.ScalingConfig(  # type: ignore[call-arg]  # Ray types it as the ScalingConfig of its older Train
+        num_workers=workers,
         elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         use_gpu=resources.use_gpu,
         resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},

@@ -36,7 +36,7 @@ class Needs:
         """How many of them fit into nodes with these resources."""
         return sum(min(int(node.get(name, 0) / each) for name, each in self.asked.items()) for node in nodes)
 
-    def left(self, nodes: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    def left(self, nodes: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
         """What is left of nodes with these resources, once as many of them as fit, and are asked for, are placed."""
         left, unplaced = [], self.count
         for node in nodes:
