@@ -57,7 +57,7 @@ def handle_signals(handler: Any) -> None:
 def set_environment(scratch: str) -> None:
     """Set what the head and its clients share: a token, so that no other user can send work, and the address."""
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_TMPDIR=scratch)
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0")
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0", RAY_SCHEDULER_EVENTS="0")
     from ray.util import get_node_ip_address  # not before: Ray reads the environment once
 
     with socket.socket() as free:
@@ -128,7 +128,7 @@ def run(command: list[str]) -> int:
     while process.poll() is None:
         if (now := nodes()) and now != shown:
             shown = now
-            told = ", ".join(f"{count} {'head' if name == HEAD else name}" for name, count in now.items())
+            told = ", ".join(f"{now[name]} {'head' if name == HEAD else name}" for name in sorted(now, reverse=True))
             print(f"[{time.monotonic() - start:.0f} s] nodes: {told}", file=sys.stderr, flush=True)
         time.sleep(0.5)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode

@@ -33,6 +33,18 @@ def test_every_job_of_the_readme_is_understood(line: str) -> None:
     parsed(line)
 
 
+ENTRYPOINTS = [
+    yaml.safe_load(path.read_text())["spec"]["entrypoint"]
+    for path in (ROOT / "cluster/kuberay/jobs").glob("*/rayjob.yaml")
+]
+
+
+@pytest.mark.parametrize("line", [line for line in (*JOBS, *ENTRYPOINTS) if "jobs/train_" in line])
+def test_a_training_can_use_every_number_of_workers_that_it_may_get(line: str) -> None:
+    arguments = parsed(line)
+    assert not [number for number in arguments.resources.numbers if arguments.training.batch % number]
+
+
 def test_the_readme_has_each_job() -> None:
     named = {re.search(r"jobs/(\w+)\.py", line)[1] for line in JOBS}  # type: ignore[index]
     assert named == {path.stem for path in (ROOT / "jobs").glob("*.py")} - {"demo"}
