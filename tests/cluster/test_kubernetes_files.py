@@ -108,6 +108,8 @@ def test_the_files_follow_kuberays_schema_before_they_are_built() -> None:
     assert {document["kind"] for document in found} == {"RayCluster", "RayJob"}
     for document in found:
         jsonschema.validate(document, SCHEMA)
+        if document["kind"] == "RayCluster":
+            check_operator_rules(document)
 
 
 def test_the_schema_refuses_what_is_misspelt() -> None:
@@ -167,7 +169,7 @@ def test_images_have_this_projects_version_and_cuda_where_there_is_a_gpu(folder:
 
 @KUBECTL
 @pytest.mark.parametrize("folder", [folder for folder in BUILT if folder.startswith("jobs/")])
-def test_a_jobs_entrypoint_is_understood_and_has_room_on_its_cluster(folder: str) -> None:
+def test_a_job_has_room_on_its_cluster_and_an_end(folder: str) -> None:
     (document,) = rays(built(folder))
     job = document["spec"]
     arguments = parsed(job["entrypoint"])

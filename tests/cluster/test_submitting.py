@@ -26,17 +26,13 @@ def commands() -> list[str]:
 
 
 JOBS = [line[found.start() :] for line in commands() if (found := re.search(r"python (/opt/raypurify/)?jobs/", line))]
+RAYJOBS = sorted((ROOT / "cluster/kuberay/jobs").glob("*/rayjob.yaml"))
+ENTRYPOINTS = [yaml.safe_load(path.read_text())["spec"]["entrypoint"] for path in RAYJOBS]
 
 
-@pytest.mark.parametrize("line", JOBS)
-def test_every_job_of_the_readme_is_understood(line: str) -> None:
+@pytest.mark.parametrize("line", [*JOBS, *ENTRYPOINTS])
+def test_every_job_of_the_readme_and_of_kubernetes_is_understood(line: str) -> None:
     parsed(line)
-
-
-ENTRYPOINTS = [
-    yaml.safe_load(path.read_text())["spec"]["entrypoint"]
-    for path in (ROOT / "cluster/kuberay/jobs").glob("*/rayjob.yaml")
-]
 
 
 @pytest.mark.parametrize("line", [line for line in (*JOBS, *ENTRYPOINTS) if "jobs/train_" in line])

@@ -1,0 +1,108 @@
+"""``cluster/local.py``: a cluster that grows under a job, shrinks after it, survives a lost node, and ends."""
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, wait_for
+
+from raypurify import storage
+from raypurify.evaluation import results
+from raypurify.runs import schema
+
+pytestmark = pytest.mark.slow
+NODES = ["--cpu-nodes", "2", "--cpus", "1", "--idle", "5"]
+
+
+@contextlib.contextmanager
+def local_cluster(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """``cluster/local.py`` with a command; afterwards nothing of it is left."""
+    words = [sys.executable, str(ROOT / "cluster/local.py"), *NODES, "--", *command]
+    with log.open("wb") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=file)
+    started: set[psutil.Process] = set()
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started = set(psutil.Process(process.pid).children(recursive=True))
+        process.terminate()
+        process.wait(90)
+        for each in psutil.wait_procs(started, timeout=10)[1]:
+            each.kill()
+
+
+def evaluation(classifier: str, purifier: str, output: Path, *flags: str) -> list[str]:
+    words = ["--data", "digits", "--split", "train", "--classifiers", classifier, "--purifiers", purifier]
+    words += ["--attacks", "pgd,epsilon=0.1,steps=20", "--batch", "50", "--output", str(output)]
+    return [sys.executable, str(ROOT / "jobs/evaluate.py"), *words, *flags]
+
+
+def scores(output: Path) -> dict[str, list[object]]:
+    (cell,) = storage.read_table(f"{output}/cells.parquet")["cell"].to_pylist()
+    return results.read_scores(str(output), cell, schema.SCORES.names).sort_by("id").to_pydict()
+
+
+def node_counts(log: Path) -> list[str]:
+    """What was printed of the nodes, in turn."""
+    return re.findall(r"^\[\d+ s\] nodes: (.*)$", log.read_text(), re.MULTILINE)
+
+
+def children(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    small_classifier: str, small_purifier: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[object]]:
+    """What one process finds, without Ray."""
+    output = tmp_path_factory.mktemp("runs") / "undisturbed"
+    command = evaluation(small_classifier, small_purifier, output, "--local", "--actors", "1")
+    subprocess.run(command, check=True)
+    return scores(output)
+
+
+def test_it_grows_from_a_head_alone_shrinks_and_ends_on_ctrl_c(
+    undisturbed: dict[str, list[object]], small_classifier: str, small_purifier: str, tmp_path: Path
+) -> None:
+    output, log = tmp_path / "run", tmp_path / "log"
+    job = subprocess.list2cmdline(evaluation(small_classifier, small_purifier, output, "--actors", "2"))
+    with local_cluster(["sh", "-c", f"{job} && exec sleep 300"], log) as process:
+        wait_for(lambda: storage.is_success(str(output)), 240, "end of the evaluation")
+        wait_for(lambda: node_counts(log)[-1] == "1 head", 120, "end of the idle nodes")
+        started = children(process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert not psutil.wait_procs(started, timeout=5)[1]
+    counts = node_counts(log)
+    assert counts[0] == "1 head"
+    assert "1 head, 2 cpu" in counts
+    assert "waiting for the cluster to grow" in log.read_text()
+    assert scores(output) == undisturbed
+
+
+def test_a_job_survives_a_node_that_is_lost(
+    undisturbed: dict[str, list[object]], small_classifier: str, small_purifier: str, tmp_path: Path
+) -> None:
+    output, log = tmp_path / "run", tmp_path / "log"
+    with local_cluster(evaluation(small_classifier, small_purifier, output, "--actors", "2"), log) as process:
+        wait_for(lambda: "1 head, 2 cpu" in node_counts(log), 240, "second node")
+        wait_for(lambda: list(output.glob("scores/*/*.parquet")), 240, "first unit")
+        raylets = [each for each in children(process) if each.name() == "raylet"]
+        assert len(raylets) == 3
+        max(raylets, key=psutil.Process.create_time).kill()
+        assert not storage.is_success(str(output))
+        assert process.wait(300) == 0, log.read_text()[-3000:]
+    assert scores(output) == undisturbed
+
+
+def test_its_exit_status_is_the_commands(tmp_path: Path) -> None:
+    with local_cluster(["sh", "-c", "exit 7"], tmp_path / "log") as process:
+        assert process.wait(90) == 7
