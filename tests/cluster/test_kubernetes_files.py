@@ -1,6 +1,7 @@
 """The files for Kubernetes: what KubeRay's schema and its operator's rules say of them, and their references."""
 
 import copy
+import functools
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
+@functools.cache
 def built(folder: str) -> list[dict[str, Any]]:
     command = ["kubectl", "kustomize", str(KUBERAY / folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
