@@ -22,7 +22,7 @@ def test_weights_keep_what_their_note_says(name: str, attacked: float, tmp_path:
         purifiers=(str(WEIGHTS / f"cru_net-{name}"),),
         attacks=("fgsm,epsilon=0.3", "pgd,epsilon=0.3,steps=10"),
     )
-    resources = ActorPool(actors=2, cpus_per_actor=1, local=True)
+    resources = ActorPool(actors=1, local=True)
     for row in evaluate(config, resources, str(tmp_path / "run")).to_pylist():
         assert row["accuracy_clean"] >= 0.985
         assert row["accuracy_adversarial"] <= attacked
