@@ -25,7 +25,7 @@ class DemoArguments:
     """Folder for the three runs: a path, or a URL."""
     data: str = "digits"
     """digits (embedded, no download), or another dataset of grey images."""
-    epochs: int = 8
+    epochs: int = 6
     """Of the purifier's training."""
     cpus_per_worker: int = 2
     """CPUs, and threads of arithmetic, of each step."""
@@ -42,7 +42,7 @@ def main(arguments: DemoArguments) -> None:
     )
     resources = TrainingResources(cpus_per_worker=arguments.cpus_per_worker, local=arguments.local)
     common = TrainingConfig(
-        data=arguments.data, model="a_net", augmentation="affine", epochs=5, batch=32, rate=2e-3, validation=0
+        data=arguments.data, model="a_net", augmentation="affine", epochs=5, batch=16, rate=2e-3, validation=0
     )
     print("1/3 training A-net")
     train(common, resources, classifier, overwrite=arguments.overwrite)
@@ -52,10 +52,9 @@ def main(arguments: DemoArguments) -> None:
         common,
         model="cru_net",
         classifier=storage.join(classifier, "model"),
-        attacks=(fgsm, fgsm, r_fgsm, f"{pgd},steps=3"),
+        attacks=(fgsm, f"{pgd},steps=5", f"{pgd},steps=10"),
         epochs=arguments.epochs,
         augmentation="none",
-        rate=1e-3,
     )
     train(against, resources, purifier, overwrite=arguments.overwrite)
     print("3/3 evaluating")
@@ -65,9 +64,9 @@ def main(arguments: DemoArguments) -> None:
         purifiers=("identity", storage.join(purifier, "model"), "threshold", "median_filter"),
         settings=("white-box", "adaptive"),
         attacks=("none", fgsm, r_fgsm, f"{pgd},steps=40"),
-        adaptive_attacks=(f"{pgd},steps=20",),
+        adaptive_attacks=(f"{pgd},steps=10",),
         adaptive_purifiers=(storage.join(purifier, "model"),),
-        masking_images=100,
+        masking_images=30,
     )
     pool = ActorPool(actors=1, cpus_per_actor=arguments.cpus_per_worker, local=arguments.local)
     print_table(accuracies(evaluate(config, pool, evaluation, overwrite=arguments.overwrite)))
