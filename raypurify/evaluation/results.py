@@ -74,7 +74,7 @@ def _description(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def summarise(output: str, cell: Mapping[str, Any], more: Sequence[Metric] = ()) -> dict[str, Any]:
-    """One row of ``schema.summary(more)``, from a few files at a time.
+    """One row of ``schema.summary(more)``, from a few files at a time, without what follows from other cells.
 
     Args:
         output: the run's folder.
@@ -84,11 +84,15 @@ def summarise(output: str, cell: Mapping[str, Any], more: Sequence[Metric] = ())
     Raises:
         ValueError: the cell has no rows, or an id twice.
     """
+    return {**cell, **_totals(output, cell, more).figures()}
+
+
+def _totals(output: str, cell: Mapping[str, Any], more: Sequence[Metric]) -> _Totals:
     totals = _Totals(cell, (*METRICS, *more))
     for scores in _score_tables(output, cell["cell"], schema.scores(more)):
         totals.add(scores)
     _check_rows(totals.ids, cell)
-    return {**cell, **totals.figures()}
+    return totals
 
 
 def _score_tables(output: str, cell: str, columns: pa.Schema) -> Iterator[pa.Table]:
@@ -99,7 +103,8 @@ def _score_tables(output: str, cell: str, columns: pa.Schema) -> Iterator[pa.Tab
 
 
 class _Totals:
-    """What is kept of a cell's scores: sums, the ids (they have to be unique) and the distances (for their median)."""
+    """What is kept of a cell's scores: sums, the ids (they have to be unique), those of purified images that are wrong,
+    and the distances (for their median)."""
 
     def __init__(self, cell: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
         # An adaptive attacker's victim is the classifier behind the purifier.
@@ -112,6 +117,7 @@ class _Totals:
         self.known: Counter[str] = Counter()
         self.most: dict[str, float] = {}
         self.ids: list[pa.ChunkedArray] = []
+        self.lost: list[pa.ChunkedArray] = []
         self.distances: dict[str, list[np.ndarray]] = {}
 
     def add(self, scores: pa.Table) -> None:
@@ -128,6 +134,7 @@ class _Totals:
         for attack in schema.MASKING_ATTACKS:
             self._sum(f"right_{attack}", pc.equal(scores[f"pred_{attack}"], scores["label"]))
         self.ids.append(scores["id"])
+        self.lost.append(scores["id"].filter(pc.not_equal(scores["pred_purified"], scores["label"])))
         self.n += len(scores)
 
     def _add_metric(self, metric: Metric, scores: pa.Table) -> None:
@@ -200,13 +207,38 @@ class _Totals:
 
 
 def _check_rows(parts: Sequence[pa.ChunkedArray], cell: Mapping[str, Any]) -> None:
-    ids = pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
+    ids = _joined(parts)
     if not len(ids):
         raise ValueError(f"cell {cell['cell']} has no scores: every image was rejected; see rejects/")
     if len(ids.unique()) != len(ids):
         counts = ids.value_counts().to_pylist()
         twice = next(entry["values"] for entry in counts if entry["counts"] > 1)
         raise ValueError(f"the id {twice!r} stands for more than one image; ids must be unique in a dataset")
+
+
+def _joined(parts: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for part in parts for chunk in part.chunks], pa.string())
+
+
+class _WorstCases:
+    """The images that are lost under any attack of those that agree in ``schema.WORST_OF``."""
+
+    def __init__(self) -> None:
+        self.lost: dict[tuple[Any, ...], pa.Array] = {}
+
+    def add(self, cell: Mapping[str, Any], lost: Sequence[pa.ChunkedArray]) -> None:
+        """Take in the ids of a cell's images that are wrong, where its attack has a ball."""
+        if cell["eps"] is not None:
+            known = self.lost.get(self._key(cell), pa.array([], pa.string()))
+            self.lost[self._key(cell)] = _joined([pa.chunked_array([known]), *lost]).unique()
+
+    def accuracy(self, cell: Mapping[str, Any], n: int) -> float | None:
+        """The share of the ``n`` images that no attack of the cell's kind made wrong; None for one without a ball."""
+        lost = self.lost.get(self._key(cell))
+        return None if lost is None else (n - len(lost)) / n
+
+    def _key(self, cell: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(cell[name] for name in schema.WORST_OF)
 
 
 def write_summary(
@@ -228,23 +260,28 @@ def write_summary(
     Raises:
         RuntimeError: a required cell lacks rows; the message says how many.
     """
-    summaries = []
+    summaries, worst = [], _WorstCases()
     for cell in cells:
         if not storage.list_files(scores_folder(output, cell["cell"]), ".parquet") and cell["cell"] not in required:
             continue
-        summary = summarise(output, cell, more)
-        if summary["n"] == rows:
-            summaries.append(summary)
+        totals = _totals(output, cell, more)
+        if totals.n == rows:
+            summaries.append({**cell, **totals.figures()})
+            worst.add(cell, totals.lost)
         elif cell["cell"] in required:
-            raise RuntimeError(f"{output}: cell {cell['cell']} has {summary['n']} scores of {rows} images")
+            raise RuntimeError(f"{output}: cell {cell['cell']} has {totals.n} scores of {rows} images")
+    for summary in summaries:
+        summary["accuracy_worst"] = worst.accuracy(summary, rows)
     table = pa.Table.from_pylist(summaries, schema=schema.summary(more))
     storage.write_table(storage.join(output, "summary.parquet"), table)
     return table
 
 
 def read_summary(output: str, cells: Sequence[str]) -> pa.Table:
-    """The rows of ``summary.parquet`` of the cells with these hashes."""
+    """The rows of ``summary.parquet`` of the cells with these hashes; null what an earlier version did not write."""
     summary = storage.read_table(storage.join(output, "summary.parquet"))
+    more = [field for field in summary.schema if field.name not in schema.SUMMARY.names]
+    summary = storage.with_columns(summary, pa.schema([*schema.SUMMARY, *more]))
     return summary.filter(pc.is_in(summary["cell"], pa.array(cells)))
 
 

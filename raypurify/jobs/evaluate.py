@@ -26,6 +26,7 @@ from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.jobs.rows import Prepare, Process, RowWork
 from raypurify.jobs.work import undone
 from raypurify.report import write_report
+from raypurify.report.cells import worst_cases
 from raypurify.report.page import users_sections
 from raypurify.runs import lease, schema
 from raypurify.runs.progress import print_table
@@ -64,6 +65,7 @@ def main(arguments: EvaluationArguments) -> None:
     shown = schema.shown(summary.schema).items()
     columns += [name for name, how in shown if how.group == "similarity" and not how.minor]
     columns += ["accuracy_with_detection"] if summary["detection_rate"].null_count < len(summary) else []
+    columns += ["accuracy_worst"] if worst_cases(summary.to_pylist()) else []
     print_table(summary.select(columns))
     for row in summary.filter(pc.is_valid(summary["masking"])).to_pylist():
         for name in row["masking"]:

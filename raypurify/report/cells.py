@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from raypurify.runs.schema import NO_ATTACK
+from raypurify.runs.schema import NO_ATTACK, WORST_OF
 
 Row = dict[str, Any]
 """One row of ``summary.parquet``."""
@@ -30,6 +30,22 @@ def featured(rows: Iterable[Row]) -> list[str]:
 def threat(row: Row) -> tuple[Any, ...]:
     """The ball that bounds the attack. Figures of two of them are never compared."""
     return row["dataset"], row["classifier"], row["norm"], row["eps"]
+
+
+def worst_cases(rows: Sequence[Row]) -> dict[str, float]:
+    """The accuracy under the worst of several attacks, by the hashes of the cells that have one.
+
+    A cell is left out where its attack is alone in its ball and its figure is its own.
+    """
+    bounded = [row for row in rows if row["accuracy_worst"] is not None]
+    sets = grouped(bounded, lambda row: tuple(row[name] for name in WORST_OF)).values()
+    several = [row for members in sets for row in members if len(members) > 1 or _is_worse(row)]
+    return {row["cell"]: row["accuracy_worst"] for row in several}
+
+
+def _is_worse(row: Row) -> bool:
+    """Whether an attack that is not among the rows made other images wrong."""
+    return bool(row["accuracy_worst"] < row["accuracy_purified"])
 
 
 def surrogate(row: Row) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raypurify.evaluation.masking import DIFFERENCE, ZERO
+from raypurify.report.cells import worst_cases
 from raypurify.report.sections import Page, Section
 
 
@@ -13,5 +14,11 @@ def section(page: Page) -> Section | None:
     settings = {table.setting for table in page.tables}
     detects = any(row["detection_rate"] is not None for row in page.rows)
     return page.section(
-        "notes", "How to read this", zero=ZERO, difference=DIFFERENCE, settings=settings, detects=detects
+        "notes",
+        "How to read this",
+        zero=ZERO,
+        difference=DIFFERENCE,
+        settings=settings,
+        detects=detects,
+        worst=worst_cases(page.rows),
     )

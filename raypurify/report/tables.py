@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raypurify.report import formats
-from raypurify.report.cells import Row, at_one_radius, grouped, series, surrogate, threat
+from raypurify.report.cells import Row, at_one_radius, grouped, series, surrogate, threat, worst_cases
 from raypurify.runs import schema
 
 if TYPE_CHECKING:
@@ -27,7 +27,14 @@ def section(page: Page) -> Section | None:
         title: {name: how for name, how in shown.items() if how.group == group} for group, title in HEADINGS.items()
     }
     detects = any(row["detection_rate"] is not None for row in page.rows)
-    return page.section("figures", "All figures", metrics=metrics, detects=detects, budgets=_budgets(page.rows))
+    return page.section(
+        "figures",
+        "All figures",
+        metrics=metrics,
+        detects=detects,
+        worst=worst_cases(page.rows),
+        budgets=_budgets(page.rows),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,9 @@ CELL = pa.schema(
 CELL_DESCRIPTION = ("dataset", "setting", "attack", "norm", "eps", "params", "victim", "classifier", "purifier")
 """The columns of a cell that tell it from the others of a run, for people; its hash follows from them too."""
 
+WORST_OF = ("dataset", "setting", "norm", "eps", "victim", "classifier", "purifier")
+"""What the cells have in common whose worst case, image by image, is one figure."""
+
 SCORES = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -142,6 +145,8 @@ SUMMARY = pa.schema(
         pa.field("detection_rate", pa.float64()),  # of attacked images; null, like the next two, without a detector
         pa.field("false_alarm_rate", pa.float64()),  # of clean images
         pa.field("accuracy_with_detection", pa.float64()),  # purified: right or detected; without an attack: and not
+        # Purified: right under every attack of the output that agrees in WORST_OF; null for an attack without a ball.
+        pa.field("accuracy_worst", pa.float64()),
     ]
 )
 """``summary.parquet``: ``cells.parquet``'s columns and the results."""

@@ -141,6 +141,38 @@ def test_scores_of_a_version_without_a_column_are_still_read(tmp_path: Path) -> 
         results.summarise(str(tmp_path), CELL)
 
 
+def test_the_worst_case_is_of_all_attacks_in_one_ball(tmp_path: Path) -> None:
+    wrong = {"pred_purified": 0}
+    kinds: dict[str, tuple[dict[str, object], str]] = {
+        "fgsm": ({}, "a"),
+        "pgd": ({"attack": "pgd"}, "b"),
+        "smaller": ({"eps": 0.1}, "c"),
+        "adaptive": ({"setting": "adaptive", "victim": "p+a"}, "abc"),
+        "other": ({"purifier": "q"}, ""),
+        "deepfool": ({"attack": "deepfool", "norm": None, "eps": None}, "abcd"),
+    }
+    for name, (_, lost) in kinds.items():
+        ids = "dcba" if name == "pgd" else "abcd"
+        rows = [row(image, **(wrong if image in lost else {})) for image in ids]
+        for number, part in enumerate((rows[:3], rows[3:])):
+            url = storage.join(results.scores_folder(str(tmp_path), name), f"{number:06d}.parquet")
+            storage.write_table(url, pa.Table.from_pylist(part, schema.SCORES))
+    cells = [{**CELL, **changes, "cell": name} for name, (changes, _) in kinds.items()]
+    summary = results.write_summary(str(tmp_path), cells, set(kinds), 4)
+    worst = dict(zip(summary["cell"].to_pylist(), summary["accuracy_worst"].to_pylist(), strict=True))
+    assert worst == {"fgsm": 0.5, "pgd": 0.5, "smaller": 0.75, "adaptive": 0.25, "other": 1.0, "deepfool": None}
+    assert results.read_summary(str(tmp_path), ["pgd"])["accuracy_worst"].to_pylist() == [0.5]
+
+
+def test_a_summary_of_a_version_without_worst_cases_is_still_read(tmp_path: Path) -> None:
+    write(tmp_path, [row("a")])
+    summary = results.write_summary(str(tmp_path), [CELL], {"c0ffee"}, 1)
+    storage.write_table(str(tmp_path / "summary.parquet"), summary.drop_columns(["accuracy_worst"]))
+    earlier = results.read_summary(str(tmp_path), ["c0ffee"])
+    assert earlier.schema == schema.SUMMARY
+    assert earlier["accuracy_worst"].to_pylist() == [None]
+
+
 def test_detection_defends_attacked_images_and_loses_clean_ones(tmp_path: Path) -> None:
     wrong = {"pred_purified": 0}
     rows = [

@@ -69,6 +69,7 @@ def cell(
         "detection_rate": None,
         "false_alarm_rate": None,
         "accuracy_with_detection": None,
+        "accuracy_worst": None,
     }
     return row | more
 

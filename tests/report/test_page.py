@@ -131,6 +131,24 @@ def test_a_detector_has_columns_of_its_own() -> None:
     assert "False alarms" not in " ".join(parse(summary_of(cell())).text.split()), "there is no detector"
 
 
+def test_the_worst_case_of_several_attacks_has_columns_of_its_own() -> None:
+    rows = [
+        cell(attack="apgd", purified=0.6, accuracy_worst=0.5),
+        cell(attack="fab", purified=0.55, accuracy_worst=0.5),
+        cell(attack="apgd", setting="adaptive", purified=0.2, accuracy_worst=0.1),
+        cell(attack="fab", setting="adaptive", purified=0.15, accuracy_worst=0.1),
+        cell(attack="fab", purifier="jpeg", purified=0.3, accuracy_worst=0.3),
+    ]
+    page = parse(summary_of(*rows))
+    assert [line[7:9] for line in page.figures("white-box") if len(line) > 1] == [
+        ["50.00", "10.00"],
+        ["50.00", "10.00"],
+        ["–", "not run"],
+    ]
+    assert "under every attack of one ball" in " ".join(page.text.split())
+    assert "Worst case" not in parse(summary_of(*rows[4:])).text, "there is one attack"
+
+
 def test_ties_are_all_best() -> None:
     rows = [cell(purified=0.9), cell(purifier="jpeg", purified=0.9), cell(purifier="identity", purified=0.1)]
     lines = parse(summary_of(*rows)).figures("white-box")[1:]
