@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
+
+AnyRows = TypeVar("AnyRows", bound="Rows")
+
+
+class Rows:
+    """A dataclass of tensors that have a row for each image that is still in the batch."""
+
+    def select(self: AnyRows, keep: Tensor) -> AnyRows:
+        """The rows for which ``keep`` (M,) is True."""
+        if keep.all():
+            return self
+        of_self: Any = self
+        return type(self)(**{field.name: getattr(self, field.name)[keep] for field in fields(of_self)})
 
 
 class Effort:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypurify.attacks import Attacked
-from raypurify.attacks._active import Effort, fools, logits_of, margin, spread
+from raypurify.attacks._active import Effort, Rows, fools, logits_of, margin, spread
 from raypurify.attacks._gradients import slope, vanishes
 
 SMOOTHING = 1e-8
@@ -129,7 +129,7 @@ class StAdv:
 
 
 @dataclass(kw_only=True)
-class _Search:
+class _Search(Rows):
     """The images that are still in the batch, a row each in every field."""
 
     images: Tensor
@@ -159,12 +159,6 @@ class _Search:
             tau=attack.tau * each,
             lowest=torch.inf * each,
             idle=torch.zeros_like(images),
-        )
-
-    def select(self, keep: Tensor) -> _Search:
-        """The rows for which ``keep`` (M,) is True."""
-        return (
-            self if keep.all() else _Search(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
         )
 
 

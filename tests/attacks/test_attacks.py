@@ -39,7 +39,12 @@ def labels(victim: nn.Module, images: Tensor) -> Tensor:
     return victim(images).argmax(dim=1)
 
 
-QUICK = {"carlini_wagner": {"search_steps": 3, "steps": 40}}
+QUICK = {
+    "auto_attack": {"steps": 20, "queries": 100},
+    "carlini_wagner": {"search_steps": 3, "steps": 40},
+    "fab": {"steps": 20},
+    "square": {"queries": 400},
+}
 """Parameters where the defaults take long."""
 
 
@@ -79,7 +84,8 @@ def test_goes_towards_a_target(name: str, victim: nn.Module, images: Tensor, lab
     x_adv = build(name)(victim, images, labels, seeds=range(9), target=target).x_adv
     before = torch.log_softmax(victim(images), dim=1)[range(9), target]
     after = torch.log_softmax(victim(x_adv), dim=1)[range(9), target]
-    assert (after > before).all()
+    there = victim(x_adv).argmax(dim=1) == target  # an attack by margins may get there with a smaller share of its own
+    assert ((after > before) | there).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,7 +101,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str, victim: nn.Module, ima
         torch.testing.assert_close(torch.cat(parts), together[order], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["r_fgsm", "pgd"])
+@pytest.mark.parametrize("name", ["r_fgsm", "pgd", "apgd", "square", "auto_attack"])
 def test_randomness_is_the_seeds_alone(name: str, victim: nn.Module, images: Tensor, labels: Tensor) -> None:
     attack = build(name, steps=1) if name == "pgd" else build(name)
     state = torch.get_rng_state()
@@ -132,7 +138,7 @@ def test_images_without_a_gradient_stay_images(name: str, victim: nn.Module, ima
 @pytest.mark.parametrize("name", NAMES)
 def test_tells_where_the_gradient_was_zero(name: str, victim: nn.Module, images: Tensor, labels: Tensor) -> None:
     attacked = build(name)(victim, images, labels, seeds=range(9))
-    assert (attacked.zero_gradient is None) == (name in ("none", "rotation_translation"))
+    assert (attacked.zero_gradient is None) == (name in ("none", "rotation_translation", "square"))
     assert attacked.zero_gradient is None or not attacked.zero_gradient.any()
 
 
@@ -147,7 +153,7 @@ class Scaled(nn.Module):
         return self.scale * self.victim(x)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "r_fgsm", "pgd"])
+@pytest.mark.parametrize("name", ["fgsm", "r_fgsm", "pgd", "apgd", "fab"])
 @pytest.mark.parametrize("targeted", [False, True])
 def test_the_scale_of_the_logits_hides_no_gradient(
     name: str, targeted: bool, victim: nn.Module, images: Tensor, labels: Tensor
@@ -279,6 +285,16 @@ def test_predicted_labels_leak_no_label(victim: nn.Module, images: Tensor, label
         ("pgd", {"restarts": 0}, "restarts"),
         ("pgd", {"restarts": 2, "random_start": False}, "random_start"),
         ("pgd", {"stepsize": 0.1}, "stepsize"),
+        ("apgd", {"loss": "mse"}, "loss"),
+        ("apgd", {"classes": 0}, "classes"),
+        ("apgd", {"rho": 1}, "rho"),
+        ("fab", {"steps": 0}, "steps"),
+        ("fab", {"beta": 1.1}, "beta"),
+        ("fab", {"eta": 0.9}, "eta"),
+        ("square", {"queries": 0}, "queries"),
+        ("square", {"p_init": 0}, "p_init"),
+        ("auto_attack", {"version": "plus"}, "version"),
+        ("auto_attack", {"epsilon": 8}, "epsilon"),
     ],
 )
 def test_refuses_bad_parameters(name: str, params: dict[str, object], field: str) -> None:

@@ -17,11 +17,19 @@ ROOT = Path(__file__).parents[2]
 IMAGES = 256
 FEWER = {1: 24, 7: 63}
 """Images of the batches that would take long."""
-QUICK = {"carlini_wagner": {"search_steps": 3, "steps": 40}, "pgd": {"steps": 10}, "stadv": {"steps": 60}}
+QUICK = {
+    "apgd": {"epsilon": 0.1, "steps": 10},
+    "auto_attack": {"epsilon": 0.1, "steps": 10, "queries": 100},
+    "carlini_wagner": {"search_steps": 3, "steps": 40},
+    "fab": {"epsilon": 0.1, "steps": 10},
+    "pgd": {"steps": 10},
+    "square": {"queries": 200},
+    "stadv": {"steps": 60},
+}
 """Parameters where the defaults take long."""
 TIES = 0.01
 """Share of the images that may differ: where a gradient is 0 to rounding, its sign turns on the order of a sum."""
-SLOW = ("carlini_wagner", "rotation_translation", "stadv")
+SLOW = ("auto_attack", "carlini_wagner", "rotation_translation", "stadv")
 ATTACKS = [
     pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
     for name in plugins.known("raypurify.attacks")
