@@ -1,10 +1,11 @@
 """Image datasets by name, URL or dotted path, read at random by runs of rows, with no image held that nobody asked for.
 
 ``sources`` opens and narrows them, ``names`` says what a name stands for, ``reading`` reads rows, ``formats`` has one
-file a format, ``columns`` the images in tables, ``base`` the types, ``files`` the files at any URL. Jobs import from
-here; ``cleaning`` also imports ``columns`` and ``files``.
+file a format, ``columns`` the images in tables, ``view`` says how images are shown, ``base`` has the types, ``files``
+the files at any URL. Jobs import from here; ``cleaning`` also imports ``columns`` and ``files``.
 """
 
 from raypurify.data.base import NO_LABEL, DataError, Found, Origin, Rows, Shard, Source
-from raypurify.data.reading import check_ids, ids_of, labels_of, read_parts, read_rows, shape_of, take_rows
+from raypurify.data.reading import check_ids, headers_of, ids_of, labels_of, read_parts, read_rows, shape_of, take_rows
 from raypurify.data.sources import narrowed, open_source, spread
+from raypurify.data.view import AS_STORED, Shape, View

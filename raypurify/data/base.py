@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypurify import images
+from raypurify.data.view import AS_STORED, Shape, View
 from raypurify.storage.published import redacted
 
 NO_LABEL = -1
@@ -62,6 +63,9 @@ class Shard:
     """Row group of a Parquet file."""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Plain values that the format's reader needs besides."""
+    view: View = AS_STORED
+    crop_seed: int | None = None
+    """The seed that the place of each image's crop follows from, with its id; None: the centre."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +90,13 @@ class Source:
     """What a dataset resolves to."""
 
     name: str
-    """``digits``, ``mnist``, ``cifar10``, or the last part of the URL's path."""
+    """``digits``, ``mnist``, ``cifar10``, or the last part of the URL's path; and the view, where there is one."""
     split: str
     """``train`` or ``test``."""
     shards: tuple[Shard, ...]
-    image_shape: tuple[int, int, int] | None
-    """(H, W, C) of every image where the files say so, else None."""
+    image_shape: Shape | None
+    """Of every image, as it is shown, where the files say so, else None."""
+    view: View
     classes: tuple[str, ...] | int
     """Names of the classes, or how many there are where they have no names; 0 without labels."""
     fingerprint: str
@@ -120,6 +125,8 @@ class Rows:
     """Images that could not be decoded: id, url, stage, reason (``schema.REJECTS``)."""
     kept: NDArray[np.int64] | None = None
     """(N,) which of the rows that were asked for these are, ascending; None: all."""
+    shown: bool = False
+    """Whether the images are as the shard's view shows them, and not as they are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +134,7 @@ class Found:
     """What a format finds of a split: a source without its name, split and limit."""
 
     shards: tuple[Shard, ...]
-    image_shape: tuple[int, int, int] | None
+    image_shape: Shape | None
     classes: tuple[str, ...] | int
     contents: tuple[str, ...]
     """What identifies the content of the files (see ``files.content_identity``), in a fixed order."""
@@ -171,15 +178,17 @@ def in_split(name: str, split: str) -> bool:
 def decoded(
     contents: Iterable[bytes | NDArray[np.uint8] | Exception],
     *,
+    shard: Shard,
     ids: Sequence[str],
     urls: Sequence[str],
     labels: NDArray[np.int64],
 ) -> Rows:
-    """Rows of images as they are stored.
+    """Rows of images, each as the shard's view shows it.
 
     Args:
         contents: of each, its encoded bytes, or its pixels (H, W, C), or why it has none: a ValueError is a reject of
             the stage ``decode``, any other of the stage ``read``.
+        shard: that they are of.
         ids: of each.
         urls: where each is, for a reject.
         labels: (N,) of each.
@@ -188,7 +197,9 @@ def decoded(
     for row, content in enumerate(contents):
         if not isinstance(content, Exception):
             try:
-                pixels.append(images.decode(content) if isinstance(content, bytes) else content)
+                stored = images.decode(content) if isinstance(content, bytes) else content
+                draw = None if shard.crop_seed is None else f"{shard.crop_seed} {ids[row]}"
+                pixels.append(shard.view.show(stored, draw))
                 kept.append(row)
                 continue
             except ValueError as error:
@@ -204,4 +215,5 @@ def decoded(
         labels=labels[kept],
         rejects=rejects,
         kept=np.array(kept, np.int64),
+        shown=True,
     )

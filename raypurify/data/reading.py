@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -16,13 +17,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from raypurify.data import download
-from raypurify.data.base import DataError, Rows, Shard, Source
+from raypurify.data.base import DataError, Rows, Shard, Source, decoded
+from raypurify.data.view import Shape
 
 FILES_AT_ONCE = 16
 """Files whose labels are read at once."""
 
 IMAGES_TRIED = 100
 """Images that are tried for one that can be decoded."""
+
+HEADERS = 256
+"""Images whose headers are read at most, to tell whether all are of one shape."""
+
+SHARDS_TRIED = 4
+"""Shards that they are in, where the source has more images."""
 
 
 def read_rows(shard: Shard, start: int, stop: int) -> Rows:
@@ -51,7 +59,22 @@ def read_parts(shard: Shard, parts: Sequence[NDArray[np.int64]]) -> Iterator[Row
     else:
         parts_read = (format.read(shard, rows) for rows in numbers)
     for rows in parts_read:
+        if shard.view.given and not rows.shown:
+            rows = _shown(rows, shard)
         yield rows if shard.renumbered is None else replace(rows, labels=_renumbered(shard, rows.labels))
+
+
+def _shown(rows: Rows, shard: Shard) -> Rows:
+    """Rows, as they are stored, as the shard's view shows them; an image that is smaller than the crop is rejected."""
+    shown = decoded(rows.images, shard=shard, ids=rows.ids, urls=[shard.url] * len(rows.ids), labels=rows.labels)
+    assert shown.kept is not None
+    if rows.kept is None:
+        return shown
+    # Rejects come in the order of the rows that were asked for.
+    before = np.delete(np.arange(len(rows.ids) + len(rows.rejects)), rows.kept)
+    order = np.argsort(np.concatenate([before, np.delete(rows.kept, shown.kept)]))
+    rejects = [*rows.rejects, *shown.rejects]
+    return replace(shown, kept=rows.kept[shown.kept], rejects=[rejects[place] for place in order])
 
 
 def labels_of(source: Source) -> NDArray[np.int64]:
@@ -102,8 +125,29 @@ def check_ids(source: Source) -> None:
         raise DataError(f"{source.name}: {twice['counts']} rows have the id {twice['values']!r}; expected one for each")
 
 
-def shape_of(source: Source) -> tuple[int, int, int]:
-    """(H, W, C) of the images: what the files say, or else the first image's that can be decoded.
+def headers_of(source: Source) -> list[tuple[str, Shape]]:
+    """Ids and shapes of images, as they are shown, by their headers: of all, or of a sample of a larger source.
+
+    Left out are images whose header does not tell, and those that are smaller than the crop. Empty where the files say
+    that all images are of one shape.
+    """
+    if source.image_shape is not None:
+        return []
+    count = len(source.shards) if source.rows <= HEADERS else min(SHARDS_TRIED, len(source.shards))
+    each = source.rows if source.rows <= HEADERS else HEADERS // count
+    found = []
+    for index in np.linspace(0, len(source.shards) - 1, count).astype(int):
+        shard = source.shards[index]
+        headers = getattr(_format(shard), "headers", None)
+        rows = rows_of_file(shard, np.arange(min(shard.rows, each)))
+        for name, stored in headers(shard, rows) if headers else ():
+            with suppress(ValueError):
+                found += [(name, source.view.shape(stored))] if stored else []
+    return found
+
+
+def shape_of(source: Source) -> Shape:
+    """(H, W, C) of the images, as they are shown: what the files say, or else the first image's that can be decoded.
 
     Raises:
         DataError: none of the first ``IMAGES_TRIED`` can.

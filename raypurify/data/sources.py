@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 from raypurify.data.base import Found, Origin, Shard, Source
 from raypurify.data.names import resolve
 from raypurify.data.reading import labels_of, rows_of_file
+from raypurify.data.view import AS_STORED, View
 
 
 def open_source(
-    data: str, *, split: Literal["train", "test"], url: str | None = None, limit: int | None = None
+    data: str,
+    *,
+    split: Literal["train", "test"],
+    url: str | None = None,
+    limit: int | None = None,
+    view: View = AS_STORED,
 ) -> Source:
     """Resolve a dataset. Reads headers, footers and listings (and the small files of labels), no images.
 
@@ -28,9 +34,10 @@ def open_source(
         url: where the named dataset is, instead.
         limit: only so many rows: the first, but of Parquet files without a split of their own, which may be sorted, of
             each class its share. The rows of a folder come in an order by a hash.
+        view: how the images are shown. It is no part of the fingerprint.
 
     Raises:
-        ValueError: an unknown split, or a limit under 1.
+        ValueError: an unknown split, a limit under 1, or images that are all smaller than the crop.
         DataError: no data there, of no known format, or damaged; the message names the file and the offset or row.
     """
     if split not in ("train", "test"):
@@ -39,10 +46,11 @@ def open_source(
         raise ValueError(f"limit: expected at least 1 row, got {limit}")
     name, found = resolve(data, split, url)
     source = Source(
-        name=name,
+        name=f"{name} ({view.told})" if view.given else name,
         split=split,
-        shards=found.shards,
-        image_shape=found.image_shape,
+        shards=tuple(replace(shard, view=view) for shard in found.shards),
+        image_shape=None if found.image_shape is None else view.shape(found.image_shape),
+        view=view,
         classes=found.classes,
         fingerprint="",
         origin=_origin(found, split),

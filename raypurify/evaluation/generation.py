@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from raypurify import metrics, models, plugins
 from raypurify.attacks import Attack, run_attack
+from raypurify.data import AS_STORED, View
 from raypurify.evaluation import results
 from raypurify.images import encode_png, to_uint8_nhwc
 from raypurify.purifiers import is_random, purify, victim_of
@@ -31,6 +32,7 @@ class GenerationConfig:
     """Of data without a split of their own, a sixth of the rows, by a hash of their ids, is the test split."""
     limit: int | None = None
     """So many images only: the first; of Parquet files without a split of their own, of each class its share."""
+    view: View = AS_STORED
     attack: str
     """NAME[,KEY=VALUE...], or torchattacks.NAME[,KEY=VALUE...], or my_package.module:callable."""
     classifier: str
@@ -86,6 +88,8 @@ def identity_of(config: GenerationConfig, dataset: str, networks: Networks, batc
     spec = plugins.Spec.parse(config.attack)
     attack = plugins.build("raypurify.attacks", spec)
     identity = {**asdict(config), "attack": str(plugins.resolved(spec, attack)), "dataset": dataset}
+    del identity["view"]
+    identity |= config.view.given
     if networks.purifier is None or not is_random(networks.purifier.build()):
         del identity["eot"]
     identity |= {"names": "SPLIT-UNIT", **{f"{model.kind}_sha256": model.identity for model in networks.all}}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from raypurify import models, plugins
 from raypurify.attacks import Attack, radius_name, radius_of
+from raypurify.data import AS_STORED, View
 from raypurify.metrics import Metric
 from raypurify.purifiers import is_differentiable, is_random
 from raypurify.runs import fields, schema
@@ -27,6 +28,7 @@ class EvaluationConfig:
     """Of data without a split of their own, a sixth of the rows, by a hash of their ids, is the test split."""
     limit: int | None = None
     """So many images only: the first; of Parquet files without a split of their own, of each class its share."""
+    view: View = AS_STORED
     classifiers: tuple[str, ...]
     """Checkpoints, or my_package.module:callable."""
     purifiers: tuple[str, ...] = ("identity",)
@@ -385,4 +387,5 @@ def identity_of(config: EvaluationConfig, dataset: str, unit: int) -> dict[str, 
         "dataset": dataset,
         "unit": unit,
         **({"metrics": metrics} if metrics else {}),
+        **config.view.given,
     }

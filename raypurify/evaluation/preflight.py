@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -10,13 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raypurify.data import DataError, Origin, Source, check_ids, labels_of, shape_of
+from raypurify.data import DataError, Origin, Shape, Source, View, check_ids, headers_of, labels_of, shape_of
 from raypurify.metrics import Metric
 from raypurify.models import Kind, Model
 from raypurify.purifiers import detect, purify
 
 SHOWN = 12
 """Classes, or labels, that a line shows at most."""
+NAMED = 3
+"""Images of another shape that a line names at most."""
+SHOWN_NAME = 32
+"""Characters of an image's name that it shows at most: the last ones."""
 
 
 def checked(
@@ -42,10 +47,79 @@ def checked(
     source = matched(source, [model for model in networks if model.kind == "classifier"])
     labels = labels_of(source)
     check_ids(source)
+    warnings = missing_classes(source, labels, done)
+    mixed = shapes_told(source, networks)
+    if mixed is not None:
+        line, shapes = mixed
+        if not all(_takes(model, shape) for model in networks for shape in shapes):
+            raise DataError(line)
+        warnings.append(line)
     shape = shape_of(source)
     for model in networks:
         check_network(model, source, labels, shape)
-    return source, described(source, labels), missing_classes(source, labels, done)
+    warnings += _other_views(source, networks, shape)
+    return source, described(source, labels), warnings
+
+
+def shapes_told(source: Source, networks: Iterable[Model]) -> tuple[str, list[Shape]] | None:
+    """Of images of several shapes, by their headers, a line that says what to do, and some of the shapes.
+
+    Args:
+        source: the dataset.
+        networks: what they go through. The view that one was trained with is the one to take.
+
+    Returns:
+        None where the headers tell of one shape only.
+    """
+    headers = headers_of(source)
+    counts = Counter(shape for _, shape in headers)
+    if len(counts) < 2:
+        return None
+    usual = counts.most_common(1)[0][0]
+    others = [(name, shape) for name, shape in headers if shape != usual]
+    some = ", ".join(f"{_end(name)} {_size(shape)}" for name, shape in others[:NAMED])
+    trained = [view for model in networks if (view := _view_of(model)) is not None]
+    side = min(min(shape[:2]) for shape in counts)
+    flags = (trained or [View(resize=side, crop=side)])[0].flags
+    advice = f"Give {flags}" if len({shape[2] for shape in counts}) < 2 else "Make them all grey, or all RGB"
+    line = (
+        f"{source.name}: {len(others)} of {len(headers)} images are not {_size(usual)}: {some}"
+        f"{' and more' if len(others) > NAMED else ''}. {advice}"
+    )
+    return line, [usual, *dict.fromkeys(shape for _, shape in others[:NAMED])]
+
+
+def _size(shape: Shape) -> str:
+    height, width, channels = shape
+    return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
+
+
+def _end(name: str) -> str:
+    return name if len(name) <= SHOWN_NAME else f"...{name[-SHOWN_NAME:]}"
+
+
+def _takes(model: Model, shape: Shape) -> bool:
+    try:
+        tried(model.build(), model.kind, model.name, shape)
+    except ValueError:
+        return False
+    return True
+
+
+def _view_of(model: Model) -> View | None:
+    """The view that a model was trained with; None for one without, or of which nobody knows."""
+    return View(**view) if (view := model.config.get("view")) else None
+
+
+def _other_views(source: Source, networks: Iterable[Model], shape: Shape) -> list[str]:
+    """Warnings of models that were trained with another view, but for images that are stored as they showed them."""
+    return [
+        f"{model.name} was trained with {view.flags}; here it has {source.view.flags or 'neither of these'}"
+        for model in networks
+        if (view := _view_of(model)) is not None
+        and view != source.view
+        and (source.view.given or shape != tuple(model.config["image_shape"]))
+    ]
 
 
 def told(about: str, warnings: Iterable[str]) -> tuple[str, ...]:
@@ -89,6 +163,21 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
     return replace(source, classes=names, shards=tuple(replace(shard, renumbered=numbers) for shard in source.shards))
 
 
+def check_one_shape(source: Source, networks: Iterable[Model]) -> None:
+    """Check that images are of one shape, as far as their headers tell.
+
+    Args:
+        source: the dataset.
+        networks: see :func:`shapes_told`.
+
+    Raises:
+        DataError: they are not.
+    """
+    mixed = shapes_told(source, networks)
+    if mixed is not None:
+        raise DataError(f"a training needs images of one shape: {mixed[0]}")
+
+
 def check_trainable(source: Source, labels: NDArray[np.int64]) -> None:
     """Check that the labels are those of classes that can be learned.
 
@@ -115,7 +204,14 @@ def check_network(model: Model, source: Source, labels: NDArray[np.int64], shape
     Raises:
         ValueError: it does not take such images, or knows fewer classes than the data have.
     """
-    out = tried(model.build(), model.kind, model.name, shape)
+    try:
+        out = tried(model.build(), model.kind, model.name, shape)
+    except ValueError as error:
+        trained = model.config.get("image_shape")
+        if trained is None or tuple(trained) == shape:
+            raise
+        by = f", by {view.flags}" if (view := _view_of(model)) else ""
+        raise ValueError(f"{error}; it was trained on {tuple(trained)}{by}") from error
     if model.kind == "classifier":
         check_classes(out.shape[1], model.name, source, labels)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raypurify import models, plugins
 from raypurify.attacks import Attack, check_images, frozen, run
 from raypurify.attacks._active import begin_draws, logits_of
-from raypurify.data import DataError, open_source, read_rows
+from raypurify.data import DataError, View, open_source, read_rows
 from raypurify.evaluation.grid import built_attack
 from raypurify.training import batch_of
 
@@ -23,7 +23,12 @@ ROWS = 1000
 
 
 def load_images(
-    data: str, *, split: Literal["train", "test"] = "test", limit: int | None = None
+    data: str,
+    *,
+    split: Literal["train", "test"] = "test",
+    limit: int | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The images and labels of a dataset, all in memory.
 
@@ -31,6 +36,8 @@ def load_images(
         data: as the flag ``--data`` takes it: digits, mnist, cifar10, a URL or path, or my_package.module:callable.
         split: of the dataset.
         limit: so many images only.
+        resize: pixels of the shorter side that each image is brought to.
+        crop: pixels of the side of a square, each image's centre.
 
     Returns:
         x: (N, C, H, W) float32 in [0, 1]; y: (N,) int64.
@@ -38,14 +45,14 @@ def load_images(
     Raises:
         DataError: no such data, an image that cannot be decoded, or images of several shapes.
     """
-    source = open_source(data, split=split, limit=limit)
+    source = open_source(data, split=split, limit=limit, view=View(resize=resize, crop=crop))
     parts = [read_rows(shard, 0, shard.rows) for shard in source.shards]
     for reject in (reject for part in parts for reject in part.rejects):
         raise DataError(f"{reject['url']}: {reject['reason']}")
     images = [image for part in parts for image in part.images]
     shapes = sorted({image.shape for image in images})
     if len(shapes) != 1:
-        raise DataError(f"{data}: expected images of one shape, got {shapes}")
+        raise DataError(f"{data}: expected images of one shape, got {shapes}; give resize and crop")
     batch = batch_of(np.stack(images), np.concatenate([part.labels for part in parts]), (), "cpu")
     return batch.x, batch.y
 

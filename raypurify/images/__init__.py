@@ -15,5 +15,6 @@ from raypurify.images.decoding import (
     is_named_as_image,
     pixels_of,
     read_picture,
+    shape_by_header,
 )
 from raypurify.images.encoding import encode, encode_png, thumbnail, to_uint8_nhwc

@@ -196,6 +196,27 @@ def pixels_of(data: bytes) -> int:
     return width * height
 
 
+def shape_by_header(data: bytes) -> tuple[int, int, int] | None:
+    """(H, W, C) that :func:`decode` would give, by the header; None where that does not tell. No pixel is decoded.
+
+    Args:
+        data: the beginning of the file, or all of it.
+    """
+    kind = _kind(data)
+    with suppress(ValueError), _reasons(kind):
+        if kind == "a WebP":
+            width, height = _webp_header(data)
+            # An orientation would stand behind the pixels.
+            return None if data[12:16] == b"VP8X" and data[20] & 8 else (height, width, 3)
+        with _opened(data, kind, any_format=True) as image:
+            width, height = image.size
+            # Pillow's own getexif would decode a PNG; its size of a TIFF is that of the upright image.
+            turned = kind != "a TIFF" and Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5
+            grey = image.mode in ("L", "1", "LA", "La", *_LINEAR_16_BIT) or _raw_mode(image).startswith("LA;16")
+            return (width, height, 1 if grey else 3) if turned else (height, width, 1 if grey else 3)
+    return None
+
+
 def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, any_format: bool = False) -> Picture:
     """Read an image: PNG, JPEG, WebP, BMP or TIFF, by its content, whatever the file is called.
 
@@ -300,10 +321,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """RFC 9649, sections 2.5 to 2.7."""
-    length, chunk = struct.unpack_from("<I", data, 4)[0], data[12:16]
+    """Width and height of a whole WebP."""
+    length = struct.unpack_from("<I", data, 4)[0]
     if 8 + length > len(data):
         raise PictureError(f"is a WebP that is truncated: {8 + length} bytes by its header, {len(data)} in the file")
+    return _webp_header(data)
+
+
+def _webp_header(data: bytes) -> tuple[int, int]:
+    """Width and height by the beginning of a WebP: RFC 9649, sections 2.5 to 2.7."""
+    chunk = data[12:16]
     if chunk == b"VP8X":
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
     if chunk == b"VP8L":

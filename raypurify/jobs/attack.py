@@ -115,7 +115,7 @@ def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
 
 def _prepare(config: GenerationConfig) -> tuple[Source, Networks, tuple[str, ...]]:
     """Open the data and the networks, and hold them against each other: lines on the data."""
-    source = open_source(config.input, split=config.split, limit=config.limit)
+    source = open_source(config.input, split=config.split, limit=config.limit, view=config.view)
     networks = Networks.load(config)
     source, about, warnings = preflight.checked(config.input, source, networks.all, job="an attack", done="attacked")
     return source, networks, preflight.told(about, warnings)

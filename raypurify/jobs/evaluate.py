@@ -169,7 +169,7 @@ def dry_run(config: EvaluationConfig, resources: ActorPool) -> dict[str, Any]:
 
 def _prepare(config: EvaluationConfig, resources: ActorPool) -> tuple[Source, Grid, str, list[str]]:
     """Open the data and the networks, and hold them against each other: a line on the data, and warnings."""
-    source = open_source(config.data, split=config.split, limit=config.limit)
+    source = open_source(config.data, split=config.split, limit=config.limit, view=config.view)
     grid = build_grid(config, source.name, source.rows, resources.batch)
     networks = (*grid.classifiers, *grid.purifiers)
     stand_ins = () if grid.stand_in is None else (grid.stand_in,)

@@ -54,7 +54,7 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     Raises:
         ValueError, FileNotFoundError: unknown names, unreadable data or weights.
     """
-    source = open_source(config.data, split="train")
+    source = open_source(config.data, split="train", view=config.view)
     if not source.classes:
         raise ValueError(f"{config.data}: a training needs labels, and these images have none")
     victim = None if config.classifier is None else models.load("classifier", config.classifier)
@@ -63,8 +63,9 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     kind: models.Kind = "classifier" if victim is None else "purifier"
     initial = None if config.initial is None else models.load(kind, config.initial)
     # A purifier to start from knows no classes: those of its own data do not bind this training's.
-    classifiers = [model for model in (victim, initial) if model is not None and model.kind == "classifier"]
-    source = preflight.matched(source, classifiers)
+    given = [model for model in (victim, initial) if model is not None]
+    source = preflight.matched(source, [model for model in given if model.kind == "classifier"])
+    preflight.check_one_shape(source, given)
     training, held_out, about = _shared_out(source, config)
     shape = shape_of(training)
     if victim is not None:
@@ -229,6 +230,8 @@ def _identity(job: Job) -> dict[str, Any]:
     """What the trained model follows from."""
     config = job.config
     identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": ORDER}
+    del identity["view"]
+    identity |= config.view.given
     identity["attacks"] = list(config.attacks)
     for known in dataclasses.fields(config):
         if known.name in LATER and identity[known.name] == known.default:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from raypurify import plugins
+from raypurify.data import AS_STORED, View
 from raypurify.models import Precision, fast_precision
 from raypurify.runs import fields
 from raypurify.training.batches import Augmentation
@@ -73,6 +74,7 @@ class TrainingConfig:
     """Images of the training split that are held out, of each class its share, and scored after each epoch."""
     limit: int | None = None
     """Train on so many images only, spread over the dataset: of each class its share."""
+    view: View = AS_STORED
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,6 +98,11 @@ class TrainingConfig:
             )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1; got {self.limit!r}")
+        if self.view.crop is not None and self.train_against.partition(",")[0] == "attacked":
+            raise ValueError(
+                f"crop = {self.view.crop!r} takes other places than those of the attacked images; leave it out, or "
+                "train_against"
+            )
         if self.classifier is not None and not self.attacks:
             raise ValueError("attacks must name at least one attack to train a purifier against")
         self._check_classifiers_flags()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 
@@ -97,7 +97,7 @@ def _check_shapes(rows: Rows, image_shape: tuple[int, int, int], shard: Shard) -
         if image.shape != image_shape:
             raise DataError(
                 f"{shard.url}, {name}: training needs images of one shape; expected (H, W, C) = {image_shape}, "
-                f"got {image.shape}"
+                f"got {image.shape}. --resize N --crop N makes them so, but for their channels"
             )
 
 
@@ -125,6 +125,11 @@ class EpochOrder:
             raise ValueError(
                 f"a batch of {self.batch} needs more than the {self.source.rows} rows of the training data"
             )
+
+    def shard(self, epoch: int, index: int) -> Shard:
+        """A shard of the source; its images' crops are at random, others in each epoch."""
+        shard = self.source.shards[index]
+        return shard if shard.view.crop is None else replace(shard, crop_seed=seed_of(self.seed, "crop", epoch))
 
     @property
     def part(self) -> int:
@@ -238,7 +243,7 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
     blocks = [window[start : start + order.block_steps].reshape(-1, 2) for start in cuts]
     shards = np.unique(window[:, :, 0]).tolist()
     readers = {
-        shard: read_parts(order.source.shards[shard], [block[block[:, 0] == shard, 1] for block in blocks])
+        shard: read_parts(order.shard(epoch, shard), [block[block[:, 0] == shard, 1] for block in blocks])
         for shard in shards
     }
     for block in blocks:
@@ -290,7 +295,7 @@ class _Block:
             row += 1
             while row >= shards[shard].rows:
                 shard, row = (shard + 1) % len(shards), 0
-            rows = take_rows(shards[shard], np.array([row]))
+            rows = take_rows(self.order.shard(self.epoch, shard), np.array([row]))
             if rows.ids:
                 reject = self.rejects[place]
                 self.add(np.array([place]), rows, shards[shard])

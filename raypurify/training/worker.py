@@ -96,6 +96,7 @@ class Job:
             "params": self.network.params,
             "data": self.source.name,
             "image_shape": self.image_shape,
+            **({"view": self.source.view.given} if self.source.view.given else {}),
             "classes": self.source.number_of_classes,
             "class_names": None if isinstance(self.source.classes, int) else list(self.source.classes),
             "trained_on": dataclasses.asdict(self.source.origin),

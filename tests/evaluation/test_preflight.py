@@ -12,7 +12,7 @@ from PIL import Image
 
 from raypurify import models
 from raypurify.classifiers import a_net
-from raypurify.data import DataError, Source, check_ids, labels_of, open_source, read_rows, shape_of
+from raypurify.data import DataError, Source, View, check_ids, labels_of, open_source, read_rows, shape_of
 from raypurify.evaluation import preflight
 from raypurify.images import encode_png
 from raypurify.storage import checkpoints
@@ -160,3 +160,72 @@ def test_the_shape_is_that_of_the_first_image_that_can_be_decoded(tmp_path: Path
     pq.write_table(pa.table({"image": encoded[:2], "label": [0, 1]}), path)
     with pytest.raises(DataError, match="none of the first 2 images can be decoded"):
         shape_of(open_source(str(path), split="train"))
+
+
+def mixed_folder(root: Path, sizes: dict[str, tuple[int, ...]], split: str = "test") -> Source:
+    """Images of 40x40, but for some; (height, width), or (height, width, 3)."""
+    for number in range(40):
+        path = root / split / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full(sizes.get(path.name, (40, 40)), number, np.uint8)).save(path)
+    return open_source(str(root), split=split)  # type: ignore[arg-type]
+
+
+def test_images_of_other_sizes_are_told_by_their_names_before_the_work(tmp_path: Path) -> None:
+    source = mixed_folder(tmp_path / "photos", {"3.png": (60, 50), "8.png": (30, 48), "9.png": (60, 50)})
+    network = classifier(tmp_path, class_names=["cat", "dog"])
+    with pytest.raises(DataError) as refused:
+        preflight.checked("photos", source, [network], job="an evaluation", done="evaluated")
+    line = str(refused.value)
+    assert line.startswith("photos: 3 of 40 images are not 40x40 grey: ")
+    assert all(told in line for told in ("test/dog/3.png 50x60 grey", "test/cat/8.png 48x30 grey", "dog/9.png 50x60"))
+    assert line.endswith(". Give --resize 30 --crop 30")
+    trained = classifier(tmp_path, "b", view={"resize": 32, "crop": 28}, class_names=["cat", "dog"])
+    found = preflight.shapes_told(source, [network, trained])
+    assert found is not None
+    assert found[0].endswith("Give --resize 32 --crop 28")
+    shown = open_source(str(tmp_path / "photos"), split="test", view=View(resize=32, crop=28))
+    assert preflight.shapes_told(shown, [network]) is None
+    source, about, warnings = preflight.checked("photos", shown, [network, trained], job="an evaluation", done="e")
+    assert (about, warnings) == ("data: photos (resize 32, crop 28), test: 40 images of 2 classes: cat 20, dog 20", [])
+
+
+def test_networks_that_take_all_sizes_get_them_with_a_warning(tmp_path: Path) -> None:
+    source = mixed_folder(tmp_path / "photos", {"3.png": (60, 50)})
+    any_size = models.load("purifier", "identity")
+    _, _, warnings = preflight.checked("photos", source, [any_size], job="an evaluation", done="evaluated")
+    assert warnings == [
+        "photos: 1 of 40 images are not 40x40 grey: test/dog/3.png 50x60 grey. Give --resize 40 --crop 40"
+    ]
+
+
+def test_grey_images_among_colours_are_told_and_no_view_mends_them(tmp_path: Path) -> None:
+    source = mixed_folder(tmp_path / "photos", {f"{number}.png": (40, 40, 3) for number in range(3, 40)})
+    found = preflight.shapes_told(source, [])
+    assert found is not None
+    assert found[0].startswith("photos: 3 of 40 images are not 40x40 RGB: test/")
+    assert found[0].endswith("40x40 grey. Make them all grey, or all RGB")
+
+
+def test_a_line_on_many_sizes_and_long_names_is_short(tmp_path: Path) -> None:
+    sizes = {f"{number}.png": (40 + number, 40) for number in range(40)}
+    source = mixed_folder(tmp_path / ("n" * 30) / ("m" * 40), sizes)
+    found = preflight.shapes_told(source, [])
+    assert found is not None
+    assert " and more. " in found[0]
+    assert len(found[0]) < 260
+
+
+def test_a_view_unlike_that_of_a_training_is_told(tmp_path: Path) -> None:
+    mixed_folder(tmp_path / "photos", {})
+    names = {"class_names": ["cat", "dog"], "image_shape": [28, 28, 1], "view": {"resize": 32, "crop": 28}}
+    network = classifier(tmp_path, **names)
+
+    def checked(view: View) -> list[str]:
+        source = open_source(str(tmp_path / "photos"), split="test", view=view)
+        return preflight.checked("photos", source, [network], job="an evaluation", done="evaluated")[2]
+
+    assert checked(View(resize=32, crop=28)) == []
+    assert checked(View(crop=28)) == ["a was trained with --resize 32 --crop 28; here it has --crop 28"]
+    with pytest.raises(ValueError, match=r"it was trained on \(28, 28, 1\), by --resize 32 --crop 28$"):
+        checked(View())

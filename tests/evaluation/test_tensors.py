@@ -53,6 +53,7 @@ def test_the_images_of_a_dataset(tmp_path: Path) -> None:
         path.write_bytes(encode_png(np.zeros((8, 8 + index // 11, 1), np.uint8)))
     with pytest.raises(DataError, match=r"expected images of one shape, got \[\(8, 8, 1\), \(8, 9, 1\)\]"):
         load_images(str(tmp_path))
+    assert load_images(str(tmp_path), resize=6, crop=4)[0].shape == (12, 1, 4, 4)
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"11\.png: "):
         load_images(str(tmp_path))

@@ -547,6 +547,26 @@ def test_spoilt_files_are_refused_or_read(name: str) -> None:
     assert all(reason and " object at 0x" not in reason for reason in reasons)  # the same file gives the same reason
 
 
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_header_tells_the_shape_of_what_is_decoded(name: str) -> None:
+    data = SAMPLES[name]
+    assert images.shape_by_header(data) in (images.decode(data).shape, None)
+    assert images.shape_by_header(data) or name == "WEBP"  # whose EXIF stands behind the pixels
+    if not name.startswith("TIFF"):  # whose directory may lie behind the pixels
+        assert images.shape_by_header(data[:-4]) == images.shape_by_header(data)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_header_tells_the_shape_of_a_turned_image(format: str, turn: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encode(Image.fromarray(COLOURS), format, exif=exif)
+    told = images.shape_by_header(data)
+    assert told in (images.decode(data).shape, None)
+    assert told or format == "WEBP"
+
+
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in ("MPO frames", "TIFF frames")])
 def test_a_file_that_is_cut_off_is_refused(name: str) -> None:
     data = SAMPLES[name]

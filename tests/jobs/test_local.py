@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 
 from raypurify import runs, storage
+from raypurify.data import View
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.images import decode
 from raypurify.jobs.attack import attack
 from raypurify.jobs.evaluate import dry_run, evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
@@ -134,3 +136,66 @@ def test_what_cannot_be_done_here_is_refused_with_the_flag(small_classifier: str
     config = GenerationConfig(input="digits", limit=20, attack="fgsm", classifier=small_classifier)
     with pytest.raises(ValueError, match=r"torch finds none on this machine. Give --gpus-per-actor 0"):
         attack(config, dataclasses.replace(POOL, gpus_per_actor=1), str(tmp_path / "run"))
+
+
+def photographs(root: Path, split: str, count: int = 40) -> str:
+    """Grey images of several sizes in ten class folders."""
+    for number in range(count):
+        path = root / split / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((40 + number % 7, 50 - number % 3), 10 * (number % 10) + number, np.uint8)
+        Image.fromarray(pixels).save(path)
+    return str(root)
+
+
+def test_a_view_is_part_of_a_runs_identity_and_gives_images_of_one_shape(small_classifier: str, tmp_path: Path) -> None:
+    data, output = photographs(tmp_path / "photos", "test"), str(tmp_path / "run")
+    attacked = GenerationConfig(input=data, attack="none", classifier=small_classifier, view=View(resize=32, crop=28))
+    with pytest.raises(ValueError, match=r"photos: 38 of 40 images are not .* Give --resize 40 --crop 40$"):
+        attack(dataclasses.replace(attacked, view=View()), POOL, output)
+    assert attack(attacked, POOL, output)["n"] == 40
+    table = storage.read_table(storage.list_files(f"{output}/images")[0])
+    stored = {f"test/{path.parent.name}/{path.name}": path for path in (tmp_path / "photos/test").glob("*/*.png")}
+    for row in table.to_pylist():
+        pixels = View(resize=32, crop=28).show(decode(stored[row["id"]].read_bytes()))
+        np.testing.assert_array_equal(decode(row["image"]), pixels)
+    assert {"resize": 32, "crop": 28}.items() <= runs.identity_of(output).items()
+    with pytest.raises(ValueError, match=r"holds a run with resize = 32; this one has resize = 33"):
+        attack(dataclasses.replace(attacked, view=View(resize=33, crop=28)), POOL, output)
+
+
+def test_a_training_records_its_view_and_an_evaluation_takes_it(tmp_path: Path) -> None:
+    data = photographs(tmp_path / "photos", "train", 80)
+    photographs(tmp_path / "photos", "test")
+    config = dataclasses.replace(TRAINING, data=data, epochs=2, batch=16, limit=None, validation=16)
+    with pytest.raises(ValueError, match=r"a training needs images of one shape: photos: .* --crop 40$"):
+        train(config, ONE_WORKER, str(tmp_path / "no"))
+    shown = dataclasses.replace(config, view=View(resize=32, crop=28))
+    model = train(shown, ONE_WORKER, str(tmp_path / "run"))
+    told = storage.read_json(f"{model}/config.json")
+    assert (told["view"], told["image_shape"]) == ({"resize": 32, "crop": 28}, [28, 28, 1])
+    with pytest.raises(ValueError, match=r"holds a run with resize = 32; this one has resize = 36"):
+        train(dataclasses.replace(shown, view=View(resize=36, crop=28)), ONE_WORKER, str(tmp_path / "run"))
+    evaluated = EvaluationConfig(data=data, classifiers=(model,), attacks=("none",), view=View(resize=32, crop=28))
+    (row,) = evaluate(evaluated, POOL, str(tmp_path / "evaluation")).to_pylist()
+    assert (row["dataset"], row["n"]) == ("photos (resize 32, crop 28)", 40)
+    with pytest.raises(ValueError, match=r"holds a run with resize = 32; this one has resize = None"):
+        evaluate(dataclasses.replace(evaluated, view=View(crop=28)), POOL, str(tmp_path / "evaluation"))
+
+
+def test_a_training_that_was_cut_off_draws_the_same_crops(tmp_path: Path) -> None:
+    data = photographs(tmp_path / "photos", "train", 80)
+    config = dataclasses.replace(TRAINING, data=data, epochs=2, batch=16, limit=None, validation=16)
+    config = dataclasses.replace(config, view=View(resize=32, crop=28))
+    train(config, ONE_WORKER, str(tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for gone in ("checkpoints/checkpoint_000002", "model"):
+        shutil.rmtree(tmp_path / "cut" / gone)
+    (tmp_path / "cut/_SUCCESS").unlink()
+    train(config, ONE_WORKER, str(tmp_path / "cut"))
+    assert made(tmp_path / "cut") == made(tmp_path / "whole")
+
+
+def test_attacked_partners_are_of_no_crop_at_random() -> None:
+    with pytest.raises(ValueError, match=r"crop = 28 takes other places than those of the attacked images"):
+        dataclasses.replace(TRAINING, classifier="c", train_against="attacked,url=here", view=View(crop=28))

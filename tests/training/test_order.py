@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypurify.data import DataError, Shard, Source, labels_of, narrowed, open_source, read_rows
+from raypurify.data import DataError, Shard, Source, View, labels_of, narrowed, open_source, read_rows
 from raypurify.data.formats import parquet
 from raypurify.images import encode_png
 from raypurify.training.order import (
@@ -187,6 +187,32 @@ def test_images_that_cannot_be_decoded_are_replaced_alike_for_any_workers(tmp_pa
     shares = [table(part(rank, 4), 0) for rank in range(4)]
     together = pa.concat_tables(share.slice(step * 10, 10) for step in range(5) for share in shares)
     assert together["seed"].to_pylist() == alone["seed"].to_pylist()
+
+
+def test_crops_are_at_random_in_training_alike_for_any_workers(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (80, 9, 12, 1), np.uint8)
+    table_of = pa.table({"image": [encode_png(image) for image in images], "label": np.arange(80) % 2})
+    pq.write_table(table_of, tmp_path / "train.parquet", row_group_size=30)
+    source = open_source(str(tmp_path), split="train", view=View(resize=8, crop=6))
+
+    def part(rank: int, workers: int) -> EpochOrder:
+        return EpochOrder(source=source, image_shape=(6, 6, 1), seed=0, batch=40, rank=rank, workers=workers)
+
+    def by_id(epoch: int, workers: int) -> dict[str, bytes]:
+        found = {}
+        for one in (table(part(rank, workers), epoch) for rank in range(workers)):
+            pixels = one["image"].combine_chunks().to_numpy_ndarray()
+            found |= {name: image.tobytes() for name, image in zip(one["id"].to_pylist(), pixels, strict=True)}
+        return found
+
+    first = by_id(0, 1)
+    assert first == by_id(0, 2) == by_id(0, 8)
+    held = [image.tobytes() for rows in held_out_rows(source, (6, 6, 1), 0, 1) for image in rows.images]
+    assert held == [source.view.show(image).tobytes() for image in images]
+    centres = {f"train.parquet#{row}": pixels for row, pixels in enumerate(held)}
+    # One place in nine is the centre, and one in nine is drawn again.
+    assert sum(first[name] == centres[name] for name in first) < 30
+    assert sum(first[name] == pixels for name, pixels in by_id(1, 1).items()) < 30
 
 
 def test_an_image_of_another_shape_is_named(tmp_path: Path) -> None:

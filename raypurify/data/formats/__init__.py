@@ -12,6 +12,10 @@ A format's file names
 A file outside the project names, in place of the first three, a callable ``callable(split, **params) -> Found``, and is
 given as ``my_package.module:callable[,KEY=VALUE...]``. ``Found.contents`` says what tells these data from others.
 
+Where ``Found.image_shape`` is None, it also names ``headers(shard, rows) -> list[tuple[str, Shape | None]]``: of
+each of some rows its id, and its image's shape as far as the header tells it. Every format's images are shown as the
+shard's ``view`` says. One of large images does so itself, by :func:`base.decoded`, and holds one at a time as stored.
+
 Where reading row after row would fetch things twice, it also names ``read_parts(shard, parts) -> Iterator[Rows]``: each
 of several lists of rows; and where the data bring ids of their own, ``own_ids(shard)``: these, or None.
 """

@@ -13,15 +13,18 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from raypurify import storage
+from raypurify import images, storage
 from raypurify.data import files
 from raypurify.data.base import SPLIT_NAMES, DataError, Found, Rows, Shard, SplitBy, decoded, digest, in_split
 from raypurify.data.files import File, Place
+from raypurify.data.view import Shape
 
 RANK = 5
 EXPECTED = "a folder of class folders with images"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 SHARD_ROWS = 1024
+HEADER = 128 * 2**10
+"""Bytes at the beginning of a file that are read for its header: EXIF and a colour profile may stand before it."""
 
 
 def find(place: Place, split: str) -> Found | None:
@@ -66,10 +69,22 @@ def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     keys = [shard.extra["keys"][row] for row in rows]
     return decoded(
         _contents(shard.url, keys),
+        shard=shard,
         ids=keys,
         urls=[storage.join(shard.url, key) for key in keys],
         labels=labels(shard, rows),
     )
+
+
+def headers(shard: Shard, rows: NDArray[np.int64]) -> list[tuple[str, Shape | None]]:
+    """Ids of some of a shard's files, and their images' shapes by the headers."""
+    fs, path = storage.filesystem(shard.url)
+    keys = [shard.extra["keys"][row] for row in rows]
+    paths = [storage.join(path, key) for key in keys]
+    with files.naming(shard.url):
+        heads = fs.cat_ranges(paths, [0] * len(paths), [HEADER] * len(paths), on_error="return")
+    shapes = [images.shape_by_header(head) if isinstance(head, bytes) else None for head in heads]
+    return list(zip(keys, shapes, strict=True))
 
 
 def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:

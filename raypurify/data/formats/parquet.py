@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raypurify import storage
+from raypurify import images, storage
 from raypurify.data import columns, files
 from raypurify.data.base import NO_LABEL, SPLIT_NAMES, DataError, Found, Rows, Shard, check_labels, decoded, in_split
 from raypurify.data.files import File, Place
+from raypurify.data.view import Shape
 
 RANK = 3
 EXPECTED = "Parquet (*.parquet)"
@@ -130,14 +131,28 @@ def read_parts(shard: Shard, parts: Sequence[NDArray[np.int64]]) -> Iterator[Row
 
 
 def _decoded(table: pa.Table, rows: NDArray[np.int64], shard: Shard) -> Rows:
-    named = "id" in table.column_names
     label = columns.label_column(table.schema)
     return decoded(
         columns.encoded_images(table),
-        ids=table["id"].to_pylist() if named else [f"{shard.key}#{shard.first + row}" for row in rows],
+        shard=shard,
+        ids=_ids(table, rows, shard),
         urls=[shard.url] * len(rows),
         labels=_labels(table[label] if label else None, shard, rows),
     )
+
+
+def _ids(table: pa.Table, rows: NDArray[np.int64], shard: Shard) -> list[str]:
+    if "id" in table.column_names:
+        return list(table["id"].to_pylist())
+    return [f"{shard.key}#{shard.first + row}" for row in rows]
+
+
+def headers(shard: Shard, rows: NDArray[np.int64]) -> list[tuple[str, Shape | None]]:
+    """Ids of some rows of a row group, which ascend, and their images' shapes by the headers."""
+    table = _read_table(shard, rows)
+    contents = columns.encoded_images(table)
+    shapes = [images.shape_by_header(content) if isinstance(content, bytes) else None for content in contents]
+    return list(zip(_ids(table, rows, shard), shapes, strict=True))
 
 
 def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
