@@ -26,13 +26,13 @@ JOBS = Path(__file__).parents[1] / "jobs"
 
 
 def evaluation(limit: int, data: str) -> dict[str, float]:
-    """Of ``limit`` images."""
+    """Peaks of memory when ``limit`` images are evaluated."""
     flags = ["--data", data, "--split", "train", "--limit", str(limit), "--attacks", "fgsm,epsilon=0.3"]
     return peaks("evaluate.py", [*flags, "--purifiers", "threshold"])
 
 
 def cleaning(limit: int, folder: str) -> dict[str, float]:
-    """Of ``limit`` images."""
+    """Peaks of memory when ``limit`` images are cleaned."""
     return peaks("clean.py", ["--input", folder, "--purifier", "median_filter", "--limit", str(limit // ROWS)])
 
 

@@ -21,7 +21,7 @@ _PLACES = {
     "load": ("models", "load_network"),
     **{verb: ("command.library", verb) for verb in ("attack", "clean", "evaluate", "train")},
 }
-"""Of each lazy name, the module that has it, and its name there."""
+"""The module that has each lazy name, and its name there."""
 
 
 def __getattr__(name: str) -> Any:

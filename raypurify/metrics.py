@@ -187,9 +187,9 @@ class Metric:
     nullable: bool = True
     """Whether there are images that have no value: NaN, which is null in tables and is left out of means."""
     unit: str = ""
-    """Of a value; empty for a length or a number on pixels in [0, 1]."""
+    """The unit of a value; empty for a length or a number on pixels in [0, 1]."""
     heading: str = ""
-    """Of its column in the report; the name if empty."""
+    """The heading of its column in the report; empty: its name."""
     digits: int = 2
     """Decimals in the report."""
     eq16_offset: float | None = None
@@ -197,7 +197,7 @@ class Metric:
 
     @property
     def title(self) -> str:
-        """Of its column in the report."""
+        """The heading of its column in the report."""
         return self.heading or self.name
 
     @property

@@ -39,7 +39,7 @@ class Model:
     state: Mapping[str, Tensor] | None
     """Weights on the CPU; None for a plugin that has none, or that brings its own."""
     sha256: str
-    """Of the weights and the parameters: what a purifier is said to be trained for."""
+    """Hash of the weights and the parameters: a purifier names by it the classifier that it is trained for."""
     code: str = ""
     """Hash of the source code of a network that is the user's own."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -136,7 +136,7 @@ def _kind_of(text: str) -> Kind:
 
 
 ADDRESS = r" at 0x[0-9a-f]+"
-"""In the text of an object, where it lies in memory."""
+"""The place in memory, as the text of an object has it."""
 _given: dict[str, Model] = {}
 """Networks that the user has made, by the names that :func:`give_name` gave them."""
 
@@ -279,7 +279,7 @@ def _hash(spec: plugins.Spec, weights: str) -> str:
 
 
 def _weights_hash(network: nn.Module) -> str:
-    """Of the names, types, shapes and values of a network's state."""
+    """Hash of the names, types, shapes and values of a network's state."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         if isinstance(value, Tensor):

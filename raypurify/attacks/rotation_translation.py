@@ -19,9 +19,9 @@ CHUNK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class RotationTranslation:
-    """Of a grid of rotations and translations, or of random ones, the one by which the true class loses most clearly.
+    """Turns and shifts each image by the transform of a grid, or of a random sample, that the true class loses by most.
 
-    What is compared is the margin of the best other class over the true one (of the target over the best other one).
+    Transforms are compared by the margin of the best other class over the true one (of the target over the best other).
     An image that is wrong at first, or that no transform makes wrong, comes back unmodified. All others try all.
     """
 

@@ -66,7 +66,7 @@ class ImageConfig:
     channels: int = 1
     classes: int = 10
     mean: tuple[float, ...] = PIXELS[1][0]
-    """Of the pixels, in [0, 1], one a channel."""
+    """Mean of the pixels of each channel, in [0, 1]."""
     std: tuple[float, ...] = PIXELS[1][1]
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ class DNetConfig:
     layers: tuple[int, ...] = (6, 8, 8)
     """Layers in each dense block; the blocks work at 1/2, 1/4, 1/8 ... of the image's size."""
     mean: tuple[float, ...] = PIXELS[3][0]
-    """Of the pixels, in [0, 1], one a channel."""
+    """Mean of the pixels of each channel, in [0, 1]."""
     std: tuple[float, ...] = PIXELS[3][1]
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ class MNetConfig:
     )
     """(maps, stride) of each separable convolution."""
     mean: tuple[float, ...] = PIXELS[3][0]
-    """Of the pixels, in [0, 1], one a channel."""
+    """Mean of the pixels of each channel, in [0, 1]."""
     std: tuple[float, ...] = PIXELS[3][1]
 
     def __post_init__(self) -> None:

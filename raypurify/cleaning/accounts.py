@@ -34,7 +34,7 @@ READS_AT_ONCE = 16
 PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))
 """Folders of accounts, and the columns of their files."""
 RETIRED = "_RETIRED"
-"""In a generation's folder: what it took the place of is no longer in the accounts."""
+"""A file in a generation's folder: what the generation took the place of is no longer in the accounts."""
 
 
 class Cleaned:
@@ -43,7 +43,7 @@ class Cleaned:
     def __init__(self) -> None:
         self.rows, self.rejects = TableSpool(schema.MANIFEST), TableSpool(schema.REJECTS)
         self.changes: list[dict[str, Any]] = []
-        """Of ``schema.CHANGES``: the most changed images, small."""
+        """The most changed images, small: rows of ``schema.CHANGES``."""
         self.bytes_out = 0
 
     def add(self, item: Item, *, size: int, **columns: Any) -> None:

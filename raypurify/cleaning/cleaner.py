@@ -45,31 +45,32 @@ class CleaningConfig:
     """What is cleaned, by what, and what is written."""
 
     input: str
-    """Folder, file, glob or list of images; Parquet or WebDataset tars of them: a path or a URL."""
+    """A path or a URL: a folder, file, glob or list of images, or Parquet files or WebDataset tars of them."""
     purifier: str
-    """Checkpoint, or NAME[,KEY=VALUE...], or my_package.module:callable."""
+    """The purifier that cleans: a checkpoint, or NAME[,KEY=VALUE...], or my_package.module:callable."""
     classifier: str | None = None
-    """Labels each image before and after, where it takes images of that shape."""
+    """A classifier that labels each image before and after, where it takes images of that shape."""
     shards: writer.Shards = "mirror"
     """mirror: an image for each image, a Parquet file for each range of rows of one, a tar for each tar, under their
     own names. parquet, webdataset: a shard for each unit, images only."""
     format: Format = "png"
+    """The format that images are written in."""
     quality: int = 90
-    """Of JPEG and WebP: 1 to 100."""
+    """Quality of JPEG and WebP, from 1 to 100."""
     keep_exif: bool = False
     """Keep EXIF, which may hold places and names. The ICC profile is always kept."""
     max_pixels: int = images.MAX_PIXELS
     """Images of more pixels (height times width) are rejected."""
     limit: int | None = None
-    """The first files (or ranges of rows) only."""
+    """Clean this number of files (or ranges of rows) only: the first ones."""
     precision: models.Precision = "float32"
-    """Of the networks' arithmetic; float32 without TF32."""
+    """The type that the networks compute in. float32 goes without TF32."""
     seed: int = 0
-    """Of purifiers that draw at random."""
+    """Seed of a purifier that draws at random."""
 
     @property
     def extension(self) -> str:
-        """Of the images that are written."""
+        """The extension of the images that are written."""
         return images.FORMATS[self.format].extension
 
     def __post_init__(self) -> None:

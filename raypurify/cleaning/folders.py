@@ -45,7 +45,7 @@ HIDDEN_FILES, HIDDEN_FOLDERS = "hidden file(s)", "hidden folder(s)"
 """What is left alone for its name, as it is counted."""
 
 NO_FILES = "pipe(s) or device(s)"
-"""As they are counted."""
+"""What pipes and devices are counted as."""
 
 EXTENSIONS_COUNTED = 100
 """Other extensions that are counted apart; those after them are counted together, under ``others``."""

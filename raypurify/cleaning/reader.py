@@ -71,19 +71,19 @@ class Item:
     entry: Entry
     id: str
     name: str
-    """In a tar: its own, its file's, or its row's."""
+    """Its name in a tar: its own, its file's, or its row's."""
     position: int = 0
-    """Among the items of its section."""
+    """Its place among the items of its section."""
     data: bytes | None = None
-    """An encoded image, until it is decoded. What a member that is no image holds; a link or a folder holds nothing."""
+    """The encoded image, until it is decoded. The content of a member that is no image; None for a link or a folder."""
     header: tarfile.TarInfo | None = None
-    """Of a member that is no image: its name, kind, and what it links to."""
+    """The name and kind of a member that is no image, and what it links to."""
     picture: Picture | None = None
     """The decoded image."""
     stage: str = ""
-    """Of a reject: "read", "decode", "purify" or "encode"; empty for others."""
+    """The stage that a reject failed in: "read", "decode", "purify" or "encode"; empty for others."""
     reason: str = ""
-    """Of a reject."""
+    """Why a reject failed."""
     waits: bool = False
     """Whether it is to be purified yet."""
     cleaned: NDArray[np.uint8] | None = None
@@ -105,7 +105,7 @@ class Section:
     """What is read and written together of a unit: image files in a row, a range of a Parquet file's rows, or a tar."""
 
     entry: Entry
-    """Of image files, the first."""
+    """The entry that is read; the first one, of image files."""
     items: Iterator[Item]
     table: pa.Table | None = None
     """The range of rows, with all columns; None where it can't be read."""

@@ -194,7 +194,7 @@ def _spans(side: int, tiling: Tiling, padded: _PaddedPurifier) -> list[tuple[int
 
 
 def _weights(spans: Sequence[tuple[int, int]], index: int, padded: _PaddedPurifier) -> Tensor:
-    """Of a tile's pixels along one side; those of two tiles sum to 1 where they overlap."""
+    """The weights of a tile's pixels along one side; those of two tiles sum to 1 where they overlap."""
     start, stop = spans[index]
     weights = torch.ones(stop - start)
     if index > 0:
@@ -207,7 +207,7 @@ def _weights(spans: Sequence[tuple[int, int]], index: int, padded: _PaddedPurifi
 
 
 def _rise(overlap: int, reach: int | None) -> Tensor:
-    """From 0 to 1 in the middle of an overlap; at once where both tiles are exact there."""
+    """Weights that rise from 0 to 1 in the middle of an overlap; at once where both tiles are exact there."""
     ramp = 0 if reach is not None and 2 * reach <= overlap else min(RAMP, overlap)
     margin = (overlap - ramp) // 2
     return ((torch.arange(overlap) + 1 - margin) / (ramp + 1)).clamp(0, 1)
@@ -240,7 +240,7 @@ def compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> dict[str, NDArray[np.
 
 
 def _measured(a: NDArray[np.uint8], b: NDArray[np.uint8], rows: int) -> dict[str, NDArray[np.floating]]:
-    """Of a few images, ``rows`` rows at a time, and for the windows of SSIM what they reach of the next."""
+    """How a few images differ, measured ``rows`` rows at a time; windows of SSIM reach into the rows after these."""
     count, height = a.shape[:2]
     windows = height - metrics.SSIM_WINDOW + 1
     largest, squares = np.zeros(count, np.int64), np.zeros(count, np.int64)

@@ -182,7 +182,7 @@ class TarSink(Sink):
         self.tar = tarfile.open(fileobj=self.file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
         self.names: set[str] = set()
         self.numbers: dict[str, int] = {}
-        """Of inputs' names that are taken: the number that the last output of each has."""
+        """The number that the last output of each taken name has."""
         self.count = 0
 
     def put(self, item: Item, data: bytes) -> tuple[str, int | None]:

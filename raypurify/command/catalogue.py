@@ -67,7 +67,7 @@ class Plugin:
     """What its file, and what it builds, say."""
     parameters: tuple[Parameter, ...] = ()
     file: str
-    """Of its source."""
+    """The file that has its source."""
 
 
 def main(arguments: PluginsArguments) -> None:

@@ -24,7 +24,7 @@ class Verb:
     job: str
     """The function of :mod:`raypurify.command.jobs` that says what the verb starts."""
     given: dict[str, Any] = field(default_factory=dict)
-    """To the function."""
+    """The function's arguments."""
 
     def start(self) -> jobs.Job:
         """What the verb starts."""

@@ -15,9 +15,9 @@ from rich.table import Table
 from raypurify.runs.status import Part, Status, status_of
 
 WHAT = ("data", "input", "model", "classifier", "purifier", "attack")
-"""Of an identity, what tells people which run it is."""
+"""Fields of an identity that tell people which run it is."""
 REASONS = 10
-"""For rejects, that are printed."""
+"""How many reasons for rejects are printed."""
 STATES = {
     "finished": "finished",
     "running": "running",

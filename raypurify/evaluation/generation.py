@@ -27,25 +27,26 @@ class GenerationConfig:
     """What is attacked, and how: the identity of an attacked dataset."""
 
     input: str
-    """digits, mnist, cifar10, the URL of a dataset with labels, or my_package.module:callable[,KEY=VALUE...]."""
+    """Images with labels: digits, mnist, cifar10, a dataset's URL, or my_package.module:callable[,KEY=VALUE...]."""
     split: Literal["train", "test"] = "test"
-    """Of data without a split of their own, a sixth of the rows, by a hash of their ids, is the test split."""
+    """Which split of the data to use. Data without splits are split by a hash of the ids: a sixth is the test split."""
     limit: int | None = None
-    """So many images only: the first; of Parquet files without a split of their own, of each class its share."""
+    """Take this number of images only: the first ones, or, of Parquet without splits, of each class its share."""
     view: View = AS_STORED
     attack: str
-    """NAME[,KEY=VALUE...], or torchattacks.NAME[,KEY=VALUE...], or my_package.module:callable."""
+    """The attack: NAME[,KEY=VALUE...], or torchattacks.NAME[,KEY=VALUE...], or my_package.module:callable."""
     classifier: str
-    """Checkpoint, or my_package.module:callable."""
+    """The classifier that is attacked: a checkpoint, or my_package.module:callable."""
     purifier: str | None = None
-    """Purifier that the attacker knows and attacks through (by BPDA with the identity where it has no gradient)."""
+    """A purifier that the attacker knows and attacks through. Where it has no gradient, BPDA takes the identity's."""
     eot: int = 10
-    """Draws of a random purifier that this attacker averages over."""
+    """The attacker averages over this number of draws of a random purifier."""
     precision: models.Precision = "float32"
-    """Of the networks' arithmetic; float32 without TF32."""
+    """The type that the networks compute in. float32 goes without TF32."""
     png: bool = False
     """Also write each attacked image as png/SPLIT/LABEL/ID.png."""
     seed: int = 0
+    """Seed of everything that an attack or a purifier draws at random."""
 
     def __post_init__(self) -> None:
         fields.check_choices(self)

@@ -23,44 +23,46 @@ class EvaluationConfig:
     """The grid: every attack on every classifier, restored by every purifier, in every setting."""
 
     data: str
-    """digits, mnist, cifar10, the URL of a dataset, or my_package.module:callable[,KEY=VALUE...]."""
+    """The images: digits, mnist, cifar10, the URL of a dataset, or my_package.module:callable[,KEY=VALUE...]."""
     split: Literal["train", "test"] = "test"
-    """Of data without a split of their own, a sixth of the rows, by a hash of their ids, is the test split."""
+    """Which split of the data to use. Data without splits are split by a hash of the ids: a sixth is the test split."""
     limit: int | None = None
-    """So many images only: the first; of Parquet files without a split of their own, of each class its share."""
+    """Take this number of images only: the first ones, or, of Parquet without splits, of each class its share."""
     view: View = AS_STORED
     classifiers: tuple[str, ...]
-    """Checkpoints, or my_package.module:callable."""
+    """The classifiers: checkpoints, or my_package.module:callable."""
     purifiers: tuple[str, ...] = ("identity",)
-    """Checkpoints, or NAME[,KEY=VALUE...], or my_package.module:callable."""
+    """The purifiers: checkpoints, or NAME[,KEY=VALUE...], or my_package.module:callable."""
     attacks: tuple[str, ...] = ("fgsm,epsilon=0.3", "r_fgsm,epsilon=0.3", "pgd,epsilon=0.3,steps=40")
-    """NAME[,KEY=VALUE...], or torchattacks.NAME[,KEY=VALUE...], or my_package.module:callable; "none" leaves the images
-    as they are."""
+    """The attacks: NAME[,KEY=VALUE...], or torchattacks.NAME[,KEY=VALUE...], or my_package.module:callable. The attack
+    "none" leaves the images as they are."""
     epsilons: tuple[float, ...] = ()
-    """Radii for the security curve (0.3, 8/255): every attack that has a radius is made at each, not at its own."""
+    """Radii of the security curve, such as 0.3 or 8/255. Every attack that has a radius is made at each of these radii
+    instead of at its own."""
     settings: tuple[Setting, ...] = ("white-box",)
     """white-box: the attacker knows the classifier, and the purifier is trained for it (or for none). black-box: the
     same attacker, and the purifier is trained for another classifier. transfer: the attacker knows a surrogate
     classifier only. adaptive: the attacker knows classifier and purifier."""
     surrogates: tuple[str, ...] = ()
-    """Classifiers that the transfer setting attacks; each of the classifiers, for the others, if none are given."""
+    """Classifiers that the transfer setting attacks. By default each classifier is attacked for the others."""
     adaptive_attacks: tuple[str, ...] = ()
-    """Attacks of the adaptive setting; all the attacks if none are given."""
+    """Attacks of the adaptive setting. By default these are all attacks."""
     adaptive_purifiers: tuple[str, ...] = ()
-    """Purifiers of the adaptive setting, each also among the purifiers; all of them if none are given."""
+    """Purifiers of the adaptive setting, each also named by --purifiers. By default these are all purifiers."""
     bpda: str = "identity"
-    """Whose gradient the adaptive attacker takes in the place of a purifier's that has none: another purifier's, or
-    "none": that purifier's own, as an attacker would who knows no better. It has a gradient and does not draw."""
+    """A purifier with a gradient that does not draw at random. The adaptive attacker takes its gradient for that of a
+    purifier that has none. "none": the attacker takes that purifier's own, as one would who knows no better."""
     eot: int = 10
-    """Draws of a random purifier that the adaptive attacker averages over."""
+    """The adaptive attacker averages over this number of draws of a random purifier."""
     masking_images: int = 200
-    """About so many images of each adaptive cell are checked for masked gradients, which takes five more attacks."""
+    """About this number of images of each adaptive cell is checked for masked gradients, by five more attacks."""
     metrics: tuple[str, ...] = ()
-    """Metrics beside L∞, L2, PSNR and SSIM: my_package.module:callable[,KEY=VALUE...], which returns a
-    raypurify.metrics.Metric."""
+    """Metrics that are measured beside L∞, L2, PSNR and SSIM: my_package.module:callable[,KEY=VALUE...]. The callable
+    returns a raypurify.metrics.Metric."""
     precision: models.Precision = "float32"
-    """Of the networks' arithmetic; float32 without TF32. Final figures are float32."""
+    """The type that the networks compute in. float32 goes without TF32; final figures are float32."""
     seed: int = 0
+    """Seed of everything that an attack or a purifier draws at random."""
 
     def __post_init__(self) -> None:
         fields.check_choices(self)
@@ -114,7 +116,7 @@ class Grid:
 
     config: EvaluationConfig
     classifiers: tuple[models.Model, ...]
-    """Those that are evaluated, then the surrogates that are only attacked."""
+    """The classifiers that are evaluated, then the surrogates that are only attacked."""
     purifiers: tuple[models.Model, ...]
     stand_in: models.Model | None
     """The purifier whose gradient BPDA takes."""

@@ -41,11 +41,11 @@ class MaskingCheck:
     epsilon: float = 0.3
     """Radius of the ball."""
     steps: int = 20
-    """Of the attacks with several steps."""
+    """How many steps the attacks with several steps take."""
     restarts: int = 3
-    """Starts of these attacks."""
+    """How many starts these attacks have."""
     draws: int = 50
-    """Corners of the ball that the random search tries."""
+    """How many corners of the ball the random search tries."""
 
     def __call__(
         self, victim: nn.Module, straight_through: nn.Module | None, x: Tensor, y: Tensor, *, seeds: Sequence[int]
@@ -104,10 +104,10 @@ def _verdict(victim: nn.Module, x_adv: Tensor) -> Tensor:
 
 
 def weaknesses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In words, each once: attacks whose figures flatter every defense, in cells whose gradients were not checked.
+    """Sentences on attacks whose figures flatter every defense, in cells whose gradients were not checked; each once.
 
     Args:
-        rows: of ``schema.SUMMARY``.
+        rows: rows of ``schema.SUMMARY``.
     """
     found = []
     for row in rows:

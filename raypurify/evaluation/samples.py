@@ -87,7 +87,7 @@ def _batches_with(
 
 
 def _rows(scored: Scored, x: Tensor, kinds: Mapping[str, str]) -> pa.Table:
-    """Of a batch's rows of ``schema.SAMPLES``, those that have a kind."""
+    """The rows of a batch that have a kind, as ``schema.SAMPLES`` has them."""
     pixels = {"clean": x, "adversarial": scored.x_adv, "purified": scored.x_pure}
     sampled = []
     for index, score in enumerate(scored.scores.to_pylist()):

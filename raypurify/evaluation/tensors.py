@@ -19,7 +19,7 @@ from raypurify.evaluation.grid import built_attack
 from raypurify.training import batch_of
 
 ROWS = 1000
-"""Of a row group: what is read at once."""
+"""How many rows a row group has; a row group is read at once."""
 
 
 def load_images(

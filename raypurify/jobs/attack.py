@@ -29,7 +29,7 @@ class AttackArguments:
     resources: ActorPool = field(default_factory=ActorPool)
     destination: runs.Destination
     max_rejects: float = 0.1
-    """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+    """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     dry_run: bool = False
     """Attack 32 images, estimate the time, and write nothing."""
 
@@ -146,7 +146,7 @@ class Generation(RowWork):
 
     @property
     def columns(self) -> pa.Schema:
-        """Of the images."""
+        """The schema of the images."""
         return schema.IMAGES
 
     @property

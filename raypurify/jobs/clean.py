@@ -28,11 +28,11 @@ from raypurify.runs import lease
 from raypurify.runs.progress import print_table
 
 REASONS = 20
-"""Of rejects, that are printed."""
+"""How many reasons for rejects are printed."""
 TRIED = 32
-"""Images that are tried before the work; eight times as many in a dry run."""
+"""How many images are tried before the work. A dry run tries eight times as many."""
 TRIAL_SECONDS = 10
-"""Of a dry run, about."""
+"""About how many seconds a dry run tries images for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +43,9 @@ class CleaningArguments:
     resources: ActorPool = field(default_factory=ActorPool)
     destination: runs.Destination
     update: bool = False
-    """Clean what is new or has changed in the input since it was planned; first what of the plan is not done."""
+    """Clean what is new in the input, or has changed since it was planned. An unfinished plan is finished first."""
     max_rejects: float = 0.1
-    """Stop when more than this share of the images is rejected, in [0, 1]; 1: never."""
+    """Stop when more than this share of the images is rejected. The share is in [0, 1]; with 1 the run never stops."""
     dry_run: bool = False
     """Count, try up to 256 images, estimate the time, and write nothing."""
 

@@ -26,9 +26,9 @@ class DemoArguments:
     data: str = "digits"
     """digits (embedded, no download), or another dataset of grey images."""
     epochs: int = 6
-    """Of the purifier's training."""
+    """How many epochs the purifier is trained."""
     cpus_per_worker: int = 2
-    """CPUs, and threads of arithmetic, of each step."""
+    """Each step takes this number of CPUs, and computes with as many threads."""
     local: bool = False
     """Work in this process, in plain torch, without Ray."""
     overwrite: bool = False

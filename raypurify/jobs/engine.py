@@ -12,7 +12,7 @@ from raypurify.jobs.work import Todo, Work
 from raypurify.training.worker import Job
 
 Rows = Generator[dict[str, Any], None, None]
-"""Of each unit, once it is done, what :meth:`raypurify.jobs.work.UnitWorker.do` tells."""
+"""A row for each unit, once it is done, as :meth:`raypurify.jobs.work.UnitWorker.do` returns it."""
 
 
 class Engine(Protocol):

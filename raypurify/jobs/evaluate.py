@@ -42,10 +42,10 @@ class EvaluationArguments:
     pools: StagePools = field(default_factory=StagePools)
     destination: runs.Destination
     max_rejects: float = 0.1
-    """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+    """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     sections: tuple[str, ...] = ()
-    """Of the report, beside its own: my_package.module:callable, which takes a raypurify.report.Page and returns
-    a raypurify.report.Section."""
+    """Sections that the report has beside its own: my_package.module:callable each. The callable takes a
+    raypurify.report.Page and returns a raypurify.report.Section."""
     dry_run: bool = False
     """Send 32 images through the whole grid, estimate the time, and write nothing."""
 
@@ -106,7 +106,7 @@ def evaluate(
         output: URL of the run's folder.
         pools: of the stages attack and purify, where they run apart: see :class:`StagePools`.
         max_rejects: share of the images, in [0, 1]; when more cannot be decoded the work stops.
-        sections: of the report, beside its own: see :func:`raypurify.report.write_report`.
+        sections: sections that the report has beside its own: see :func:`raypurify.report.write_report`.
         overwrite: start afresh.
         shared_filesystem: a local output is one that every host sees.
 
@@ -207,11 +207,11 @@ class Evaluation(RowWork):
 
     @property
     def columns(self) -> pa.Schema:
-        """Of the scores."""
+        """The schema of the scores."""
         return schema.scores(built_metrics(self.grid.config))
 
     def earlier(self) -> Iterable[str]:
-        """Those of all cells."""
+        """The folders of all cells."""
         return (results.scores_folder(self.output, cell) for cell in self.known)
 
     def process(self, device: str) -> Process:

@@ -17,9 +17,9 @@ class Needs:
     kind: Literal["actor", "worker"]
     count: int
     cpus: int
-    """Of each."""
+    """CPUs of each actor or worker."""
     gpus: float = 0
-    """Of each."""
+    """GPUs of each actor or worker."""
     custom: Mapping[str, float] = field(default_factory=dict)
     """What each takes of resources that nodes declare under names of their own."""
 
@@ -70,7 +70,7 @@ class Needs:
         raise ValueError(f"{told}. Give {self._advice(room, largest, gpus)}, or join a larger cluster")
 
     def told(self) -> str:
-        """In words."""
+        """The needs, in words."""
         each = f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "")
         each += "".join(f" and {amount:g} {name}" for name, amount in self.custom.items())
         return f"{self.count} {self.kind}(s) of {each} each"
@@ -95,24 +95,24 @@ class ActorPool:
     """
 
     actors: int = 2
-    """Actors that compute; the pool starts with so many."""
+    """How many actors compute; the pool starts with this number."""
     max_actors: int | None = None
-    """The pool grows to so many where the cluster has room, or makes room; ``actors`` if none is given."""
+    """The pool grows to this number of actors where the cluster has room or makes room. The default is ``actors``."""
     cpus_per_actor: int = 1
-    """CPUs, and threads of arithmetic, of an actor."""
+    """Each actor takes this number of CPUs, and computes with as many threads."""
     gpus_per_actor: float = 0
-    """GPUs of an actor; may be a fraction: with 0.5 one actor computes while the other reads and writes."""
+    """Each actor takes this number of GPUs. With 0.5, one actor computes while the other reads and writes."""
     actor_resources: tuple[str, ...] = ()
-    """What an actor takes of custom resources, NAME=AMOUNT each: actors run on nodes that declare them, such as those
-    that ray start --resources has started."""
+    """Each actor takes these custom resources, NAME=AMOUNT each. So actors run on nodes that declare them, such as
+    those that ray start --resources has started."""
     read_cpus: float = 0.5
-    """CPUs of a task that reads and decodes, where reads run apart. Where the actors leave no CPU free, or with 0, such
-    tasks wait for none, and run two at a time."""
+    """With --reads apart, a task that reads and decodes takes this number of CPUs. With 0, and where the actors leave
+    no CPU free, such tasks wait for no CPU, and two run at a time."""
     reads: Literal["fused", "apart"] = "fused"
-    """fused: an actor reads its own images, best where all share CPUs. apart: tasks on CPUs read and decode ahead, best
-    for actors on GPUs."""
+    """fused: an actor reads its own images. This is best where all share CPUs. apart: tasks on CPUs read and decode
+    ahead. This is best for actors on GPUs."""
     batch: int = 250
-    """Images that go through the networks at once. Sums of float32 come out a last bit apart with another number."""
+    """How many images go through the networks at once. Another number changes the last bit of float32 sums."""
     local: bool = False
     """Work in this process, in plain torch, without Ray: one unit after the other, with the threads of all actors."""
 
@@ -140,12 +140,12 @@ class ActorPool:
 
     @property
     def device(self) -> str:
-        """Of an actor's networks."""
+        """The device of an actor's networks."""
         return "cuda" if self.gpus_per_actor > 0 else "cpu"
 
     @property
     def threads(self) -> int:
-        """Of arithmetic, in a process that does the work."""
+        """How many threads of arithmetic a process that does the work has."""
         return self.actors * self.cpus_per_actor if self.local else self.cpus_per_actor
 
     def set_threads(self) -> None:
@@ -215,22 +215,22 @@ class TrainingResources:
     """Who does the work. None of it changes what is computed, but for rounding."""
 
     workers: int = 1
-    """Data-parallel workers; they divide the batch. Batch norms and dropouts of torch.nn see the global batch: any
-    number trains the same network."""
+    """How many data-parallel workers train; they divide the batch. Batch norms and dropouts of torch.nn see the global
+    batch, so any number trains the same network."""
     max_workers: int | None = None
-    """The group of workers grows to so many where the cluster has room, or makes room, and shrinks to ``workers`` where
-    nodes are lost; each time it goes on from the last epoch's checkpoint. ``workers`` if none is given."""
+    """The group of workers grows to this number where the cluster has room or makes room, and shrinks to ``workers``
+    where nodes are lost. Each time it goes on from the last epoch's checkpoint. The default is ``workers``."""
     use_gpu: bool = False
-    """One GPU a worker (nccl) instead of CPUs (gloo)."""
+    """Each worker computes on a GPU of its own (nccl) instead of on CPUs (gloo)."""
     cpus_per_worker: int = 2
-    """CPUs, and threads of arithmetic, of a worker."""
+    """Each worker takes this number of CPUs, and computes with as many threads."""
     read_cpus: float = 0.5
-    """CPUs of a task that reads images; may be a fraction. Where the workers leave no CPU free, or with 0, such tasks
-    wait for none, and run two at a time."""
+    """A task that reads images takes this number of CPUs, or this share of one. With 0, and where the workers leave no
+    CPU free, such tasks wait for no CPU, and two run at a time."""
     max_failures: int = 3
-    """Lost workers after which a run fails; each time it goes on from the last epoch's checkpoint."""
+    """The run survives the loss of this number of workers. Each time it goes on from the last epoch's checkpoint."""
     local: bool = False
-    """Train in this process, in plain torch, without Ray: one worker."""
+    """Train in this process, in plain torch, without Ray. This process is the only worker."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -261,7 +261,7 @@ class TrainingResources:
 
     @property
     def device(self) -> str:
-        """Of a worker's network."""
+        """The device of a worker's network."""
         return "cuda" if self.use_gpu else "cpu"
 
     def set_threads(self) -> None:

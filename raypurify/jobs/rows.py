@@ -63,7 +63,7 @@ class RowWork:
 
     @property
     def columns(self) -> pa.Schema:
-        """Of the tables."""
+        """The schema of the tables that are made."""
         raise NotImplementedError
 
     @property
@@ -165,7 +165,7 @@ def _table_url(folder: str, unit: Unit) -> str:
 
 
 def _changed(output: str, unit: Unit, rejects: Sequence[Mapping[str, str]]) -> bool:
-    """Whether other images of a unit are rejected than at an earlier time; at first there are no rejects."""
+    """Whether a unit's rejected images differ from those of an earlier time. At first a unit has no rejects."""
     url = _table_url(storage.join(output, "rejects"), unit)
     there = storage.read_table(url).to_pylist() if storage.exists(url) else []
     return {row["id"] for row in there} != {row["id"] for row in rejects}

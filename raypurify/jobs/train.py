@@ -40,7 +40,7 @@ class TrainingArguments:
     resources: TrainingResources = field(default_factory=TrainingResources)
     destination: runs.Destination
     max_rejects: float = 0.1
-    """Stop when more than this share of the images cannot be decoded, in [0, 1]; 1: never."""
+    """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     dry_run: bool = False
     """Take two steps, estimate the time, and write nothing."""
 

@@ -24,7 +24,7 @@ class Unit(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the files that are made of it."""
+        """The name of the files that are made of the unit."""
         ...
 
     @property
@@ -50,7 +50,7 @@ class Made:
 
 
 Make = Callable[[Any, Any, AbstractSet[str]], Made]
-"""From a unit, what it reads, and the names of the marks that it lacks."""
+"""Makes the outputs of a unit: takes the unit, what it reads, and the names of the marks that it lacks."""
 Advance = Callable[[Any, AbstractSet[str]], Any]
 """From what a unit reads, or the stage before has made of it, and the names of the marks that it lacks: what the next
 stage is given."""
@@ -89,7 +89,7 @@ Todo = tuple[AnyUnit, frozenset[str]]
 
 
 def undone(work: Work, units: Iterable[AnyUnit]) -> list[Todo[AnyUnit]]:
-    """Those of the units that are not done."""
+    """The units that are not done yet."""
     done = {
         mark: {storage.stem(url) for url in storage.list_files(folder, ".parquet")}
         for mark, folder in work.marks.items()

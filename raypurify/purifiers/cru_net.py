@@ -16,7 +16,7 @@ class CRUNetConfig:
     """The paper fixes the levels for 28x28 images and the kind of blocks; it gives no width."""
 
     channels: int = 1
-    """Of the images: 1 or 3."""
+    """How many channels the images have: 1 or 3."""
     width: int = 16
     """Feature maps of the first level; each level below doubles them."""
     levels: int = 3
@@ -24,7 +24,7 @@ class CRUNetConfig:
     blocks: int = 2
     """De-noising blocks a level on each way; the paper says three, then two."""
     negative_slope: float = 0.3
-    """Of LeakyReLU; Keras' default, the library that the paper used."""
+    """Slope of LeakyReLU below 0: the default of Keras, which the paper used."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "levels", "blocks"):

@@ -19,11 +19,11 @@ class Section:
     """A part of the page."""
 
     id: str
-    """Anchor, unique in the page: the ``id`` of the element."""
+    """The ``id`` of the section's element, unique in the page: links lead to it."""
     title: str
-    """In the page's contents; empty for a section that is not in them."""
+    """The section's title in the page's contents; empty for a section that is not in them."""
     html: str
-    """Elements whose values are escaped; they ask nothing of the network."""
+    """The section's elements. Values in them are escaped, and they load nothing from the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +31,15 @@ class Page:
     """What a run wrote. Names in it are not yet escaped; credentials are not in them."""
 
     rows: list[Row]
-    """Of the summary."""
+    """The rows of the summary."""
     schema: pa.Schema
-    """Of the summary: :func:`raypurify.runs.schema.shown` tells how its metrics are shown."""
+    """The schema of the summary. :func:`raypurify.runs.schema.shown` tells how its metrics are shown."""
     samples: pa.Table
-    """Of the schema ``SAMPLES``."""
+    """The table of samples, of the schema ``SAMPLES``."""
     rejects: pa.Table
-    """Of the schema ``REJECTS``."""
+    """The table of rejects, of the schema ``REJECTS``."""
     run: Mapping[str, Any]
-    """``run.json``; it may lack anything."""
+    """What ``run.json`` holds; it may lack anything."""
     curves: Mapping[str, pa.Table]
     """Tables of the schema ``METRICS``, by the trainings' names."""
 

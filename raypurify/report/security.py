@@ -44,7 +44,7 @@ def _curves(table: Table) -> list[dict[str, Any]]:
 
 
 def _points(lines: Sequence[Line]) -> list[figures.Point]:
-    """From radius 0 (no attack) upwards."""
+    """The points of a curve, from radius 0 (no attack) upwards."""
     row = lines[0].any
     restored = row["accuracy_clean_purified"]
     start = figures.Point(eps=0.0, adversarial=row["accuracy_clean"], purified=restored, adaptive=restored)

@@ -117,7 +117,7 @@ class Table:
 
     @property
     def others(self) -> list[Comparison]:
-        """Those at the other radii of security curves."""
+        """The comparisons at the other radii of security curves."""
         return [comparison for comparison in self.comparisons if not comparison.shown]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from raypurify.report import attempts
 
 BINS = 120
-"""Of a chart, over all attempts together."""
+"""How many bins a chart has, over all attempts together."""
 POINTS_A_BIN = 4
 """Images are counted when a whole unit is done, so that fewer would show the units' rhythm, not the throughput."""
 
@@ -35,9 +35,9 @@ class Throughput:
     """All attempts together."""
 
     spans: tuple[Span, ...]
-    """In the order of time; between attempts stand pauses."""
+    """Attempts, and the pauses between them, in the order of time."""
     seconds: float
-    """That the attempts took, without those that were cut off."""
+    """How long the attempts took, without those that were cut off."""
     rate: float | None
     """Images a second while images were cleaned; None where that was not recorded."""
     attempts: int

@@ -28,7 +28,7 @@ CONTENTS = {
     "purifier": "purifier_sha256",
     "initial": "initial_sha256",
 }
-"""Of an identity's fields that name a place: the field that says what is there. The same content may be elsewhere."""
+"""The field that says what is there, for each field of an identity that names a place: content may lie elsewhere."""
 
 
 class StoppedError(RuntimeError):
@@ -46,11 +46,11 @@ class Destination:
     """Where a job writes."""
 
     output: str
-    """Folder for the run: a path, or a URL such as s3://bucket/run."""
+    """The folder that the run is written to: a path, or a URL such as s3://bucket/run."""
     overwrite: bool = False
     """Start afresh: remove the run that the output holds."""
     shared_filesystem: bool = False
-    """A local output is a file system that every host of the cluster sees."""
+    """Say that a local output is on a file system that every host of the cluster sees."""
 
 
 @dataclass(kw_only=True)
@@ -69,7 +69,7 @@ class Run:
 
     @cached_property
     def id(self) -> str:
-        """Of the attempt."""
+        """The id of the attempt."""
         return self.held.attempt if self.held is not None else uuid.uuid4().hex[:12]
 
     def check(self) -> None:

@@ -42,7 +42,7 @@ class Extent:
 
     parts: tuple[Part, ...]
     seconds_left: float | None = None
-    """By the rate of the last attempt; None where it has not done enough to tell."""
+    """The time left, by the rate of the last attempt; None where it has not done enough to tell."""
     rejects: tuple[str, ...] = ()
     """URLs of tables of rejects."""
 
@@ -55,7 +55,7 @@ class Status:
     """None for a run that is being removed to start afresh."""
     state: State
     identity: Mapping[str, Any]
-    """Without credentials, and without what would disguise itself on a terminal; likewise ``rejects``."""
+    """The identity. It and ``rejects`` are without credentials and without what disguises itself on a terminal."""
     attempts: tuple[Mapping[str, Any], ...]
     extent: Extent
     holder: lease.Holder | None

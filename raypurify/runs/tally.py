@@ -11,7 +11,7 @@ from typing import Any
 from raypurify.storage import retries
 
 POINTS = 100
-"""Of the timeline, at least, once there are as many."""
+"""The least number of points that a timeline keeps, once it has as many."""
 
 
 class Tally:
@@ -34,7 +34,7 @@ class Tally:
             del self.timeline[1:-1:2]
 
     def shown(self) -> dict[str, Any]:
-        """As ``run.json`` has it."""
+        """The tally as ``run.json`` has it."""
         seconds = max(self.last - self.first, 1e-9)
         rate = {"images_per_second": round(self.sums["in"] / seconds, 1)} if self.sums["in"] else {}
         own = {name: self.sums[name] + count for name, count in retries.since(self.mark).items()}

@@ -27,7 +27,7 @@ PHOTOGRAPH_ATTACKS = (
 """The mixture for photographs: ε is 8/255."""
 CLEAN_SHARE = 0.15
 ATTACKS = "attacks"
-"""Of ``raypurify.training.pairs``, the source of a purifier's pairs that is taken where none is named."""
+"""The source of a purifier's pairs, in ``raypurify.training.pairs``, that is taken where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +35,20 @@ class TrainingConfig:
     """What is trained, on what, and how: the identity of a training run."""
 
     data: str
-    """digits, mnist, cifar10, the URL of a dataset, or my_package.module:callable[,KEY=VALUE...]."""
+    """The images: digits, mnist, cifar10, the URL of a dataset, or my_package.module:callable[,KEY=VALUE...]."""
     model: str
     """Classifier or purifier to train: NAME[,KEY=VALUE...], or my_package.module:callable."""
     classifier: str | None = None
-    """Checkpoint of the classifier that a purifier is trained for; none when a classifier is trained."""
+    """Checkpoint of the classifier that a purifier is trained for. With None a classifier is trained."""
     initial: str | None = None
-    """Checkpoint whose weights the training starts from; random ones (for CRU-Net, the identity) if none is given."""
+    """Checkpoint whose weights the training starts from. By default they are random; a new CRU-Net is the identity."""
     train_against: str = ATTACKS
     """Where a purifier's adversarial images come from: attacks (on the classifier), adaptive (the attacks, through the
-    purifier as it is), attacked,url=URL (the images that jobs/attack.py made of the same data), noise[,sigma=0.25]
+    purifier as it is), attacked,url=URL (images that raypurify attack made of the same data), noise[,sigma=0.25]
     (Gaussian; no attack), or my_package.module:callable[,KEY=VALUE...]."""
     attacks: tuple[str, ...] = DIGIT_ATTACKS
-    """Attacks that make a purifier's adversarial images: NAME[,KEY=VALUE...] each, in equal shares, so that one named
-    twice has twice the share."""
+    """Attacks that make a purifier's adversarial images: NAME[,KEY=VALUE...] each. They have equal shares, so an attack
+    that is named twice has twice the share."""
     clean_share: float = CLEAN_SHARE
     """Share of a purifier's images that are left clean, in [0, 1]."""
     pixel_weight: float = 1.0
@@ -57,25 +57,29 @@ class TrainingConfig:
     """Weight of the cross-entropy of the true labels, by the classifier behind a purifier. Training against adaptive
     attacks needs it."""
     augmentation: Augmentation = "none"
-    """Random change of each image: "affine" (turn, scale, shift: digits), "flip_crop" (mirror, shift: photographs)."""
+    """How each image is changed at random. affine turns, scales and shifts, for digits; flip_crop mirrors and shifts,
+    for photographs."""
     epochs: int = 6
+    """How often the training goes through the data."""
     batch: int = 128
-    """Images in a step, of all workers together."""
+    """How many images a step takes, on all workers together."""
     rate: float = 1e-3
-    """Peak learning rate of AdamW; one cycle, with the first tenth to warm up."""
+    """Peak learning rate of AdamW. The rate makes one cycle, and the first tenth of the steps warms up."""
     weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Longer gradients are shortened to this norm."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of networks' arithmetic while training; weights and sums are float32 in either case. "auto" is what the workers'
-    hardware is fast in, and is recorded: bfloat16 on GPUs since Ampere and CPUs with AVX512_BF16, else float32. A run
-    that was begun keeps its precision."""
+    """The type that networks compute in; weights and sums are always float32. auto takes what the workers' hardware is
+    fast in: bfloat16 on GPUs since Ampere and on CPUs with AVX512_BF16, else float32. The choice is recorded, and a
+    run that was begun keeps it."""
     validation: int = 1000
-    """Images of the training split that are held out, of each class its share, and scored after each epoch."""
+    """How many images of the training split are held out and scored after each epoch: of each class its share."""
     limit: int | None = None
-    """Train on so many images only, spread over the dataset: of each class its share."""
+    """Train on this number of images only, spread over the dataset: of each class its share."""
     view: View = AS_STORED
     seed: int = 0
+    """Seed of the order of the images, their random changes, the attacks on them, and the initial weights."""
 
     def __post_init__(self) -> None:
         fields.check_choices(self)

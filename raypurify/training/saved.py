@@ -14,7 +14,7 @@ UNREADABLE = (FileNotFoundError, ValueError, KeyError, TypeError, safetensors.Sa
 
 
 def names(folder: str) -> set[str]:
-    """Of the checkpoints in a folder, whole or not."""
+    """The names of the checkpoints in a folder, whole or not."""
     _, root = storage.filesystem(folder)
     paths = (PurePosixPath(storage.filesystem(url)[1]).relative_to(root).parts for url in storage.list_files(folder))
     return {parts[0] for parts in paths if len(parts) > 1 and parts[0].startswith("checkpoint_")}

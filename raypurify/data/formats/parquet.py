@@ -191,7 +191,7 @@ def _read_column(url: str, version: str, name: str) -> pa.ChunkedArray:
 
 
 def _picked(shards: Sequence[Shard], split: str, sizes: Mapping[str, int]) -> Iterator[Shard]:
-    """Of each shard the rows that the hashes of their ids put into the split.
+    """The rows of each shard that the hashes of their ids put into the split.
 
     Args:
         sizes: bytes of each file. Without ids, they and a row's number in the file stand for its id.

@@ -26,9 +26,9 @@ class PairSetup:
     network: nn.Module
     """The purifier that is trained; a source leaves its mode as it was found."""
     classifier: nn.Module
-    """In eval and frozen."""
+    """The classifier that is attacked, in eval and frozen."""
     attacks: tuple[Attack, ...]
-    """Those of the training's config."""
+    """The attacks that the training's config names."""
     clean_share: float
     """Share of the images, in [0, 1], that are left as they are."""
     progress: float = 1.0

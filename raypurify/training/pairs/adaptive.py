@@ -20,7 +20,7 @@ class Adaptive:
     """Share of the training's steps, in [0, 1], in which the radii of the attacks grow from a fifth to the whole. A
     purifier that has learned nothing yet learns nothing from attacks of full strength."""
     draws: int = 1
-    """Of a random purifier, whose logits are averaged."""
+    """The attacks follow the mean of the logits over this number of draws of a random purifier."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ramp <= 1:

@@ -1,4 +1,4 @@
-"""Images that were attacked beforehand, as ``jobs/attack.py`` writes them, each found by the id of its clean image."""
+"""Images that were attacked by ``raypurify attack`` beforehand, each found by the id of its clean image."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class AttackedDataset:
     """
 
     url: str
-    """``OUTPUT/images`` of ``jobs/attack.py``, or another dataset whose column ``id`` has the training's ids."""
+    """``OUTPUT/images`` of ``raypurify attack``, or another dataset whose column ``id`` has the training's ids."""
     split: Literal["train", "test"] = "train"
-    """Of this dataset."""
+    """The split of the attacked dataset that is read."""
 
     def __post_init__(self) -> None:
         if self._ids is None:
@@ -100,7 +100,7 @@ class AttackedDataset:
         if len(missing):
             raise DataError(
                 f"{self.url} has no image with the id {names[missing[0]]!r}; attack the data of this training, of the "
-                "same split: jobs/attack.py --split train --input DATA"
+                "same split: raypurify attack --split train --input DATA"
             )
         return rows[places]
 
