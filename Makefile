@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow check format clean
+.PHONY: setup demo docs test test-slow check format clean
 
 setup: $(READY)
 
@@ -12,12 +12,16 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@# torchattacks holds requests at an old, unsafe release that it never imports: README, "Installing".
+	@# torchattacks holds requests at an old, unsafe release that it never imports: docs/getting-started.md, "Install".
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --constraint constraints.txt --upgrade 'requests>=2.32.4'
 	touch $(READY)
 
 demo: setup
 	$(BIN)/python jobs/demo.py
+
+docs: setup
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict
 
 # One thread: the tests' networks are so small that threads only wait for each other. Two files at a time: a test of Ray
 # spends much of its time on waiting for processes to start.
@@ -37,4 +41,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from raypurify.command.library import attack, clean, evaluate, train
     from raypurify.evaluation.tensors import accuracy_under, load_images
     from raypurify.models import load_network as load
+    from raypurify.report.notebook import show
 
-__all__ = ["__version__", "accuracy_under", "attack", "clean", "evaluate", "load", "load_images", "train"]
+__all__ = ["__version__", "accuracy_under", "attack", "clean", "evaluate", "load", "load_images", "show", "train"]
 
 _PLACES = {
     "accuracy_under": ("evaluation.tensors", "accuracy_under"),
     "load_images": ("evaluation.tensors", "load_images"),
     "load": ("models", "load_network"),
+    "show": ("report.notebook", "show"),
     **{verb: ("command.library", verb) for verb in ("attack", "clean", "evaluate", "train")},
 }
 """The module that has each lazy name, and its name there."""

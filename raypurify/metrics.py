@@ -121,7 +121,7 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _one_minus_share(sum_and_difference: Tensor, constant: float) -> Tensor:
-    """1 - 2 d / (s + d + constant), of (2, ...): s and d."""
+    """1 - 2 d / (s + d + constant), for s and d stacked: (2, ...)."""
     s, d = sum_and_difference
     return torch.addcdiv(torch.ones_like(d), d, (s + d).add_(constant), value=-2)
 

@@ -30,9 +30,9 @@ class CarliniWagner:
     confidence: float = 0.0
     """Margin by which another class has to win, in logits (the kappa of the literature)."""
     search_steps: int = 5
-    """Values of c that are tried."""
+    """How many values of c are tried."""
     steps: int = 200
-    """At most so many steps of Adam for each c."""
+    """The largest number of steps of Adam for each c."""
     initial_c: float = 1.0
     """The first c: ten times as much after each failure until one succeeds, then bisection."""
     rate: float = 0.1

@@ -27,7 +27,7 @@ class DeepFool:
     """
 
     steps: int = 50
-    """At most so many linearisations."""
+    """The largest number of linearisations."""
     overshoot: float = 0.02
     """How far the perturbation goes beyond the boundary, as a share of its length."""
     candidates: int = 10

@@ -25,14 +25,14 @@ class PGD:
     epsilon: float = 0.3
     """Radius of the L-infinity ball, on pixels in [0, 1]."""
     steps: int = 40
-    """Gradient steps from each start."""
+    """How many gradient steps each start takes."""
     step_size: float | None = None
     """Length of a step; epsilon / 30 if None (0.01 at epsilon 0.3, Madry et al.'s MNIST attack), but no less than
     2.5 epsilon / steps, so that few steps still reach the ball's edge."""
     random_start: bool = True
     """Start from a uniform point of the ball instead of from the image."""
     restarts: int = 1
-    """Starts; an image that one of them has made wrong is not started again."""
+    """How many starts are made. An image that one of them has made wrong is not started again."""
     labels: str = "true"
     """"true", or "predicted": the victim's own labels, which leaks no label (Kurakin et al. 2016)."""
 

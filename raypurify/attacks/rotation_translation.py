@@ -26,17 +26,17 @@ class RotationTranslation:
     """
 
     max_rotation: float = 30.0
-    """Degrees, either way."""
+    """The largest angle that an image is turned by, in degrees, either way."""
     max_translation: float = 3.0
-    """Pixels, either way, across and down."""
+    """The largest shift of an image across, and down, in pixels, either way."""
     num_rotations: int = 5
-    """Rotations of the grid, evenly spaced; 1: none."""
+    """How many rotations the grid has, evenly spaced; 1: none."""
     num_translations: int = 5
-    """Translations of the grid across, and as many down; 1: none."""
+    """How many translations the grid has across, and as many down; 1: none."""
     grid_search: bool = True
-    """Try the grid's num_rotations num_translations^2 transforms; if not, random ones, each image its own."""
+    """Whether the grid's num_rotations num_translations^2 transforms are tried, or random ones, each image its own."""
     random_steps: int = 100
-    """Random transforms, if not ``grid_search``."""
+    """How many random transforms are tried, where the grid is not."""
 
     norm = None
     radius = None

@@ -39,7 +39,7 @@ class StAdv:
     kappa: float = 0.0
     """Margin by which another class has to win, in logits: an image that never gets there counts as not fooled."""
     steps: int = 200
-    """At most so many steps."""
+    """The largest number of steps."""
     rate: float = 0.05
     """Length of a step at first, in pixels of flow: the root of the mean square over the image."""
     decay: float = 0.95

@@ -25,11 +25,11 @@ from raypurify.storage.published import published
 
 MEASURES = ("psnr", "ssim", "linf")
 MOST_CHANGED = 12
-"""Images that the report shows."""
+"""How many of the most changed images the report shows."""
 CHANGES = 4
-"""Images of a unit that are kept for the report."""
+"""How many images of a unit are kept for the report."""
 THUMBNAIL = 256
-"""Pixels, the longest side of these."""
+"""The longest side of an image that is kept, in pixels."""
 READS_AT_ONCE = 16
 PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))
 """Folders of accounts, and the columns of their files."""
@@ -58,7 +58,7 @@ class Cleaned:
         self.rows.append(published({"id": item.id, "source": item.entry.url, **columns, **item.measures}))
 
     def reject(self, item: Item) -> None:
-        """Note a reject, likewise."""
+        """Note a reject."""
         row = {"id": item.id, "url": item.entry.url, "stage": item.stage, "reason": item.reason}
         self.rejects.append(published(row))
 
@@ -96,7 +96,7 @@ class Totals:
 
     @property
     def left_alone(self) -> str:
-        """What was passed over, for a sentence."""
+        """What was passed over, as a sentence names it."""
         return ", ".join(f"{count:,} {kind}" for kind, count in self.skipped.items())
 
     @property

@@ -25,15 +25,15 @@ T = TypeVar("T")
 Result = TypeVar("Result")
 
 SORTED_ROWS = 1 << 14
-"""Records that are sorted in memory at a time."""
+"""How many records are sorted in memory at a time."""
 BLOCK = 1 << 14
-"""Bytes that are read at once of a spooled span."""
+"""How many bytes of a spooled span are read at once."""
 SPOOLED = 16 << 20
 """Bytes of a file that are kept in memory before it goes to a temporary file."""
 GROUP_ROWS, GROUP_BYTES = 1 << 12, 16 << 20
 """Rows, and bytes of large values, after which a row group of a spooled table ends."""
 CHUNK = 1 << 16
-"""Digests that are looked up at once."""
+"""How many digests are looked up at once."""
 
 
 class Spool:
@@ -47,7 +47,7 @@ class Spool:
         self.file.close()
 
     def extend(self, records: Iterable[tuple[Any, ...]]) -> tuple[int, int]:
-        """Append records; says the span of bytes that they take."""
+        """Append records, and return the span of bytes that they take."""
         start = self.file.tell()
         self.file.writelines(json.dumps(record).encode() + b"\n" for record in records)
         self.file.flush()

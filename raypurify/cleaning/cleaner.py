@@ -104,7 +104,7 @@ class Cleaning:
         return cls(config=config, output=output, purifier=purifier, classifier=classifier)
 
     def identity(self) -> dict[str, Any]:
-        """What may not differ between calls on one output."""
+        """The identity of the run: what may not differ between calls on one output."""
         hashes = {"purifier_sha256": self.purifier.identity}
         if self.classifier is not None:
             hashes["classifier_sha256"] = self.classifier.identity
@@ -150,7 +150,7 @@ class Cleaner:
         return done
 
     def try_out(self, item: Item) -> None:
-        """Do all that is done with an item, alone, but for writing it."""
+        """Do with one item alone all that is done with items, but do not write it."""
         self._check_channels(item)
         if item.picture is not None:
             self._purify([item])

@@ -35,7 +35,7 @@ REPLACED = schema.PLAN.append(pa.field("is_stale", pa.bool_(), nullable=False))
 """``replaced-NNNNN.parquet``: former entries, of no unit, and whether nothing writes their outputs any more."""
 
 SAMPLED_UNITS = 4
-"""Units that a sample's inputs are taken from, at most."""
+"""The largest number of units that a sample's inputs are taken from."""
 
 
 class Entry(NamedTuple):
@@ -65,17 +65,17 @@ class Entry(NamedTuple):
         return cls(**{name: row[name] for name in cls._fields})._replace(url=unescaped(row["url"]))
 
     def row(self, unit: str) -> tuple[Any, ...]:
-        """Its values in the order of ``schema.PLAN``."""
+        """The entry's values in the order of ``schema.PLAN``."""
         return (unit, *self._replace(url=escaped(self.url)))
 
     @property
     def id_stem(self) -> str:
-        """What its ids begin with."""
+        """What the ids of the entry's images begin with."""
         return id_stem(self.key)
 
     @property
     def id(self) -> str:
-        """Its name in a unit: that of an image file's image; another one for each range of a file's rows."""
+        """The entry's name in a unit: the id of an image file's image, or a name for each range of a file's rows."""
         return f"{self.id_stem}#{self.first}.." if self.kind == "parquet" else self.id_stem
 
 
@@ -132,7 +132,7 @@ class Counts:
 
     @classmethod
     def of(cls, entries: Sequence[Entry], *, units: int) -> Counts:
-        """Those of some entries."""
+        """The counts of some entries."""
         files = [entry for entry in entries if entry.first == 0]
         return cls(
             units=units,
@@ -164,11 +164,11 @@ class Generation:
 
     @property
     def counts(self) -> Counts:
-        """What it plans."""
+        """What the generation plans."""
         return Counts(**self.mark["counts"])
 
     def part(self, name: str, number: int) -> str:
-        """URL of one of its Parquet files."""
+        """URL of one of the generation's Parquet files."""
         return storage.join(self.folder, f"{name}-{number:05d}.parquet")
 
     def planned(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -186,7 +186,7 @@ class PartWriter:
     """Writes rows of a generation in Parquet files of bounded size, and counts what they hold."""
 
     def __init__(self, generation: Generation, name: str, columns: pa.Schema, limit: int) -> None:
-        """``limit``: rows of a part, about."""
+        """``limit``: about how many rows a part has."""
         self.generation, self.name, self.columns, self.limit = generation, name, columns, limit
         self.rows: list[tuple[Any, ...]] = []
         self.parts = 0

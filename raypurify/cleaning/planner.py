@@ -52,9 +52,9 @@ class Sizes:
     unit_bytes: int = 16 << 20
     """Encoded bytes of a unit, at most, but for one file or row that has more."""
     part_rows: int = 1 << 14
-    """Rows of a part, about: it ends with a unit."""
+    """About how many rows a part has; it ends with a unit."""
     sorted_rows: int = SORTED_ROWS
-    """Rows that are sorted in memory at a time."""
+    """How many rows are sorted in memory at a time."""
 
     def __post_init__(self) -> None:
         for name in ("unit_entries", "unit_bytes", "part_rows", "sorted_rows"):
@@ -69,14 +69,14 @@ class Changes:
     generation: int | None
     """The generation that it planned; None where nothing is new or changed."""
     new: int
-    """Files, as are the others."""
+    """How many files are new. The other counts are of files, too."""
     changed: int
     unknown: int = 0
     """Inputs of former generations of which no store or server tells whether they changed: they are planned anew."""
     gone: int
     """Inputs of former generations that are no longer there; their outputs stay."""
     counts: Counts
-    """What it planned."""
+    """What the update planned."""
 
 
 class RowRange(NamedTuple):
@@ -85,8 +85,8 @@ class RowRange(NamedTuple):
     first: int
     rows: int
     joins: bool = False
-    """Whether it is cleaned in the unit of the range before it, so that their row group is gone through once for
-    both."""
+    """Whether the range is cleaned in the unit of the range before it, so that their row group is gone through once
+    for both."""
 
 
 UNREADABLE = [RowRange(0, 1)]
@@ -100,7 +100,7 @@ class Piece(NamedTuple):
     suffix: str
     """What tells the outputs of one file apart, for their names."""
     joins: bool
-    """Whether it belongs in the unit of the piece before it."""
+    """Whether the piece belongs in the unit of the piece before it."""
 
 
 def freeze(

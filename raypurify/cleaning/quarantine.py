@@ -43,7 +43,7 @@ class Findings:
     killers: dict[str, str] = field(default_factory=dict)
     """Ids of the inputs (or of the entries) that end the process that cleans them, and how they do it."""
     shapes: tuple[tuple[int, int, int], ...] = ()
-    """(H, W, C) of the others that are images."""
+    """(H, W, C) of each image among the other inputs."""
 
 
 def inspect(unit: Unit, max_pixels: int, count: int | None = None, work: Cleaning | None = None) -> Findings:

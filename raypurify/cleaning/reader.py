@@ -28,7 +28,7 @@ from raypurify.storage import retries
 from raypurify.storage.retries import RefusedError, UnavailableError
 
 READS_AT_ONCE = 32
-"""Files that are read ahead."""
+"""How many files are read ahead."""
 OUTAGES = (RefusedError, UnavailableError, files.StoreError)
 """What a store says that says nothing of the file: no reason to reject it, but on the web."""
 TROUBLE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -41,7 +41,7 @@ TAIL = 1 << 16
 SHORTEST_PARQUET = 12
 """Bytes of the shortest Parquet file: two marks and the length of its footer."""
 DECODED_AHEAD = 1 << 24
-"""Pixels that are decoded ahead: 50 MB in RGB."""
+"""How many pixels are decoded ahead: 50 MB in RGB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Limits:
     """What is decoded, and by how many threads."""
 
     max_pixels: int
-    """Images of more are rejected before they are decoded."""
+    """An image of more pixels is rejected before it is decoded."""
     threads: int = 1
     killers: Mapping[str, str] = field(default_factory=dict)
     """Inputs that end the process that cleans them, by their ids or their entries', and how: they are rejected."""
@@ -85,16 +85,16 @@ class Item:
     reason: str = ""
     """Why a reject failed."""
     waits: bool = False
-    """Whether it is to be purified yet."""
+    """Whether the image has yet to be purified."""
     cleaned: NDArray[np.uint8] | None = None
     """(H, W, C): the image as it is written."""
     measures: dict[str, Any] = field(default_factory=dict)
     """Columns of ``schema.MANIFEST``: what was measured between the image and its cleaned one, and their labels."""
     encoded: Future[tuple[bytes, tuple[str, ...]]] | None = None
-    """The cleaned image's file, and notes."""
+    """The bytes of the cleaned image's file, and notes on them."""
 
     def reject(self, stage: str, reason: str) -> None:
-        """Say why it can't be cleaned; its pixels go."""
+        """Make the item a reject: note why it can't be cleaned, and let its pixels go."""
         self.stage, self.reason = stage, reason
         self.data = self.picture = None
         self.waits = False

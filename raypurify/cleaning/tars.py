@@ -24,12 +24,12 @@ COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
 }
 """How compressed files begin; each may consist of several that were joined. A tar begins with a name, as BZh.png."""
 MARK = 10
-"""Bytes of the longest of these beginnings."""
+"""How many bytes the longest of these beginnings has."""
 
 LARGEST = 1 << 30
-"""Bytes of a member, or of a header, that are read at once."""
+"""The largest number of bytes of a member, or of a header, that are read at once."""
 SKIPPED = 1 << 16
-"""Bytes that are skipped at once."""
+"""How many bytes are skipped at once."""
 
 
 class Forward:

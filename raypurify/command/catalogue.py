@@ -28,17 +28,17 @@ PACKAGES = {
 }
 """Kinds of plugins, and the package that has a file for each."""
 METRICS = "metrics"
-"""A kind that has a table instead."""
+"""The kind whose plugins are entries of a table instead of files."""
 WIDTH = 120
-"""Columns of what is not printed on a terminal."""
+"""How many columns a line has that is not printed on a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PluginsArguments:
-    """What is asked of the plugins."""
+    """Flags of the verb ``plugins``."""
 
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = None
-    """Tell all of this one; of one of your own by my_package.module:callable."""
+    """The plugin that is told in full; one of your own by my_package.module:callable. By default all are listed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Parameter:
 
     name: str
     default: Any
-    """``inspect.Parameter.empty`` where it has to be given."""
+    """The default; ``inspect.Parameter.empty`` where the parameter has to be given."""
     doc: str
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Plugin:
     kind: str
     name: str
     docs: tuple[str, ...]
-    """What its file, and what it builds, say."""
+    """The docstrings of its file and of what it builds."""
     parameters: tuple[Parameter, ...] = ()
     file: str
     """The file that has its source."""

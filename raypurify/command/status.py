@@ -28,7 +28,7 @@ STATES = {
 
 @dataclass(frozen=True, kw_only=True)
 class StatusArguments:
-    """Which run is looked at."""
+    """Flags of the verb ``status``."""
 
     output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The --output of the run: a path, or a URL such as s3://bucket/run."""

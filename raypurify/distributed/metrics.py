@@ -18,7 +18,7 @@ COUNTED = {
     "right": ("right", "Images that the classifier gets right before an attack, for each attacked cell"),
     "fooled": ("fooled", "Of these, images that it gets wrong after the attack"),
 }
-"""Of a unit's row, what is counted: the name of ``raypurify_NAME_total``, and its description."""
+"""What is counted of a unit's row: the name of ``raypurify_NAME_total``, and its description."""
 
 
 class Metrics:

@@ -20,7 +20,7 @@ from raypurify.runs.progress import Progress
 from raypurify.runs.tally import Tally
 
 ENOUGH = 1000
-"""Images after which the share of rejects is judged."""
+"""How many images are done before the share of rejects is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ class Engine(Protocol):
         ...
 
     def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function returns where it has what one actor or worker has."""
+        """Call a function where it has what one actor or worker has, and return what it returns."""
         ...
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:

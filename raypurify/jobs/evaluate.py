@@ -188,7 +188,7 @@ class Evaluation(RowWork):
     known: tuple[str, ...] = ()
     """Hashes of all cells of the output, those of earlier calls too."""
     pools: Mapping[str, ActorPool] = field(default_factory=dict)
-    """Of the stages attack and purify, where they run apart."""
+    """The pools of the stages attack and purify, where they run apart."""
 
     @property
     def stages(self) -> Mapping[str, ActorPool]:

@@ -22,7 +22,7 @@ from raypurify.training.worker import FINAL_ERRORS, Job, Worker
 
 
 class LocalEngine(Engine):
-    """One process, which waits for nobody."""
+    """The engine that is this process alone."""
 
     def check_room(self, *needs: Needs) -> None:
         if needs[0].gpus and not torch.cuda.is_available():
@@ -34,7 +34,7 @@ class LocalEngine(Engine):
         return {**runs.machine(), "nodes": 1, "cpus": os.cpu_count(), "gpus": torch.cuda.device_count()}
 
     def check_output(self, output: str, *, shared_filesystem: bool) -> None:
-        """Any will do: one process writes."""
+        """Take any output, since one process writes."""
 
     def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
         worker = UnitWorker(work, pool, attempt)

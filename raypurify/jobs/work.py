@@ -29,7 +29,7 @@ class Unit(Protocol):
 
     @property
     def images(self) -> int | None:
-        """How many it has; None where nobody has counted them."""
+        """How many images the unit has; None where nobody has counted them."""
         ...
 
     def read(self) -> Any:
@@ -44,9 +44,9 @@ class Made:
     images: int
     rejected: int
     publish: Callable[[], None]
-    """Writes it; last the files that say that it is done."""
+    """Writes what was made. The files that say that the unit is done come last."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """What else is added up in ``run.json``."""
+    """Other counts that are added up in ``run.json``."""
 
 
 Make = Callable[[Any, Any, AbstractSet[str]], Made]
@@ -85,7 +85,7 @@ class Work(Protocol):
 
 AnyUnit = TypeVar("AnyUnit", bound=Unit)
 Todo = tuple[AnyUnit, frozenset[str]]
-"""A unit, and the names of the marks that it lacks."""
+"""A unit that has to be done, and the names of the marks that it lacks."""
 
 
 def undone(work: Work, units: Iterable[AnyUnit]) -> list[Todo[AnyUnit]]:
@@ -102,7 +102,7 @@ class UnitWorker:
     """Does units one after the other, while its attempt holds the output."""
 
     def __init__(self, work: Work, pool: ActorPool, attempt: str) -> None:
-        """``attempt``: its id."""
+        """``attempt`` is the id of the attempt."""
         pool.set_threads()
         self.held = lease.Watch(work.output, attempt)
         self.make = work.start(pool, self.held)

@@ -102,7 +102,7 @@ class CRUNet(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """Pixels of the image in one of the lowest level, each way."""
+        """How many pixels of the image, each way, one pixel of the lowest level stands for."""
         return int(2 ** (self.config.levels - 1))
 
     @property

@@ -16,11 +16,14 @@ def section(page: Page) -> Section | None:
     """One chart for each setting, classifier, surrogate and featured purifier; each attack at one radius."""
     if not page.rows:
         return None
-    charts = [chart for table in page.tables for chart in _charts(table)]
-    for number, chart in enumerate(charts):
-        chart["svg"] = figures.accuracy_bars(chart["bars"], name=f"bars{number}")
     several = any(table.others for table in page.tables)
-    return page.section("bars", "Accuracy", charts=charts, several=several)
+    return page.section("bars", "Accuracy", charts=list(charts(page)), several=several)
+
+
+def charts(page: Page) -> Iterator[dict[str, Any]]:
+    """The charts of a page, drawn one after the other."""
+    for number, chart in enumerate(chart for table in page.tables for chart in _charts(table)):
+        yield {**chart, "svg": figures.accuracy_bars(chart["bars"], name=f"bars{number}")}
 
 
 def _charts(table: Table) -> Iterator[dict[str, Any]]:

@@ -40,7 +40,7 @@ class Change:
     """The largest change of a pixel, of 255."""
     notes: tuple[str, ...]
     labels: tuple[int, int] | None
-    """The classifier's, before and after."""
+    """The classifier's labels before and after."""
     before: str | None
     """Data URI; None, like ``after``, where no picture was kept."""
     after: str | None
@@ -97,7 +97,7 @@ def cleaning_page(run: Mapping[str, Any], totals: Totals, pictures: Sequence[Map
         chart=figures.throughput(speed.spans, mean=speed.rate, name="throughput") if speed.drawn else None,
         warnings=attempts.warnings(run),
         reasons=_reasons(totals),
-        changes=_changes(totals, pictures),
+        changes=changes(totals, pictures),
         asked=attempts.flat({k: v for k, v in identity.items() if v is not None and not k.endswith("_sha256")}),
         run=attempts.shown(run, COUNTED),
     )
@@ -137,7 +137,7 @@ def _reasons(totals: Totals) -> list[tuple[str, int]]:
     return reasons
 
 
-def _changes(totals: Totals, pictures: Sequence[Mapping[str, Any]]) -> list[Change]:
+def changes(totals: Totals, pictures: Sequence[Mapping[str, Any]]) -> list[Change]:
     """The most changed images that did change."""
     kept = {picture["id"]: picture for picture in pictures}
     return [_change(row, kept.get(row["id"])) for row in totals.most_changed if row["linf"] > 0]

@@ -347,6 +347,10 @@ def _svg(figure: Figure, *, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
+    # matplotlib's rule for all elements would be one for all of the page, or of the notebook: here it is inherited.
+    text = re.sub(
+        r'<svg(.*?)<style type="text/css">\*\{([^}]*)\}</style>', r'<svg style="\2"\1', text, count=1, flags=re.S
+    )
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)

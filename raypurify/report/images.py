@@ -33,13 +33,14 @@ LARGEST_SIDE = 192  # pixels; larger images are shrunk, which keeps the page lig
 def section(page: Page) -> Section | None:
     """The samples of the featured purifiers' cells: for each of them, random ones and the worst.
     An attack at several radii is shown at one."""
-    galleries = list(_galleries(at_one_radius(page.rows), page.samples))
-    return page.section("images", "Images", galleries=galleries) if galleries else None
+    found = list(galleries(page))
+    return page.section("images", "Images", galleries=found) if found else None
 
 
-def _galleries(rows: Sequence[Row], samples: pa.Table) -> Iterator[dict[str, Any]]:
+def galleries(page: Page) -> Iterator[dict[str, Any]]:
     """Examples of one classifier and purifier in one setting each, in tables by :data:`KINDS`."""
-    by_cell = grouped(_samples(samples), lambda sample: (sample["cell"],))
+    rows = at_one_radius(page.rows)
+    by_cell = grouped(_samples(page.samples), lambda sample: (sample["cell"],))
     shown = featured(row for row in rows if (row["cell"],) in by_cell)
     order = list(dict.fromkeys(["white-box", "adaptive", *(row["setting"] for row in rows)]))
     attacked = [row for row in rows if row["purifier"] in shown and row["attack"] != NO_ATTACK]
@@ -84,10 +85,10 @@ def _pictures(examples: Sequence[Sample]) -> list[tuple[dict[str, Any], ...]]:
     gain = amplification(max(float(np.abs(change).max()) for change in changes))
     return [
         (
-            _classified(sample, "clean", "Original"),
+            classified(sample, "clean", "Original"),
             _perturbation(sample["id"], change, gain),
-            _classified(sample, "adversarial", "Adversarial"),
-            _classified(sample, "purified", "Restored"),
+            classified(sample, "adversarial", "Adversarial"),
+            classified(sample, "purified", "Restored"),
         )
         for sample, change in zip(examples, changes, strict=True)
     ]
@@ -102,7 +103,8 @@ def amplification(largest: float) -> float:
     return float(np.floor(gain / digit + 1e-4) * digit)
 
 
-def _classified(sample: Sample, kind: str, name: str) -> dict[str, Any]:
+def classified(sample: Sample, kind: str, name: str) -> dict[str, Any]:
+    """A picture of one kind of a sample, called ``name``, with what the classifier takes it for."""
     label, prediction = sample["label"], sample[f"pred_{kind}"]
     right = prediction == label
     verdict = "right" if right else "wrong"

@@ -31,13 +31,28 @@ def write_report(output: str, *, curves: Mapping[str, pa.Table] | None = None, s
     """Write ``report.html`` into a run's output folder, from what the run wrote there.
 
     Args:
-        output: any fsspec URL of a folder with ``summary.parquet`` (an evaluation) or ``metrics.parquet`` (a training),
-            and, where they are, ``samples/``, ``rejects/`` and ``run.json``.
+        output: the folder, as :func:`read_page` takes it.
         curves: tables of the schema ``METRICS`` by name: the trainings that made the purifiers.
         sections: my_package.module:callable each, as :func:`render` takes them.
 
     Returns:
         The page's URL.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_page`.
+    """
+    url = storage.join(output, "report.html")
+    storage.write_bytes(url, _filled(read_page(output, curves=curves), sections).encode())
+    return url
+
+
+def read_page(output: str, *, curves: Mapping[str, pa.Table] | None = None) -> Page:
+    """What a run wrote into its output folder.
+
+    Args:
+        output: any fsspec URL of a folder with ``summary.parquet`` (an evaluation) or ``metrics.parquet`` (a training),
+            and, where they are, ``samples/``, ``rejects/`` and ``run.json``.
+        curves: tables of the schema ``METRICS`` by name: the trainings that made the purifiers.
 
     Raises:
         FileNotFoundError: the folder holds neither table.
@@ -53,18 +68,13 @@ def write_report(output: str, *, curves: Mapping[str, pa.Table] | None = None, s
         raise FileNotFoundError(
             f"nothing to report in {output}: expected summary.parquet (an evaluation) or metrics.parquet (a training)"
         )
-    summary = storage.read_table(summary_url) if storage.exists(summary_url) else schema.SUMMARY.empty_table()
-    page = render(
-        summary,
+    return _page(
+        storage.read_table(summary_url) if storage.exists(summary_url) else schema.SUMMARY.empty_table(),
         storage.read_tables(storage.list_files(storage.join(output, "samples"), ".parquet"), schema.SAMPLES),
         storage.read_json(run_url) if storage.exists(run_url) else {},
         trainings,
-        rejects=storage.read_tables(storage.list_files(storage.join(output, "rejects"), ".parquet"), schema.REJECTS),
-        sections=sections,
+        storage.read_tables(storage.list_files(storage.join(output, "rejects"), ".parquet"), schema.REJECTS),
     )
-    url = storage.join(output, "report.html")
-    storage.write_bytes(url, page.encode())
-    return url
 
 
 def render(
@@ -89,8 +99,18 @@ def render(
     Raises:
         ValueError: a table without the columns that its schema names, or an unknown section.
     """
+    return _filled(_page(summary, samples, run, curves, rejects), sections)
+
+
+def _page(
+    summary: pa.Table,
+    samples: pa.Table | None,
+    run: Mapping[str, Any],
+    curves: Mapping[str, pa.Table],
+    rejects: pa.Table | None,
+) -> Page:
     summary = _checked(summary, schema.SUMMARY, "summary")
-    page = Page(
+    return Page(
         rows=[{**row, **_readable_names(row)} for row in redacted(summary.to_pylist())],
         schema=summary.schema,
         samples=_checked(samples, schema.SAMPLES, "samples"),
@@ -98,6 +118,10 @@ def render(
         run=run,
         curves={name: _checked(table, schema.METRICS, f"metrics of {name}") for name, table in curves.items()},
     )
+
+
+def _filled(page: Page, sections: Sequence[str]) -> str:
+    """The page as HTML, with the user's sections."""
     shown = [section for make in (*SECTIONS[:-2], *users_sections(sections), *SECTIONS[-2:]) if (section := make(page))]
     return templates.render(
         "page.html.j2", title=_title(page), page=page, overview=_overview(page.rows), sections=shown

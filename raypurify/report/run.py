@@ -11,7 +11,7 @@ COUNTED = {"in": "Images in", "out": "Out", "rejected": "Rejected", "retries": "
 
 
 def section(page: Page) -> Section:
-    """The run; of many rejects the first."""
+    """How it was run, and the first of its rejects."""
     rejects = redacted(page.rejects.slice(0, REJECTS_SHOWN).to_pylist())
     shown = attempts.shown(page.run, COUNTED)
     return page.section("run", "The run", run=shown, rejected=page.rejects.num_rows, rejects=rejects)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raypurify.report import figures, formats
@@ -13,10 +13,15 @@ from raypurify.report.tables import Comparison, Line, Table
 
 def section(page: Page) -> Section | None:
     """A curve for each featured purifier against each attack that met it at two or more radii."""
-    curves = [curve for table in page.tables for curve in _curves(table)]
-    for number, curve in enumerate(curves):
-        curve["svg"] = figures.security_curve(curve["points"], norm=curve["norm"], name=f"security{number}")
-    return page.section("security", "Security curves", curves=curves) if curves else None
+    drawn = list(curves(page))
+    return page.section("security", "Security curves", curves=drawn) if drawn else None
+
+
+def curves(page: Page) -> Iterator[dict[str, Any]]:
+    """The security curves of a page, drawn one after the other."""
+    for number, curve in enumerate(curve for table in page.tables for curve in _curves(table)):
+        svg = figures.security_curve(curve["points"], norm=curve["norm"], name=f"security{number}")
+        yield {**curve, "svg": svg}
 
 
 def _curves(table: Table) -> list[dict[str, Any]]:

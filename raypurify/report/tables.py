@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from raypurify.report.sections import Page, Section
 
 HEADINGS = {"similarity": "Similarity of purified to clean", "perturbation": "Perturbation"}
-"""Over the columns of metrics."""
+"""What stands over the columns of each group of metrics."""
 
 
 def section(page: Page) -> Section | None:
@@ -84,9 +84,9 @@ class Comparison:
     """All purifiers against one attack on one classifier: learned first."""
 
     row: Row
-    """Any of its cells, for what they have in common."""
+    """Any of the comparison's cells, for what they have in common."""
     shown: bool
-    """Whether it is at the radius that stands for its curve; so is every attack at one radius."""
+    """Whether the attack is at the radius that stands for its curve; one that was made at one radius is."""
     n: int
     lines: tuple[Line, ...]
 

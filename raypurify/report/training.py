@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,15 @@ from raypurify.storage.published import redacted
 
 def section(page: Page) -> Section | None:
     """A curve for each training that has a finite loss."""
-    curves = [_curve(name, table, number) for number, (name, table) in enumerate(page.curves.items())]
-    shown = [curve for curve in curves if curve]
-    return page.section("training", "Training", curves=shown) if shown else None
+    drawn = list(curves(page))
+    return page.section("training", "Training", curves=drawn) if drawn else None
+
+
+def curves(page: Page) -> Iterator[dict[str, Any]]:
+    """The loss curves of a page, drawn one after the other."""
+    for number, (name, table) in enumerate(page.curves.items()):
+        if curve := _curve(name, table, number):
+            yield curve
 
 
 def _curve(name: str, table: pa.Table, number: int) -> dict[str, Any] | None:

@@ -59,9 +59,9 @@ class Holder:
     process: str
     """What this process is, beside its id: the system's start, its process namespace, its own start; "" if unknown."""
     started: str
-    """ISO 8601, UTC."""
+    """When the attempt began: ISO 8601, UTC."""
     heartbeat: str
-    """ISO 8601, UTC: for people. No decision looks at it."""
+    """The last heartbeat: ISO 8601, UTC, for people. No decision looks at it."""
     good_for: float
     """Seconds without a heartbeat after which it can be taken over."""
 
@@ -255,7 +255,7 @@ class Watch:
 
 
 def _take(url: str, holder: Holder) -> str:
-    """Write the lease: its version, once it is ours."""
+    """Write the lease, and return its version once it is ours."""
     while not conditional.create(url, holder.text()):
         found = _holder(url)
         if found is None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 KINDS = 1000
-"""Reasons that are counted apart."""
+"""How many reasons are counted apart."""
 
 
 class Reasons:

@@ -34,9 +34,9 @@ class Shown:
     group: Literal["similarity", "perturbation"]
     heading: str
     note: str
-    """Under the heading."""
+    """What stands under the heading."""
     digits: int
-    """Decimals."""
+    """How many decimals a value is shown with."""
     minor: bool = False
     """Set small: to be compared with the paper's column, and no other."""
 

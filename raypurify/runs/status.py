@@ -26,14 +26,14 @@ State = Literal["finished", "running", "interrupted", "overwritten"]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Something that is counted: so many of so many."""
+    """Something that is counted, such as epochs: how many are done, of how many."""
 
     name: str
     done: int
     total: int | None
-    """None where nothing that is written tells."""
+    """How many there are; None where no file tells."""
     is_exact: bool = True
-    """False for images, which units have about the same number of."""
+    """Whether the count is exact. That of images is not: units have about the same number of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Status:
     good_for: float | None
     """Seconds that the holder's lease is good for; None where the store does not tell."""
     rejects: Mapping[str, int] = field(default_factory=dict)
-    """How many for each reason."""
+    """How many rejects there are for each reason."""
 
 
 def status_of(output: str) -> Status:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class _NoConditionsError(Exception):
-    """The store decides nothing by itself."""
+    """The store has no writes under a condition."""
 
 
 def create(url: str, data: bytes) -> bool:

@@ -128,7 +128,7 @@ def unsigned(query: str) -> str:
 
 
 def short_hash(text: str) -> str:
-    """16 hexadecimal digits."""
+    """A hash of a text, as 16 hexadecimal digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 

@@ -132,13 +132,13 @@ class Retries:
     """
 
     attempts: int = 12
-    """Attempts in all, the first among them."""
+    """The largest number of attempts, the first among them."""
     seconds: float = 300.0
-    """No attempt starts later than this after the first."""
+    """How many seconds after the first attempt the last one may start."""
     first_pause: float = 0.2
-    """Seconds."""
+    """The pause after the first attempt, in seconds."""
     longest_pause: float = 20.0
-    """Seconds."""
+    """The longest pause, in seconds."""
 
     def __post_init__(self) -> None:
         if self.attempts < 1:

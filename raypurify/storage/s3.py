@@ -38,7 +38,7 @@ SLOWEST = 4 * 2**10
 CONNECTIONS = 64
 
 DELETED_AT_ONCE = 1000
-"""Objects that one request deletes: S3 allows no more."""
+"""How many objects one request deletes: S3 allows no more."""
 
 BUFFERED = 256 * 2**20
 """Bytes: a body up to this size is read within its attempt. Larger ones are read in ranges, as s3fs does."""
@@ -255,7 +255,7 @@ class S3(S3FileSystem):
     put_if = sync_wrapper(_put_if)
 
     async def _delete_if(self, path: str, version: str) -> bool:
-        """Delete an object while it is at ``version``; whether it was."""
+        """Delete an object if it is at ``version``, and return whether it was."""
         bucket, key, _ = self.split_path(path)
         try:
             await self._call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=version)

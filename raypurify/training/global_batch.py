@@ -28,7 +28,7 @@ class Run:
     generator: torch.Generator
     """Seeded alike by every worker that has images of the run."""
     images: int
-    """Of the run."""
+    """How many images the run has."""
     own: range
     """This worker's images of the run."""
 

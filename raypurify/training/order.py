@@ -48,7 +48,7 @@ TRIED = 1000
 
 
 def limited(source: Source, labels: NDArray[np.int64], rows: int) -> tuple[Source, NDArray[np.int64]]:
-    """So many of the rows, of each class its share, and their labels; all of them where there are no more.
+    """A number of the rows, of each class its share, and their labels; all of them where there are no more.
 
     Args:
         labels: of all rows of the source.

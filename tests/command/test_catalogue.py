@@ -24,7 +24,11 @@ def test_each_plugin_has_docs_and_a_source(kind: str) -> None:
 @pytest.mark.parametrize(
     ("name", "parameters", "doc"),
     [
-        ("pgd", {"epsilon=0.3", "steps=40", "step_size=null", "random_start=true"}, "Gradient steps from each start."),
+        (
+            "pgd",
+            {"epsilon=0.3", "steps=40", "step_size=null", "random_start=true"},
+            "How many gradient steps each start takes.",
+        ),
         ("torchattacks.PGD", {"eps=8/255", "alpha=2/255", "steps=10"}, "number of steps"),
         ("jpeg", {"quality=75"}, "the JPEG quality"),
         ("d_net", {"growth=16", "layers=[6,8,8]"}, "Maps that each layer adds."),

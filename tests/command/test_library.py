@@ -14,7 +14,6 @@ import raypurify
 from raypurify import models, storage
 from raypurify.runs import schema
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 before = set(sys.modules)
@@ -189,11 +188,3 @@ def of_no_file() -> nn.Module:
 def test_what_can_be_no_network_or_dataset_is_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         raypurify.evaluate(**{"engine": "local", **flags})
-
-
-@pytest.mark.slow
-def test_the_lines_of_the_readme_are_true(tmp_path: Path) -> None:
-    (lines,) = re.findall(r"## From Python\n.*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert storage.is_success(f"{tmp_path}/runs/py/a_net")
