@@ -7,6 +7,7 @@ of Ray and of its actors is left out: the clock runs from the first image to the
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import statistics
@@ -25,10 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
 import raypurify
 from raypurify import models, storage
-from raypurify.images import decode, encode_png, to_uint8_nhwc
 from raypurify.storage import checkpoints
 
 ROWS = 500
@@ -45,19 +46,26 @@ def purifier(folder: str) -> str:
     return url
 
 
+def encoded(pixels: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 as a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def pictures(count: int, side: int) -> Iterator[bytes]:
     """Random PNGs."""
     generator = np.random.default_rng(0)
     for _ in range(count):
-        yield encode_png(generator.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        yield encoded(generator.integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 def parquet(folder: str, count: int, side: int) -> str:
     """``count`` images in Parquet files of 5,000."""
     os.makedirs(f"{folder}/in")
-    encoded = list(pictures(count, side))
+    images = list(pictures(count, side))
     for number, start in enumerate(range(0, count, 5000)):
-        rows = [{"bytes": data, "path": None} for data in encoded[start : start + 5000]]
+        rows = [{"bytes": data, "path": None} for data in images[start : start + 5000]]
         pq.write_table(pa.table({"image": rows}), f"{folder}/in/{number:03d}.parquet", row_group_size=ROWS)
     return f"{folder}/in"
 
@@ -75,10 +83,10 @@ def bare_loop(source: str, network: str, output: str) -> float:
 
     def read(part: tuple[str, int]) -> np.ndarray:
         table = pq.ParquetFile(part[0]).read_row_group(part[1])
-        return np.stack([decode(row["bytes"]) for row in table["image"].to_pylist()])
+        return np.stack([np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["image"].to_pylist()])
 
     def write(part: tuple[str, int], pixels: np.ndarray) -> None:
-        rows = [{"bytes": encode_png(image), "path": None} for image in pixels]
+        rows = [{"bytes": encoded(image), "path": None} for image in pixels]
         pq.write_table(pa.table({"image": rows}), f"{output}/{Path(part[0]).stem}-{part[1]:03d}.parquet")
 
     files = sorted(str(path) for path in Path(source).iterdir())
@@ -92,7 +100,8 @@ def bare_loop(source: str, network: str, output: str) -> float:
             if number + 2 < len(parts):
                 ahead.append(readers.submit(read, parts[number + 2]))
             x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
-            cleaned = np.concatenate([to_uint8_nhwc(module(batch)) for batch in x.split(250)])
+            purified = torch.cat([module(batch) for batch in x.split(250)])
+            cleaned = purified.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
             writes.append(writers.submit(write, part, cleaned))
             count += len(pixels)
         for done in writes:

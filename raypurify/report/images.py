@@ -124,6 +124,12 @@ def _picture(pixels: Pixels, alt: str, note: str, right: bool | None) -> dict[st
     return {"uri": png(pixels), "alt": alt, "note": note, "right": right, "fine": fine}
 
 
+def pixels(data: bytes) -> Pixels:
+    """The pixels of a PNG, (H, W, C) in [0, 1]."""
+    levels = np.asarray(Image.open(io.BytesIO(data))).astype(np.float32) / np.float32(255)
+    return levels if levels.ndim == 3 else levels[..., None]
+
+
 def png(pixels: Pixels) -> str:
     """A PNG in a data URI."""
     levels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)

@@ -9,7 +9,6 @@ from typing import Any
 
 from raypurify import storage
 from raypurify.cleaning import accounts
-from raypurify.images import decode
 from raypurify.report import attempts, bars, cleaning, formats, images, security, templates, training
 from raypurify.report.page import read_page
 from raypurify.report.sections import Page
@@ -103,7 +102,7 @@ def _attack(output: str, run: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _attacked(row: Mapping[str, Any]) -> Column:
     """An image of an attacked dataset, before the attack and after it."""
-    sample = {**row, "clean": decode(row["clean"]) / 255, "rounded": decode(row["image"]) / 255}
+    sample = {**row, "clean": images.pixels(row["clean"]), "rounded": images.pixels(row["image"])}
     pictures = images.classified(sample, "clean", "Original"), images.classified(sample, "rounded", "Attacked")
     return Column(heading=f"label {row['label']}", pictures=pictures)
 
