@@ -24,6 +24,7 @@ PACKAGES = {
     "purifiers": "raypurify.purifiers",
     "classifiers": "raypurify.classifiers",
     "sources of pairs": "raypurify.training.pairs",
+    "loggers": "raypurify.training.loggers",
     "formats of datasets": "raypurify.data.formats",
 }
 """Kinds of plugins, and the package that has a file for each."""
@@ -71,7 +72,7 @@ class Plugin:
 
 
 def main(arguments: PluginsArguments) -> None:
-    """List attacks, purifiers, classifiers, sources of pairs, formats of datasets and metrics; or tell all of one."""
+    """List attacks, purifiers, classifiers, sources of pairs, loggers, formats and metrics; or tell all of one."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
     if arguments.name is not None:
         for plugin in named(arguments.name):

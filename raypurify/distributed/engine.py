@@ -13,6 +13,7 @@ from raypurify.distributed import cluster, train, units
 from raypurify.distributed.metrics import Metrics
 from raypurify.jobs import own
 from raypurify.jobs.engine import Engine, Rows
+from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 from raypurify.jobs.work import Todo, Work
 from raypurify.training.worker import Job
@@ -44,8 +45,8 @@ class RayEngine(Engine):
         task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, resources=dict(needs.custom))(function)
         return ray.get(task.remote(*arguments))
 
-    def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:
-        train.fit(job, resources, run.output)
+    def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:
+        train.fit(job, resources, run.output, monitor)
 
 
 build = RayEngine

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,8 +21,9 @@ from ray._private import state
 from ray.actor import ActorHandle
 
 from raypurify import runs, storage
-from raypurify.distributed import cluster, snapshots
+from raypurify.distributed import board, cluster, snapshots
 from raypurify.distributed.stream import training_stream
+from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
 from raypurify.training.order import EpochOrder
 from raypurify.training.worker import FINAL_ERRORS, PLAIN_ERRORS, Job, Worker
@@ -34,7 +34,7 @@ DEATH = 10
 """Seconds that workers are given to die; they take a fraction of one."""
 
 
-def fit(job: Job, resources: TrainingResources, output: str) -> None:
+def fit(job: Job, resources: TrainingResources, output: str, monitor: Monitor) -> None:
     """See :meth:`raypurify.jobs.engine.Engine.fit`.
 
     Raises:
@@ -43,7 +43,9 @@ def fit(job: Job, resources: TrainingResources, output: str) -> None:
     # A group that grows may take all CPUs.
     read_cpus = 0 if resources.max_workers else cluster.read_cpus(resources.read_cpus, resources.needs)
     snapshots.mend(storage.join(output, "checkpoints"))
-    _run(_trainer(job, dataclasses.replace(resources, read_cpus=read_cpus), output))
+    resources = dataclasses.replace(resources, read_cpus=read_cpus)
+    with board.followed(monitor) as told:
+        _run(_trainer({"job": job, "resources": resources, "told": told}, resources, output))
 
 
 class StopAtFinalErrors(ray.train.UserCallback):
@@ -129,7 +131,7 @@ def _end(controller: ActorHandle) -> None:
         time.sleep(0.05)
 
 
-def _trainer(job: Job, resources: TrainingResources, output: str) -> _Trainer:
+def _trainer(loop: dict[str, Any], resources: TrainingResources, output: str) -> _Trainer:
     fs, path = storage.filesystem(output)
     workers: Any = resources.workers
     if resources.max_workers is not None:
@@ -149,7 +151,6 @@ def _trainer(job: Job, resources: TrainingResources, output: str) -> _Trainer:
         logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         callbacks=[StopAtFinalErrors()],  # type: ignore[list-item]  # as above
     )
-    loop = {"job": job, "resources": resources}
     return _Trainer(_work, train_loop_config=loop, scaling_config=scaling, run_config=run_config)
 
 
@@ -163,7 +164,7 @@ def _work(loop: dict[str, Any]) -> None:
         raise (cause if isinstance(cause, PLAIN_ERRORS) else error) from None
 
 
-def _train_part(job: Job, resources: TrainingResources) -> None:
+def _train_part(job: Job, resources: TrainingResources, told: ActorHandle) -> None:
     cluster.quiet()
     resources.set_threads()
     context = ray.train.get_context()
@@ -173,14 +174,15 @@ def _train_part(job: Job, resources: TrainingResources) -> None:
         workers=context.get_world_size(),
         device=str(ray.train.torch.get_device()),
     )
+    tell = board.Teller(told if worker.rank == 0 else None)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             worker.restore(folder)
-    for metrics in worker.epochs(partial(_batches, resources.read_cpus)):
+        tell("resumed", worker.epoch)
+    for metrics in worker.epochs(partial(_batches, resources.read_cpus), tell.progressed):
+        tell("trained", metrics)
         if worker.rank == 0:
-            # Ray Train tees what goes to sys.stdout into its log, which ends on the same terminal: every line twice.
-            print(worker.told(metrics), file=sys.__stdout__, flush=True)
             with tempfile.TemporaryDirectory() as folder:
                 worker.save(folder)
                 ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, cast
 
 from raypurify import runs
+from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 from raypurify.jobs.work import Todo, Work
 from raypurify.training.worker import Job
@@ -57,8 +58,14 @@ class Engine(Protocol):
         """Call a function where it has what one actor or worker has, and return what it returns."""
         ...
 
-    def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:
+    def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:
         """Train to the end, from the last checkpoint of the run if there is one; the last one is then of the end.
+
+        Args:
+            job: what is trained.
+            resources: who trains.
+            run: on which output.
+            monitor: is told as it goes, in this process.
 
         Raises:
             raypurify.runs.StoppedError: the training cannot go on.

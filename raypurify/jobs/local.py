@@ -13,6 +13,7 @@ import torch
 from raypurify import runs, storage
 from raypurify.data.formats import parquet
 from raypurify.jobs.engine import Engine, Rows
+from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 from raypurify.jobs.work import Todo, UnitWorker, Work
 from raypurify.storage import retries
@@ -45,26 +46,27 @@ class LocalEngine(Engine):
     def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
-    def fit(self, job: Job, resources: TrainingResources, run: runs.Run) -> None:
+    def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:
         resources.set_threads()
         try:
-            _fit(Worker(job, 0, 1, resources.device), run)
+            _fit(Worker(job, 0, 1, resources.device), run, monitor)
         except FINAL_ERRORS as error:
             raise runs.StoppedError(str(error)) from error
         finally:
             parquet.keep_row_groups(0)
 
 
-def _fit(worker: Worker, run: runs.Run) -> None:
+def _fit(worker: Worker, run: runs.Run, monitor: Monitor) -> None:
     """Train what is left. The last two checkpoints stay, as with Ray Train, whose list of them goes."""
     folder = storage.join(run.output, "checkpoints")
     last = saved.latest(folder)
     if last is not None:
         worker.restore(storage.join(folder, last))
+        monitor.resumed(worker.epoch)
     kept = [] if last is None else [last]
     storage.clear(folder, keep=kept)
-    for metrics in worker.epochs(_batches):
-        print(worker.told(metrics), flush=True)
+    for metrics in worker.epochs(_batches, monitor.progressed):
+        monitor.trained(metrics)
         run.check()
         name = f"checkpoint_{worker.epoch:06d}"
         worker.save(storage.join(folder, name))

@@ -9,18 +9,24 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from raypurify import models, runs, storage
 from raypurify.data import Source, check_ids, labels_of, open_source, shape_of
 from raypurify.evaluation import preflight
-from raypurify.jobs.engine import engine_of
+from raypurify.jobs.engine import Engine, engine_of
+from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
-from raypurify.report import formats
+from raypurify.report import formats, write_report
+from raypurify.runs import schema
 from raypurify.runs.progress import print_table
+from raypurify.storage.published import redacted
 from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS, TrainingConfig, saved
+from raypurify.training.loggers import Logger, build_logger
 from raypurify.training.objectives import build_attacks, build_pairs
 from raypurify.training.order import ORDER, epoch_batches, hold_out, limited
 from raypurify.training.worker import Job, Worker
@@ -41,6 +47,9 @@ class TrainingArguments:
     destination: runs.Destination
     max_rejects: float = 0.1
     """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
+    logger: str | None = None
+    """Logs each epoch as it is trained: tensorboard[,folder=PATH], mlflow[,uri=URI], or
+    my_package.module:callable[,KEY=VALUE...]. It runs in the process that is started, not on the workers."""
     dry_run: bool = False
     """Take two steps, estimate the time, and write nothing."""
 
@@ -66,7 +75,7 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     given = [model for model in (victim, initial) if model is not None]
     source = preflight.matched(source, [model for model in given if model.kind == "classifier"])
     preflight.check_one_shape(source, given)
-    training, held_out, about = _shared_out(source, config)
+    training, held_out, classes, about = _shared_out(source, config)
     shape = shape_of(training)
     if victim is not None:
         preflight.check_network(victim, source, labels_of(training), shape)
@@ -87,6 +96,7 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         source=source,
         training=training,
         held_out=held_out,
+        classes=classes,
         max_rejects=max_rejects,
         about=about,
         image_shape=shape,
@@ -99,8 +109,8 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     return job
 
 
-def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source, tuple[str, ...]]:
-    """The rows that are trained on, those that are held out, and what is to be said of them.
+def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source, pa.Table, tuple[str, ...]]:
+    """The rows that are trained on, those that are held out, how many of each class, and what is to be said of them.
 
     Raises:
         DataError: labels that no network can learn, or ids that are not unique.
@@ -111,11 +121,20 @@ def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source,
     if config.limit is not None:
         source, labels = limited(source, labels, config.limit)
     training, held_out = hold_out(source, labels, config.validation, config.seed)
-    missing = preflight.missing_classes(source, labels_of(training), "training")
+    parts = labels_of(training), labels_of(held_out) if held_out.rows else np.empty(0, np.int64)
+    missing = preflight.missing_classes(source, parts[0], "training")
     if held_out.rows:
-        missing += preflight.missing_classes(source, labels_of(held_out), "held-out")
+        missing += preflight.missing_classes(source, parts[1], "held-out")
     about = f"{preflight.described(source, labels)}; {held_out.rows:,} held out"
-    return training, held_out, preflight.told(about, missing)
+    return training, held_out, _counted(source, *parts), preflight.told(about, missing)
+
+
+def _counted(source: Source, trained: NDArray[np.int64], held_out: NDArray[np.int64]) -> pa.Table:
+    """How many images of each class there are."""
+    many = source.number_of_classes
+    names = [None] * many if isinstance(source.classes, int) else list(source.classes)
+    counts = (np.bincount(labels, minlength=many) for labels in (trained, held_out))
+    return pa.table([np.arange(many), names, *counts], schema=schema.CLASSES)
 
 
 def main(arguments: TrainingArguments) -> None:
@@ -133,6 +152,7 @@ def run(arguments: TrainingArguments) -> str:
         arguments.training,
         arguments.resources,
         max_rejects=arguments.max_rejects,
+        logger=arguments.logger,
         **dataclasses.asdict(arguments.destination),
     )
 
@@ -180,21 +200,23 @@ def train(
     output: str,
     *,
     max_rejects: float = 1.0,
+    logger: str | None = None,
     overwrite: bool = False,
     shared_filesystem: bool = False,
 ) -> str:
-    """Train a model and write the run's folder; goes on where an earlier attempt stopped.
+    """Train a model and write the run's folder; goes on where an earlier attempt stopped, or ended with fewer epochs.
 
     Args:
         config: what is trained.
         resources: who does it.
         output: URL of the run's folder.
         max_rejects: share of the images, in [0, 1]; when more cannot be decoded the training stops.
+        logger: see :func:`raypurify.training.loggers.build_logger`.
         overwrite: start afresh.
         shared_filesystem: a local output is one that every host sees.
 
     Returns:
-        URL of the trained model, ``OUTPUT/model``.
+        URL of the model that the last epoch left, ``OUTPUT/model``; that of the best is ``OUTPUT/best``.
 
     Raises:
         ValueError: bad input, or an output that belongs to another run, or that one writes to.
@@ -202,11 +224,14 @@ def train(
         ray.train.v2.api.exceptions.TrainingFailedError: workers failed more than ``max_failures`` times.
     """
     output = storage.absolute(output)
+    begun = {} if overwrite else runs.identity_of(output)
     settle = config.precision == "auto"
-    if settle and not overwrite:
-        config = dataclasses.replace(config, precision=runs.identity_of(output).get("precision", "auto"))
-    job = prepare(config, resources, max_rejects)
-    with runs.hold(output, _identity(job), overwrite=overwrite) as run:
+    config = dataclasses.replace(config, precision=begun.get("precision", "auto")) if settle else config
+    log = None if logger is None else build_logger(logger)
+    job = dataclasses.replace(prepare(config, resources, max_rejects), cycles=tuple(begun.get("cycles", ())))
+    identity = {**_identity(job), "epochs": min(config.epochs, begun.get("epochs", config.epochs))}
+    with runs.hold(output, identity, overwrite=overwrite) as run:
+        job = _with_more_epochs(job, run)
         if not run.finished:
             print("\n".join(job.about))
             engine = engine_of(resources)
@@ -215,21 +240,62 @@ def train(
             if settle:
                 job = _settle_precision(job, run, engine.call(resources.needs, models.fast_precision, resources.device))
             with run.attempt(hardware, dataclasses.asdict(resources)):
-                engine.fit(job, resources, run)
-                run.check()
-                run.counts.update(_publish(output))
+                _fit(job, resources, run, engine, log)
+            write_report(output)
             run.finish()
     return storage.join(output, "model")
 
 
-LATER = ("train_against", "pixel_weight", "label_weight")
+def _fit(job: Job, resources: TrainingResources, run: runs.Run, engine: Engine, logger: Logger | None) -> None:
+    """Train what is left on an engine, in sight of a person and a logger, and publish it."""
+    storage.write_table(storage.join(run.output, "classes.parquet"), job.classes)
+    if logger is not None:
+        logger.start(run.output, redacted(run.identity))
+    images = job.order(0, 1).steps * job.config.batch
+    with Monitor(epochs=job.config.epochs, images=images, logger=logger) as monitor:
+        engine.fit(job, resources, run, monitor)
+    run.check()
+    run.counts.update(_publish(run.output))
+    epochs = run.counts["epochs"]
+    if epochs["last"] < job.config.epochs:
+        print(f"stopped after epoch {epochs['last']}: no better score for {job.config.patience} epochs, by --patience")
+    if epochs["best"] is not None:
+        print(f"the best epoch is {epochs['best']}: {storage.join(run.output, 'best')}")
+
+
+def _with_more_epochs(job: Job, run: runs.Run) -> Job:
+    """Let a run that has fewer epochs than the job go on to all, in one more cycle of the learning rate.
+
+    Raises:
+        ValueError: it is not done, or ended by its patience.
+    """
+    folder, done = storage.join(run.output, "checkpoints"), run.identity["epochs"]
+    if done == job.config.epochs:
+        return job
+    last = saved.latest(folder)
+    trained = 0 if last is None else saved.epoch(storage.join(folder, last))
+    if trained < done:
+        advice = (
+            f"it is finished, and cannot go on. Train another from --initial {storage.join(run.output, 'model')}"
+            if run.finished
+            else f"its learning rate falls until then. Let it end with --epochs {done} before it is to have more"
+        )
+        reached = f"{run.output} has a checkpoint of epoch {trained} of {done}"
+        raise ValueError(f"{reached}: {advice}, or give another --output")
+    job = dataclasses.replace(job, cycles=(*job.cycles, done))
+    storage.remove(storage.join(run.output, storage.SUCCESS))
+    run.identity, run.finished = _identity(job), False
+    return job
+
+
+LATER = ("train_against", "pixel_weight", "label_weight", "patience")
 """Fields that runs of earlier versions do not name in their identity; they go on where these have their defaults."""
 
 
 def _identity(job: Job) -> dict[str, Any]:
     """What the trained model follows from."""
     config = job.config
-    identity = {**dataclasses.asdict(config), "dataset": job.source.fingerprint, "order": ORDER}
+    identity = {**dataclasses.asdict(config), **job.earlier, "dataset": job.source.fingerprint, "order": ORDER}
     del identity["view"]
     identity |= config.view.given
     identity["attacks"] = list(config.attacks)
@@ -258,7 +324,7 @@ def _settle_precision(job: Job, run: runs.Run, fast: models.Precision) -> Job:
 
 
 def _publish(output: str) -> dict[str, Any]:
-    """Copy the last checkpoint's model and curve to where the run's readers look for them.
+    """Copy the last checkpoint's models and curve to where the run's readers look for them, and tell of the epochs.
 
     Raises:
         RuntimeError: there is no checkpoint.
@@ -268,10 +334,16 @@ def _publish(output: str) -> dict[str, Any]:
     if name is None:
         raise RuntimeError(f"{output}: the training ended without a checkpoint")
     checkpoint = storage.join(folder, name)
-    for part in ("model/model.safetensors", "model/metrics.json", "model/config.json", "metrics.parquet"):
-        storage.write_bytes(storage.join(output, part), storage.read_bytes(storage.join(checkpoint, part)))
+    parts = {"metrics.parquet": "metrics.parquet"}
+    for model, source in (("model", "model"), ("best", saved.best(checkpoint))):
+        if source is not None:
+            files = ("model.safetensors", "metrics.json", "config.json")
+            parts |= {f"{model}/{file}": f"{source}/{file}" for file in files}
+    for part, source in parts.items():
+        storage.write_bytes(storage.join(output, part), storage.read_bytes(storage.join(checkpoint, source)))
     metrics = storage.read_json(storage.join(checkpoint, "model/metrics.json"))
     rejects = storage.read_table(storage.join(checkpoint, "rejects.parquet"))
     if len(rejects):
         storage.write_table(storage.join(output, "rejects", "training.parquet"), rejects)
-    return {"in": metrics["images"], "out": metrics["images"], "rejected": len(rejects)}
+    epochs = {"last": metrics["epoch"], "best": metrics.get("best")}
+    return {"in": metrics["images"], "out": metrics["images"], "rejected": len(rejects), "epochs": epochs}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -302,6 +303,34 @@ def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str)
         axes.grid(axis="y")
         axes.tick_params(which="both", length=0)
         _bare(axes)
+        return _svg(figure, name=name)
+
+
+def score_curves(epochs: Sequence[int], scores: Mapping[str, Sequence[float]], *, best: int | None, name: str) -> str:
+    """Scores by epoch, a line for each.
+
+    Args:
+        epochs: their numbers, from 1.
+        scores: of each epoch, by name.
+        best: the epoch that a line across is drawn at.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 2.4 + 0.2 * len(scores)), layout="constrained")
+        axes = figure.add_subplot()
+        styles = itertools.cycle(itertools.product(("solid", (0, (3.5, 2))), ("purified", "attacked", "adaptive")))
+        for (label, values), (dashes, colour) in zip(scores.items(), styles, strict=False):
+            axes.plot(
+                epochs, values, "o", linestyle=dashes, color=_VARIABLES[colour], lw=1.6, markersize=3, label=label
+            )
+        if best is not None:
+            axes.axvline(best, color=_VARIABLES["text"], linestyle=(0, (3, 2)), lw=1.0, label="best epoch")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        axes.margins(x=0.03)
+        axes.grid(axis="y")
+        axes.tick_params(length=0)
+        _bare(axes)
+        figure.legend(loc="outside upper left", frameon=False, fontsize=8.0)
         return _svg(figure, name=name)
 
 

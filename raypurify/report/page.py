@@ -8,8 +8,21 @@ from typing import Any
 import pyarrow as pa
 
 from raypurify import plugins, storage
-from raypurify.report import bars, headlines, images, masking, notes, run, security, tables, templates, training
-from raypurify.report.sections import Page, Section
+from raypurify.report import (
+    bars,
+    epochs,
+    headlines,
+    images,
+    masking,
+    notes,
+    run,
+    security,
+    settings,
+    tables,
+    templates,
+    training,
+)
+from raypurify.report.sections import Page, Section, Trained
 from raypurify.runs import schema
 from raypurify.storage.published import redacted
 
@@ -21,6 +34,8 @@ SECTIONS: tuple[Callable[[Page], Section | None], ...] = (
     bars.section,
     images.section,
     training.section,
+    epochs.section,
+    settings.section,
     notes.section,
     run.section,
 )
@@ -61,9 +76,10 @@ def read_page(output: str, *, curves: Mapping[str, pa.Table] | None = None) -> P
     summary_url, metrics_url, run_url = (
         storage.join(output, name) for name in ("summary.parquet", "metrics.parquet", "run.json")
     )
-    trainings = dict(curves or {})
+    trainings, trained = dict(curves or {}), None
     if storage.exists(metrics_url):
-        trainings = {"This training": storage.read_table(metrics_url), **trainings}
+        trained = _trained(output, storage.read_table(metrics_url))
+        trainings = {"This training": trained.curve, **trainings}
     elif not storage.exists(summary_url):
         raise FileNotFoundError(
             f"nothing to report in {output}: expected summary.parquet (an evaluation) or metrics.parquet (a training)"
@@ -74,6 +90,16 @@ def read_page(output: str, *, curves: Mapping[str, pa.Table] | None = None) -> P
         storage.read_json(run_url) if storage.exists(run_url) else {},
         trainings,
         storage.read_tables(storage.list_files(storage.join(output, "rejects"), ".parquet"), schema.REJECTS),
+        trained,
+    )
+
+
+def _trained(output: str, curve: pa.Table) -> Trained:
+    metrics, classes = (storage.join(output, name) for name in ("model/metrics.json", "classes.parquet"))
+    return Trained(
+        curve=curve,
+        metrics=storage.read_json(metrics) if storage.exists(metrics) else {},
+        classes=storage.read_table(classes) if storage.exists(classes) else schema.CLASSES.empty_table(),
     )
 
 
@@ -108,6 +134,7 @@ def _page(
     run: Mapping[str, Any],
     curves: Mapping[str, pa.Table],
     rejects: pa.Table | None,
+    trained: Trained | None = None,
 ) -> Page:
     summary = _checked(summary, schema.SUMMARY, "summary")
     return Page(
@@ -117,6 +144,7 @@ def _page(
         rejects=_checked(rejects, schema.REJECTS, "rejects"),
         run=run,
         curves={name: _checked(table, schema.METRICS, f"metrics of {name}") for name, table in curves.items()},
+        trained=trained,
     )
 
 
@@ -157,7 +185,11 @@ def _checked(table: pa.Table | None, expected: pa.Schema, name: str) -> pa.Table
 
 
 def _title(page: Page) -> str:
-    return f"Purifiers on {', '.join(page.datasets)}" if page.rows else "Training"
+    if page.rows:
+        return f"Purifiers on {', '.join(page.datasets)}"
+    identity = redacted(page.run.get("identity") or {})
+    named = "model" in identity and "data" in identity
+    return f"{plugins.readable(identity['model'])} trained on {identity['data']}" if named else "Training"
 
 
 def _overview(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

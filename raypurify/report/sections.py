@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raypurify.report import templates
@@ -27,6 +28,43 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training wrote of its epochs and its data."""
+
+    curve: pa.Table
+    """Of the schema ``METRICS``."""
+    metrics: Mapping[str, Any]
+    """Of the last epoch's model, ``metrics.json``; it may lack anything."""
+    classes: pa.Table
+    """Of the schema ``CLASSES``; empty where it is not there."""
+
+    @functools.cached_property
+    def epochs(self) -> list[dict[str, float]]:
+        """Of each epoch its number from 1, its mean loss, its median speed, and the scores of the held-out images."""
+        epoch, loss, speed = (self.curve[name].to_numpy() for name in ("epoch", "loss", "images_per_second"))
+        scores = self.metrics.get("validation") or []
+        return [
+            {
+                "epoch": int(number) + 1,
+                "loss": float(loss[epoch == number].mean()),
+                "images_per_second": float(np.median(speed[epoch == number])),
+                **(scores[number] if number < len(scores) else {}),
+            }
+            for number in np.unique(epoch)
+        ]
+
+    @property
+    def scores(self) -> list[str]:
+        """Names of the scores."""
+        return [name for name in self.epochs[-1] if name not in ("epoch", "loss", "images_per_second")]
+
+    @property
+    def best(self) -> int | None:
+        """The epoch with the highest score."""
+        return self.metrics.get("best")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """What a run wrote. Names in it are not yet escaped; credentials are not in them."""
 
@@ -42,6 +80,8 @@ class Page:
     """What ``run.json`` holds; it may lack anything."""
     curves: Mapping[str, pa.Table]
     """Tables of the schema ``METRICS``, by the trainings' names."""
+    trained: Trained | None = None
+    """Where the run is a training."""
 
     @functools.cached_property
     def tables(self) -> list[Table]:

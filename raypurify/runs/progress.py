@@ -21,10 +21,10 @@ RADII = ("eps", "linf_max")
 
 
 class Progress:
-    """Counts towards a total (0: it is not known), on standard error."""
+    """Counts towards a total (0: it is not known), on standard error; of one that is ``passing`` no end is shown."""
 
-    def __init__(self, what: str, *, total: int, unit: str) -> None:
-        self.what, self.total, self.unit = what, total, unit
+    def __init__(self, what: str, *, total: int, unit: str, passing: bool = False) -> None:
+        self.what, self.total, self.unit, self.passing = what, total, unit, passing
         self.count, self.note = 0, ""
         self._began = time.time()
         self._printed = time.monotonic()
@@ -41,7 +41,7 @@ class Progress:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
             )
-            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=self.passing)
             self._task = self._bar.add_task(self.what, total=self.total or None, rate="", note="")
             self._bar.start()
         return self
@@ -69,7 +69,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and self._printed_count < self.count:
+        elif kind is None and self._printed_count < self.count and not self.passing:
             self._line(self._rate())
 
     def _rate(self) -> float:

@@ -217,6 +217,16 @@ METRICS = pa.schema(
 )
 """``metrics.parquet`` of a training: one row for each step."""
 
+CLASSES = pa.schema(
+    [
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("name", pa.string()),  # null where the data do not name their classes
+        pa.field("trained", pa.int64(), nullable=False),  # images that are trained on, those that are rejected too
+        pa.field("held_out", pa.int64(), nullable=False),  # likewise
+    ]
+)
+"""``classes.parquet`` of a training: one row for each class."""
+
 PLAN = pa.schema(
     [
         pa.field("unit", pa.string(), nullable=False),

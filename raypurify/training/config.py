@@ -60,7 +60,8 @@ class TrainingConfig:
     """How each image is changed at random. affine turns, scales and shifts, for digits; flip_crop mirrors and shifts,
     for photographs."""
     epochs: int = 6
-    """How often the training goes through the data."""
+    """How often the training goes through the data. With a higher number a finished run goes on, with its optimizer's
+    state, in one more cycle of the learning rate."""
     batch: int = 128
     """How many images a step takes, on all workers together."""
     rate: float = 1e-3
@@ -75,6 +76,9 @@ class TrainingConfig:
     run that was begun keeps it."""
     validation: int = 1000
     """How many images of the training split are held out and scored after each epoch: of each class its share."""
+    patience: int | None = None
+    """Stop when the score of the held-out images has not risen for this number of epochs. The learning rate falls as
+    for all epochs."""
     limit: int | None = None
     """Train on this number of images only, spread over the dataset: of each class its share."""
     view: View = AS_STORED
@@ -100,8 +104,11 @@ class TrainingConfig:
             raise ValueError(
                 f"validation and weight_decay must be at least 0: {self.validation!r}, {self.weight_decay!r}"
             )
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1; got {self.limit!r}")
+        for name in ("limit", "patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
+        if self.patience is not None and not self.validation:
+            raise ValueError(f"patience = {self.patience} needs held-out images to score; give a --validation above 0")
         if self.view.crop is not None and self.train_against.partition(",")[0] == "attacked":
             raise ValueError(
                 f"crop = {self.view.crop!r} takes other places than those of the attacked images; leave it out, or "

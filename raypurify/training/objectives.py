@@ -38,7 +38,10 @@ class Setup:
     network: nn.Module
     """The network that is trained, on the device."""
     total_steps: int
+    """Of the whole training."""
     device: str
+    first_step: int = 0
+    """Of the cycle of the learning rate: where a finished training ended that is gone on with."""
     classifier: nn.Module | None = None
     """The classifier that a purifier is trained for, in eval and frozen."""
     attacks: tuple[Attack, ...] = ()
@@ -64,6 +67,7 @@ class Setup:
             parameters=list(network.parameters()),
             config=self.config if rate is None else replace(self.config, rate=rate),
             total_steps=self.total_steps,
+            first_step=self.first_step,
             device=self.device,
             average=self.average,
             make=optimizer,
@@ -77,6 +81,8 @@ class Optimization:
     parameters: list[nn.Parameter]
     config: TrainingConfig
     total_steps: int
+    first_step: int = 0
+    """Of the cycle, which ends with the last of ``total_steps``."""
     device: str = "cpu"
     average: Callable[[Sequence[Tensor]], None] = lambda gradients: None
     """Exchanges gradients, in place, for their means over all workers."""
@@ -94,11 +100,12 @@ class Optimization:
         self.optimizer = self.make(groups, lr=self.config.rate)
 
     def rate(self, step: int) -> float:
-        """Learning rate of ``step``, counted from 0: up linearly for a tenth, then down along a cosine to 0."""
-        warm = max(1, self.total_steps // 10)
+        """Learning rate of ``step``, from 0: up linearly for a tenth of its cycle, then down along a cosine to 0."""
+        step, steps = step - self.first_step, self.total_steps - self.first_step
+        warm = max(1, steps // 10)
         if step < warm:
             return self.config.rate * (step + 1) / warm
-        return self.config.rate * (1 + math.cos(math.pi * (step - warm) / max(1, self.total_steps - warm))) / 2
+        return self.config.rate * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))) / 2
 
     def minimise(self, loss: Tensor, step: int) -> Tensor:
         """Go one step down along the gradient of a loss; returns it, detached.
@@ -159,6 +166,9 @@ class Objective:
     ``optimizations`` are by name, that of the trained network under ``network``; ``networks`` are those that are
     trained beside it. The states of both are in the checkpoints; the published model is the trained network alone.
     """
+
+    criterion: str | None = None
+    """The score, of those of :meth:`score`, whose highest value tells the best epoch; None: no epoch is."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -225,6 +235,8 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 class ClassifierObjective(Objective):
     """Cross-entropy of the logits."""
 
+    criterion = "accuracy"
+
     def loss(self, batch: Batch) -> Tensor:
         x = augment(batch.x, batch.seeds, self.setup.config.augmentation)
         return F.cross_entropy(self.setup.network(x).float(), batch.y)
@@ -239,12 +251,13 @@ class PurifierObjective(Objective):
     cross-entropy of the frozen classifier behind it, each by its weight in the config.
     """
 
+    criterion = "accuracy_purified"
     progress = 0.0
-    """Share of the training's steps that lie behind."""
+    """Share of the steps of the training, in its first cycle, that lie behind; 1 in later cycles."""
 
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """See :meth:`Objective.step`."""
-        self.progress = step / self.setup.total_steps
+        self.progress = 1.0 if self.setup.first_step else step / self.setup.total_steps
         return super().step(batch, step)
 
     def loss(self, batch: Batch) -> Tensor:

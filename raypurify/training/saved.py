@@ -34,9 +34,22 @@ def epoch(checkpoint: str) -> int:
         return 0
 
 
+def best(checkpoint: str) -> str | None:
+    """The folder in a checkpoint that holds the best epoch's model; None where no score tells which epoch that is.
+
+    Raises:
+        One of UNREADABLE.
+    """
+    metrics = storage.read_json(storage.join(checkpoint, "model", "metrics.json"))
+    if metrics.get("best") is None:
+        return None
+    return "model" if metrics["best"] == metrics["epoch"] else "best"
+
+
 def _is_whole(checkpoint: str) -> bool:
     try:
-        checkpoints.load(storage.join(checkpoint, "model"))
+        for model in {"model", best(checkpoint) or "model"}:
+            checkpoints.load(storage.join(checkpoint, model))
         safetensors.torch.load(storage.read_bytes(storage.join(checkpoint, "optimizer.safetensors")))
         for name in ("metrics.parquet", "rejects.parquet"):
             storage.read_table(storage.join(checkpoint, name))

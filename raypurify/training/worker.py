@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,9 @@ Stream = Callable[[EpochOrder, Sequence[int]], Iterator[dict[str, np.ndarray]]]
 """A worker's batches of some epochs in an order, one after the other: see
 :func:`raypurify.training.order.epoch_batches`."""
 
+Progressed = Callable[[int, int, float], None]
+"""Is told, within an epoch (counted from 1), how many of its images are trained on, and the seconds that took."""
+
 PLAIN_ERRORS = (DivergedError, DataError)
 """What a worker raises with a message that tells all: no traceback is printed."""
 FINAL_ERRORS = (*PLAIN_ERRORS, ValueError)
@@ -58,10 +61,14 @@ class Job:
     """All that a worker is told: the configuration, the data, the network, where it starts, and a purifier's victim."""
 
     config: TrainingConfig
+    cycles: tuple[int, ...] = ()
+    """After which epochs the training was done, each time before it was to have more."""
     source: Source
     """All the training split, before the limit."""
     training: Source
     held_out: Source
+    classes: pa.Table
+    """How many images of each there are: of the schema ``CLASSES``."""
     max_rejects: float
     """Share of the images of the data that may be rejected."""
     about: tuple[str, ...]
@@ -74,6 +81,11 @@ class Job:
     @property
     def kind(self) -> models.Kind:
         return "classifier" if self.victim is None else "purifier"
+
+    @property
+    def earlier(self) -> dict[str, list[int]]:
+        """The cycles, by their name, where there are any."""
+        return {"cycles": list(self.cycles)} if self.cycles else {}
 
     def order(self, rank: int, workers: int) -> EpochOrder:
         """The order in which a worker reads the training rows."""
@@ -101,7 +113,7 @@ class Job:
             "class_names": None if isinstance(self.source.classes, int) else list(self.source.classes),
             "trained_on": dataclasses.asdict(self.source.origin),
             "trained_for": None if victim is None else {"classifier": victim.name, "sha256": victim.sha256},
-            "training": redacted(dataclasses.asdict(self.config)),
+            "training": redacted({**dataclasses.asdict(self.config), **self.earlier}),
         }
 
 
@@ -115,6 +127,8 @@ class Worker:
         self.epoch = 0
         self.curve: list[pa.Table] = []
         self.validations: list[dict[str, float]] = []
+        self.best: int | None = None
+        self.best_state: dict[str, Tensor] = {}
         self.rejects: dict[str, dict[str, str]] = {}
         torch.manual_seed(seed_of(self.config.seed, "weights"))
         self.network = models.untrained(job.kind, job.network).train()
@@ -145,6 +159,7 @@ class Worker:
             attacks=() if victim is None else build_attacks(self.config.attacks),
             pairs=None if victim is None else build_pairs(self.config.train_against),
             total_steps=self.config.epochs * self.order.steps,
+            first_step=max(job.cycles, default=0) * self.order.steps,
             device=self.device,
             prepared=self._prepared,
             average=average,
@@ -152,27 +167,30 @@ class Worker:
         objective: Objective = (make or (ClassifierObjective if victim is None else PurifierObjective))(setup)
         return objective
 
-    def epochs(self, stream: Stream) -> Iterator[dict[str, float]]:
-        """Train the epochs that are left; after each, its metrics."""
+    def epochs(self, stream: Stream, progressed: Progressed) -> Iterator[dict[str, float]]:
+        """Train the epochs that are left, or until the patience ends; after each, its metrics."""
         left = range(self.epoch, self.config.epochs)
-        if not left:
+        if not left or self._is_to_stop():
             return
         batches = stream(self.order, left)
         for epoch in left:
             torch.manual_seed(seed_of(self.config.seed, "noise", epoch, self.rank))
             for lane, run in self.masks.items():
                 run.generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, lane))
-            curve = self._train_epoch(epoch, batches)
+            curve = self._train_epoch(epoch, batches, progressed)
             self.curve.append(curve)
             self.validations.append(self._validate())
             self._share_rejects()
             self.epoch = epoch + 1
+            self._keep_best()
             yield self._metrics(curve)
+            if self._is_to_stop():
+                return
 
-    def _train_epoch(self, epoch: int, batches: Iterator[dict[str, np.ndarray]]) -> pa.Table:
+    def _train_epoch(self, epoch: int, batches: Iterator[dict[str, np.ndarray]], progressed: Progressed) -> pa.Table:
         losses: dict[str, list[Tensor]] = {}
         rates, seconds = [], []
-        before = time.perf_counter()
+        began = before = time.perf_counter()
         for step in range(epoch * self.order.steps, (epoch + 1) * self.order.steps):
             of_step, rate = self.step(step, next(batches))
             for name, loss in of_step.items():
@@ -181,6 +199,7 @@ class Worker:
             now = time.perf_counter()
             seconds.append(now - before)
             before = now
+            progressed(epoch + 1, len(rates) * self.config.batch, now - began)
         together = torch.stack([torch.stack(values) for values in losses.values()])
         means = dict(zip(losses, self._mean(together).cpu().double().numpy(), strict=True))
         first = epoch * self.order.steps
@@ -223,6 +242,25 @@ class Worker:
                 seeds = [seed_of(self.config.seed, "validation", name) for name in rows.ids]
                 yield batch_of(np.asarray(rows.images), rows.labels, seeds, self.device, rows.ids)
 
+    def _keep_best(self) -> None:
+        """Keep the network of the epoch that was trained last, where no earlier one has a score as high.
+
+        Raises:
+            ValueError: there is patience, and no score to judge by.
+        """
+        criterion = self.objective.criterion
+        scores = [scores[criterion] for scores in self.validations if criterion in scores]
+        if not scores and self.config.patience is not None:
+            known = ", ".join(self.validations[-1])
+            raise ValueError(f"patience: {criterion!r} is the objective's criterion, and its scores are {known}")
+        if scores and (self.best is None or scores[-1] > scores[self.best - 1]):
+            self.best = self.epoch
+            self.best_state = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+
+    def _is_to_stop(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.best is not None and self.epoch - self.best >= patience
+
     def _reject(self, rejects: Iterable[dict[str, str]]) -> None:
         """Note images that cannot be decoded.
 
@@ -256,27 +294,31 @@ class Worker:
         speed = float(np.median(curve["images_per_second"].to_numpy()))
         return {"epoch": float(self.epoch), "loss": loss, "images_per_second": speed, **self.validations[-1]}
 
-    def told(self, metrics: Mapping[str, float]) -> str:
-        """A line on the epoch that was trained last."""
-        scores = "".join(f", {name} {value:.4f}" for name, value in self.validations[-1].items())
-        speed = f"{metrics['images_per_second']:.0f} images/s"
-        return f"epoch {self.epoch}/{self.config.epochs}: loss {metrics['loss']:.5f}, {speed}{scores}"
-
     def save(self, folder: str) -> None:
-        """Write a checkpoint: the curve, the objective's state and, last, the model as its readers want it."""
+        """Write a checkpoint: the curve, the objective's state, and models as their readers want them.
+
+        They are the best epoch's, where that is an earlier one, and at the end that of the last epoch.
+        """
         rejects = pa.Table.from_pylist(published([*self.rejects.values()]), schema.REJECTS)
         storage.write_table(storage.join(folder, "rejects.parquet"), rejects.sort_by("id"))
         storage.write_table(storage.join(folder, "metrics.parquet"), pa.concat_tables(self.curve))
         optimizer = {name: value.contiguous().cpu() for name, value in self.objective.state().items()}
         storage.write_bytes(storage.join(folder, "optimizer.safetensors"), safetensors.torch.save(optimizer))
-        metrics = {
-            "epoch": self.epoch,
-            "images": self.epoch * self.order.steps * self.config.batch,
-            "validation": self.validations,
+        config = self.job.checkpoint_config()
+        if self.best is not None and self.best < self.epoch:
+            checkpoints.save(storage.join(folder, "best"), config, self.best_state, self._progress(self.best))
+        checkpoints.save(storage.join(folder, "model"), config, self.network.state_dict(), self._progress(self.epoch))
+
+    def _progress(self, epoch: int) -> dict[str, Any]:
+        """``metrics.json`` of the model that an epoch left."""
+        return {
+            "epoch": epoch,
+            "images": epoch * self.order.steps * self.config.batch,
+            "validation": self.validations[:epoch],
+            "best": self.best,
+            "criterion": self.objective.criterion,
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
         }
-        checkpoints.save(
-            storage.join(folder, "model"), self.job.checkpoint_config(), self.network.state_dict(), metrics
-        )
 
     def restore(self, folder: str) -> None:
         """Go on from what :meth:`save` wrote."""
@@ -286,6 +328,11 @@ class Worker:
         self.objective.load_state(safetensors.torch.load(optimizer))
         metrics = storage.read_json(storage.join(folder, "model/metrics.json"))
         self.epoch, self.validations = metrics["epoch"], metrics["validation"]
+        # A checkpoint of an earlier version holds no other network than that of its own epoch.
+        self.best = metrics.get("best", self.epoch if self.objective.criterion in self.validations[-1] else None)
+        self.best_state = state
+        if self.best not in (None, self.epoch):
+            _, self.best_state, _ = checkpoints.load(storage.join(folder, "best"))
         self.curve = [storage.read_table(storage.join(folder, "metrics.parquet"))]
         self._reject(storage.read_table(storage.join(folder, "rejects.parquet")).to_pylist())
 

@@ -15,7 +15,7 @@ from raypurify.command.catalogue import METRICS, PACKAGES, PluginsArguments, kno
 @pytest.mark.parametrize("kind", [*PACKAGES, METRICS])
 def test_each_plugin_has_docs_and_a_source(kind: str) -> None:
     found = list(known(kind))
-    assert len(found) > 3
+    assert len(found) > (1 if kind == "loggers" else 3)
     for plugin in found:
         assert plugin.docs[0].strip() not in ("", "(not described)"), plugin.name
         assert Path(plugin.file).is_file(), plugin.name

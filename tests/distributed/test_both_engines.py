@@ -97,6 +97,10 @@ def test_a_training(local_ray: None, tmp_path: Path) -> None:
     expected = losses(outputs[0]), scores(outputs[0])
     assert losses(outputs[1]) == pytest.approx(expected[0], rel=1e-4)
     assert scores(outputs[1]) == expected[1]
+    epochs = [storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]["epochs"] for output in outputs]
+    assert epochs[0] == epochs[1]
+    assert epochs[0]["last"] == 3
+    assert all((output / name).is_file() for output in outputs for name in ("best/config.json", "report.html"))
     for resources, begun_by_the_other in zip(WORKERS, reversed(outputs), strict=True):
         last = saved.latest(f"{begun_by_the_other}/checkpoints")
         lose(begun_by_the_other, [f"checkpoints/{last}", "model", "metrics.parquet"])

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +24,13 @@ from conftest import ROOT, end_session, ray_processes, wait_for
 
 from raypurify import models, plugins, runs, storage
 from raypurify.data import Origin, open_source, read_rows
+from raypurify.distributed import board
 from raypurify.distributed.train import SLOW_MACHINE, StopAtFinalErrors
 from raypurify.images import encode_png
+from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import prepare, train
-from raypurify.runs import StoppedError, schema
+from raypurify.runs import StoppedError, progress, schema
 from raypurify.storage import checkpoints
 from raypurify.training import TrainingConfig, batch_of
 
@@ -102,6 +106,53 @@ def test_a_run_that_was_cut_off_before_its_last_files_writes_them_in_the_precisi
     assert (output / "model/model.safetensors").read_bytes() == Path(
         undisturbed, "model/model.safetensors"
     ).read_bytes()
+
+
+class Diary:
+    """A logger that is called in the driver."""
+
+    told: ClassVar[list[tuple[Any, ...]]] = []
+
+    def start(self, output: str, identity: Mapping[str, Any]) -> None:
+        Diary.told.append(("start", os.getpid()))
+
+    def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
+        Diary.told.append((number, sorted(metrics)))
+
+    def finish(self) -> None:
+        Diary.told.append(("finish",))
+
+
+def test_a_finished_training_goes_on_until_its_patience_ends(
+    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two workers; the driver tells of the epochs, and calls a logger that no worker could import."""
+    config = dataclasses.replace(CLASSIFIER, epochs=2, rate=1e-7, patience=3)  # no score changes
+    resources, output = dataclasses.replace(RESOURCES, workers=2), str(tmp_path / "run")
+    train(config, resources, output)
+    train(dataclasses.replace(config, epochs=6), resources, output, logger=f"{__name__}:Diary")
+    scores = ["accuracy", "images_per_second", "loss"]
+    assert Diary.told == [("start", os.getpid()), (3, scores), (4, scores), ("finish",)]
+    printed = capsys.readouterr()
+    assert "going on from epoch 2\nepoch 3/6: loss" in printed.out
+    assert "stopped after epoch 4: no better score for 3 epochs" in printed.out
+    assert "Traceback" not in printed.out + printed.err
+    run = storage.read_json(f"{output}/run.json")
+    assert run["identity"]["cycles"] == [2]
+    assert run["attempts"][-1]["counts"]["epochs"] == {"last": 4, "best": 1}
+    assert storage.read_json(f"{output}/best/metrics.json")["epoch"] == 1
+    assert len(curve(output)) == 4 * 5
+
+
+def test_the_first_worker_tells_the_driver_of_the_progress_within_an_epoch(
+    local_ray: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(board, "SELDOM", 0.0)
+    with board.followed(Monitor(epochs=3, images=400)) as told:
+        board.Teller(None).progressed(1, 64, 1.0)
+        board.Teller(told).progressed(2, 100, 2.0)
+    assert "epoch 2/3: 100/400 images, 50 images/s, 6 s left, 14 s left of the training" in capsys.readouterr().err
 
 
 def test_a_training_can_start_from_another(undisturbed: str, tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from raypurify import storage
 from raypurify.plugins import known
 from raypurify.runs import schema
+
+HOSTILE = "<script>alert(1)</script>\"'>&{{ 7*7 }}"
 
 
 def cell(
@@ -128,3 +132,16 @@ def samples_of(summary: pa.Table) -> pa.Table:
                 }
             )
     return pa.Table.from_pylist(rows, schema=schema.SAMPLES)
+
+
+def write_training(folder: Path, metrics: pa.Table, run: dict[str, Any]) -> None:
+    """What a training writes, as far as its page is made of it: five epochs, of which the fourth is the best."""
+    storage.write_table(str(folder / "metrics.parquet"), metrics)
+    rows = [("cat", 900, 100), (HOSTILE, 450, 50)]
+    classes = [dict(zip(schema.CLASSES.names, (label, *row), strict=True)) for label, row in enumerate(rows)]
+    storage.write_table(str(folder / "classes.parquet"), pa.Table.from_pylist(classes, schema.CLASSES))
+    scores = [{"accuracy": accuracy} for accuracy in (0.31, 0.72, 0.91, 0.95, 0.94)]
+    told = {"epoch": 5, "images": 5000, "validation": scores, "best": 4, "criterion": "accuracy", "parameters": 12345}
+    storage.write_json(str(folder / "model/metrics.json"), told)
+    identity = {"data": "digits", "model": "a_net", "epochs": 8, "attacks": ["fgsm"], "dataset": {"name": "digits"}}
+    storage.write_json(str(folder / "run.json"), {**run, "identity": identity})

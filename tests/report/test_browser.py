@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from browser import Tab
-from report_rows import cell, checked, curve, summary_of
+from report_rows import cell, checked, curve, summary_of, write_training
 
 from raypurify import storage
 from raypurify.report import write_report
@@ -70,6 +70,19 @@ def test_curves_and_warnings_fit(tab: Tab, tmp_path: Path, width: int) -> None:
     for _ in range(2):  # folded and unfolded
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page itself scrolls sideways"
         tab.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
+    assert tab.complaints == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_of_a_training_fits(
+    tab: Tab, tmp_path: Path, metrics: pa.Table, run: dict[str, Any], width: int
+) -> None:
+    write_training(tmp_path, metrics, run)
+    tab.complaints.clear()
+    tab.open(Path(write_report(str(tmp_path))).as_uri(), width=width)
+    assert tab.evaluate("document.querySelectorAll('figure svg').length") == 2
+    assert tab.evaluate("[...document.querySelectorAll('figure svg')].every(svg => svg.getBBox().width > 100)")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page itself scrolls sideways"
     assert tab.complaints == []
 
 

@@ -9,14 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from report_pages import Parsed, parse
-from report_rows import cell, summary_of
+from report_rows import HOSTILE, cell, summary_of, write_training
 
 from raypurify import storage
 from raypurify.metrics import Metric
 from raypurify.report import render, write_report
 from raypurify.runs import schema
-
-HOSTILE = "<script>alert(1)</script>\"'>&{{ 7*7 }}"
 
 
 def test_cells_hold_the_figures_of_the_summary(summary: pa.Table) -> None:
@@ -320,6 +318,24 @@ def test_write_report_of_a_training(tmp_path: Path, metrics: pa.Table) -> None:
     page = Parsed(Path(write_report(str(tmp_path))).read_text(encoding="utf-8"))
     assert len(page.all("svg")) == 1
     assert "2,500 steps in 5 epochs" in page.text
+
+
+def test_the_page_of_a_training_tells_of_its_epochs_classes_and_settings(
+    tmp_path: Path, metrics: pa.Table, run: dict[str, Any]
+) -> None:
+    write_training(tmp_path, metrics, run)
+    page = Parsed(Path(write_report(str(tmp_path))).read_text(encoding="utf-8"))
+    assert len(page.all("svg")) == 2
+    text = " ".join(page.text.split())
+    assert "a_net trained on digits" in text
+    assert "5 epochs, of 8 at most; at the end the loss is" in text
+    assert "The best epoch by accuracy is 4: its network is in best/" in text
+    by_epoch, classes = (table["rows"] for table in page.tables[:2])
+    assert by_epoch[0] == ["Epoch", "Loss, mean", "accuracy", "Images/s"]
+    assert [row[0] for row in by_epoch[1:]] == ["1", "2", "3", "4 best", "5"]
+    assert by_epoch[4][2:] == ["0.9500", "466"]
+    assert classes[1:] == [["cat", "900", "100"], [HOSTILE, "450", "50"], ["all", "1,350", "150"]]
+    assert "12,345" in text
 
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:

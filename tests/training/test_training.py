@@ -86,6 +86,8 @@ def test_the_rate_warms_up_and_ends_near_zero() -> None:
     assert rates[0] == pytest.approx(CONFIG.rate / 10)
     assert np.argmax(rates) == 9
     assert rates[-1] < CONFIG.rate / 100
+    later = dataclasses.replace(optimization, first_step=100, total_steps=200)
+    assert [later.rate(step) for step in range(100, 200)] == rates
 
 
 def test_resuming_repeats_the_undisturbed_run() -> None:
@@ -339,6 +341,8 @@ def test_an_objective_with_two_optimisers_learns_and_resumes(precision: Precisio
         ({"batch": -8}, "batch"),
         ({"validation": -1}, "validation"),
         ({"limit": 0}, "limit must be at least 1; got 0"),
+        ({"patience": 0}, "patience must be at least 1; got 0"),
+        ({"patience": 3, "validation": 0}, "patience = 3 needs held-out images"),
         ({"classifier": "x/y", "attacks": ()}, "attacks"),
         ({"attacks": ("fgsm",)}, r"attacks = \('fgsm',\) would change nothing"),
         ({"train_against": "noise"}, "train_against = 'noise' would change nothing"),

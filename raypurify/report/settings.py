@@ -1,0 +1,28 @@
+"""What a training was asked for: its settings, and its data by class."""
+
+from __future__ import annotations
+
+from raypurify import plugins
+from raypurify.report import attempts, formats
+from raypurify.report.sections import Page, Section
+from raypurify.storage.published import redacted
+
+OF_PURIFIERS = ("attacks", "clean_share")
+"""Settings that a classifier's identity has too, where they change nothing."""
+
+
+def section(page: Page) -> Section | None:
+    """The settings that are given, and a row for each class."""
+    if page.trained is None:
+        return None
+    identity = redacted(page.run.get("identity") or {})
+    left_out = ("dataset", *(OF_PURIFIERS if identity.get("classifier") is None else ()))
+    given = {name: value for name, value in identity.items() if value is not None and name not in left_out}
+    asked = {name: plugins.readable(value) for name, value in attempts.flat(given).items()}
+    size = page.trained.metrics.get("parameters")
+    return page.section(
+        "settings",
+        "What was trained",
+        asked={"parameters": formats.integer(size), **asked},
+        classes=page.trained.classes.to_pylist(),
+    )

@@ -1,0 +1,248 @@
+"""What is seen of a training, when it ends, and how one that is done goes on."""
+
+import dataclasses
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+from tensorboardX.proto.event_pb2 import Event
+
+from raypurify import storage
+from raypurify.jobs.monitor import Monitor
+from raypurify.jobs.resources import TrainingResources
+from raypurify.jobs.train import train
+from raypurify.runs import progress, schema
+from raypurify.training import TrainingConfig, saved
+
+ONE_WORKER = TrainingResources(cpus_per_worker=1, local=True)
+TRAINING = TrainingConfig(
+    data="digits", model="a_net", epochs=2, batch=64, limit=400, validation=64, precision="float32", seed=7
+)
+STANDING = dataclasses.replace(TRAINING, epochs=5, rate=1e-7)
+"""A training that changes the network, and too little to change a score."""
+
+
+class Diary:
+    """A logger of the user's, which also keeps the network of each epoch but the last."""
+
+    entries: list[Any]
+
+    def start(self, output: str, identity: Mapping[str, Any]) -> None:
+        self.output = Path(output)
+        Diary.entries = [("start", output, identity["seed"])]
+        Diary.networks = {}
+
+    def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
+        Diary.entries.append((number, dict(metrics)))
+        for path in self.output.glob("checkpoints/*/model/model.safetensors"):
+            epoch = saved.epoch(str(path.parents[1]))
+            Diary.networks[epoch] = path.read_bytes()
+
+    def finish(self) -> None:
+        Diary.entries.append("finish")
+
+
+def failing() -> Diary:
+    diary = Diary()
+    diary.epoch = lambda number, metrics: [][number]  # type: ignore[method-assign]
+    return diary
+
+
+def lose_the_last_epoch(output: Path) -> None:
+    """Make a run one that was cut off in its last epoch."""
+    shutil.rmtree(output / "checkpoints" / str(saved.latest(str(output / "checkpoints"))))
+    for name in ("model", "best"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    (output / "_SUCCESS").unlink()
+
+
+def weights(output: Path, folder: str) -> bytes:
+    return (output / folder / "model.safetensors").read_bytes()
+
+
+def run_of(output: Path) -> Any:
+    return storage.read_json(str(output / "run.json"))
+
+
+def test_a_finished_training_goes_on_to_more_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    four = dataclasses.replace(TRAINING, epochs=4)
+    train(four, ONE_WORKER, str(tmp_path / "at once"))
+    for name in ("undisturbed", "cut off"):
+        train(TRAINING, ONE_WORKER, str(tmp_path / name))
+        capsys.readouterr()
+        train(four, ONE_WORKER, str(tmp_path / name))
+        assert "going on from epoch 2\nepoch 3/4: loss" in capsys.readouterr().out
+    lose_the_last_epoch(tmp_path / "cut off")
+    train(four, ONE_WORKER, str(tmp_path / "cut off"))
+    assert "going on from epoch 3\nepoch 4/4: loss" in capsys.readouterr().out
+    for folder in ("model", "best"):
+        assert weights(tmp_path / "cut off", folder) == weights(tmp_path / "undisturbed", folder)
+    assert weights(tmp_path / "at once", "model") != weights(tmp_path / "undisturbed", "model")
+    assert run_of(tmp_path / "undisturbed")["identity"]["cycles"] == [2]
+    assert "cycles" not in run_of(tmp_path / "at once")["identity"]
+    rates = storage.read_table(str(tmp_path / "undisturbed/metrics.parquet"))["rate"].to_numpy().reshape(4, -1)
+    assert rates.max(axis=1).argsort()[-2:].tolist() in ([0, 2], [2, 0]), "a cycle of two epochs, twice"
+    np.testing.assert_allclose(rates[2:], rates[:2])
+
+
+def test_the_state_of_the_optimizer_is_gone_on_with(tmp_path: Path) -> None:
+    train(TRAINING, ONE_WORKER, str(tmp_path / "run"))
+    train(dataclasses.replace(TRAINING, epochs=3), ONE_WORKER, str(tmp_path / "run"))
+    last = saved.latest(str(tmp_path / "run/checkpoints"))
+    tensors = storage.read_bytes(str(tmp_path / f"run/checkpoints/{last}/optimizer.safetensors"))
+    assert safetensors.torch.load(tensors)["0.step"].item() == 3 * 5
+
+
+def test_what_cannot_go_on_to_other_epochs_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train(TRAINING, ONE_WORKER, str(output))
+    with pytest.raises(ValueError, match="holds a run with epochs = 2; this one has epochs = 1"):
+        train(dataclasses.replace(TRAINING, epochs=1), ONE_WORKER, str(output))
+    with pytest.raises(ValueError, match=r"holds a run with rate = 0\.001; this one has rate = 0\.01"):
+        train(dataclasses.replace(TRAINING, epochs=4, rate=0.01), ONE_WORKER, str(output))
+    lose_the_last_epoch(output)
+    with pytest.raises(ValueError, match=r"has a checkpoint of epoch 1 of 2: .* Let it end with --epochs 2 before"):
+        train(dataclasses.replace(TRAINING, epochs=4), ONE_WORKER, str(output))
+    train(TRAINING, ONE_WORKER, str(output))
+
+
+def test_patience_ends_a_training_and_the_best_epoch_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, config = tmp_path / "run", dataclasses.replace(STANDING, patience=2)
+    train(config, ONE_WORKER, str(output), logger=f"{__name__}:Diary")
+    assert "stopped after epoch 3: no better score for 2 epochs" in capsys.readouterr().out
+    assert run_of(output)["attempts"][0]["counts"]["epochs"] == {"last": 3, "best": 1}
+    assert storage.read_json(str(output / "model/metrics.json"))["epoch"] == 3
+    assert storage.read_json(str(output / "best/metrics.json"))["epoch"] == 1
+    best, last = weights(output, "best"), weights(output, "model")
+    assert best == Diary.networks[1] != last
+    train(config, ONE_WORKER, str(output))
+    assert len(run_of(output)["attempts"]) == 1, "it is finished"
+    with pytest.raises(ValueError, match=r"epoch 3 of 5: it is finished, and cannot go on. Train another from --init"):
+        train(dataclasses.replace(config, epochs=9), ONE_WORKER, str(output))
+    lose_the_last_epoch(output)
+    train(config, ONE_WORKER, str(output))
+    assert (weights(output, "best"), weights(output, "model")) == (best, last)
+
+
+def test_the_last_epoch_may_be_the_best(tmp_path: Path) -> None:
+    train(TRAINING, ONE_WORKER, str(tmp_path / "run"))
+    scores = storage.read_json(str(tmp_path / "run/model/metrics.json"))["validation"]
+    assert scores[1]["accuracy"] > scores[0]["accuracy"]
+    assert weights(tmp_path / "run", "best") == weights(tmp_path / "run", "model")
+
+
+def test_without_held_out_images_no_epoch_is_the_best(tmp_path: Path) -> None:
+    train(dataclasses.replace(TRAINING, epochs=1, validation=0), ONE_WORKER, str(tmp_path / "run"))
+    assert not (tmp_path / "run/best").exists()
+    assert run_of(tmp_path / "run")["attempts"][0]["counts"]["epochs"] == {"last": 1, "best": None}
+    with pytest.raises(ValueError, match="patience = 2 needs held-out images to score; give a --validation above 0"):
+        dataclasses.replace(TRAINING, validation=0, patience=2)
+
+
+def test_a_checkpoint_of_before_there_was_a_best_epoch_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train(STANDING, ONE_WORKER, str(output))
+    lose_the_last_epoch(output)
+    shutil.rmtree(output / "checkpoints/checkpoint_000004/best")
+    path = str(output / "checkpoints/checkpoint_000004/model/metrics.json")
+    metrics = storage.read_json(path)
+    storage.write_json(path, {name: metrics[name] for name in ("epoch", "images", "validation")})
+    train(STANDING, ONE_WORKER, str(output))
+    assert storage.read_json(str(output / "best/metrics.json"))["epoch"] == 4, "the first whose network is there"
+
+
+def test_a_logger_is_told_of_each_epoch_and_is_no_part_of_the_identity(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train(TRAINING, ONE_WORKER, str(output), logger=f"{__name__}:Diary")
+    start, first, second, finish = Diary.entries
+    assert start == ("start", str(output), 7)
+    assert finish == "finish"
+    assert [first[0], second[0]] == [1, 2]
+    assert set(first[1]) == {"loss", "images_per_second", "accuracy"}
+    losses = storage.read_table(str(output / "metrics.parquet"))["loss"].to_numpy()
+    assert second[1]["loss"] == pytest.approx(losses[5:].mean())
+    train(TRAINING, ONE_WORKER, str(output), logger="tensorboard")
+    assert not (output / "tensorboard").exists(), "it is finished"
+
+
+def test_a_logger_that_fails_does_not_end_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(TRAINING, ONE_WORKER, str(tmp_path / "run"), logger=f"{__name__}:failing")
+    assert storage.is_success(str(tmp_path / "run"))
+    assert capsys.readouterr().err.count("warning: the logger failed, and is not called again: IndexError") == 1
+    with pytest.raises(ValueError, match="builds dict, which lacks start, epoch or finish"):
+        train(TRAINING, ONE_WORKER, str(tmp_path / "other"), logger="builtins:dict")
+    with pytest.raises(ValueError, match="known are mlflow, tensorboard"):
+        train(TRAINING, ONE_WORKER, str(tmp_path / "other"), logger="tensorbored")
+    assert not (tmp_path / "other").exists()
+
+
+def events(folder: Path) -> list[Event]:
+    """What TensorBoard's files hold: records of a length, its checksum, the data, their checksum."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+            at += 16 + length
+    return found
+
+
+def test_tensorboards_files_hold_the_metrics_by_epoch(tmp_path: Path) -> None:
+    train(TRAINING, ONE_WORKER, str(tmp_path / "run"), logger="tensorboard")
+    scores = storage.read_json(str(tmp_path / "run/model/metrics.json"))["validation"]
+    scalars = {
+        (value.tag, event.step): value.simple_value
+        for event in events(tmp_path / "run/tensorboard")
+        for value in event.summary.value
+    }
+    for number in (1, 2):
+        assert scalars["accuracy", number] == pytest.approx(scores[number - 1]["accuracy"])
+        assert scalars["loss", number] > 0
+
+
+def test_progress_within_an_epoch_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    train(TRAINING, ONE_WORKER, str(tmp_path / "run"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2 * 5
+    assert lines[1].startswith("epoch 1/2: 128/320 images, ")
+    assert lines[1].endswith(" left of the training")
+    assert lines[9].startswith("epoch 2/2: 320/320 images, ")
+
+
+def test_time_left_follows_from_the_epochs_own_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with Monitor(epochs=4, images=1000) as monitor:
+        monitor.progressed(2, 250, 10.0)
+        shown = capsys.readouterr().err
+        assert "epoch 2/4: 250/1,000 images, 25 images/s, 30 s left, 1 min 50 s left of the training" in shown
+        monitor.trained({"epoch": 2.0, "loss": 0.5, "images_per_second": 25.0, "accuracy": 0.75})
+        assert capsys.readouterr().out == "epoch 2/4: loss 0.50000, 25 images/s, accuracy 0.7500\n"
+        monitor.progressed(3, 100, 10.0)
+        monitor.resumed(2)
+        monitor.trained({"epoch": 2.0, "loss": 0.5, "images_per_second": 25.0, "accuracy": 0.75})
+        assert capsys.readouterr().out == "going on from epoch 2\n", "an epoch is told once"
+
+
+def test_a_training_writes_its_classes_and_its_page(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train(TRAINING, ONE_WORKER, str(output))
+    classes = storage.read_table(str(output / "classes.parquet"))
+    assert classes.schema == schema.CLASSES
+    assert (sum(classes["trained"].to_pylist()), sum(classes["held_out"].to_pylist())) == (336, 64)
+    assert classes["label"].to_pylist() == list(range(10))
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "a_net trained on digits" in page
+    assert "Scores of the held-out images" in page
