@@ -49,7 +49,7 @@ class Monitor:
             what = f"epoch {epoch}/{self.epochs}"
             self._shown = Progress(what, total=self.images, unit="images", passing=True).__enter__()
         left = (self.epochs - epoch + 1) * self.images - images
-        note = f"{formats.duration(left * seconds / images)} left of the training"
+        note = f"training: {formats.duration(left * seconds / images)} left"
         self._shown.advance(images - self._shown.count, note, began=time.time() - seconds)
 
     def trained(self, metrics: Mapping[str, float]) -> None:

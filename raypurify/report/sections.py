@@ -55,8 +55,9 @@ class Trained:
 
     @property
     def scores(self) -> list[str]:
-        """Names of the scores."""
-        return [name for name in self.epochs[-1] if name not in ("epoch", "loss", "images_per_second")]
+        """Names of the scores, first that which tells the best epoch."""
+        names = [name for name in self.epochs[-1] if name not in ("epoch", "loss", "images_per_second")]
+        return sorted(names, key=lambda name: name != self.metrics.get("criterion"))
 
     @property
     def best(self) -> int | None:

@@ -17,7 +17,11 @@ def section(page: Page) -> Section | None:
         return None
     identity = redacted(page.run.get("identity") or {})
     left_out = ("dataset", *(OF_PURIFIERS if identity.get("classifier") is None else ()))
-    given = {name: value for name, value in identity.items() if value is not None and name not in left_out}
+    given = {
+        name: value
+        for name, value in identity.items()
+        if value is not None and name not in left_out and not name.endswith("_sha256")
+    }
     asked = {name: plugins.readable(value) for name, value in attempts.flat(given).items()}
     size = page.trained.metrics.get("parameters")
     return page.section(

@@ -152,7 +152,7 @@ def test_the_first_worker_tells_the_driver_of_the_progress_within_an_epoch(
     with board.followed(Monitor(epochs=3, images=400)) as told:
         board.Teller(None).progressed(1, 64, 1.0)
         board.Teller(told).progressed(2, 100, 2.0)
-    assert "epoch 2/3: 100/400 images, 50 images/s, 6 s left, 14 s left of the training" in capsys.readouterr().err
+    assert "epoch 2/3: 100/400 images, 50 images/s, 6 s left, training: 14 s left" in capsys.readouterr().err
 
 
 def test_a_training_can_start_from_another(undisturbed: str, tmp_path: Path) -> None:

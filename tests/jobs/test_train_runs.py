@@ -216,7 +216,7 @@ def test_progress_within_an_epoch_is_shown(
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2 * 5
     assert lines[1].startswith("epoch 1/2: 128/320 images, ")
-    assert lines[1].endswith(" left of the training")
+    assert " s left, training: " in lines[1]
     assert lines[9].startswith("epoch 2/2: 320/320 images, ")
 
 
@@ -227,7 +227,7 @@ def test_time_left_follows_from_the_epochs_own_rate(
     with Monitor(epochs=4, images=1000) as monitor:
         monitor.progressed(2, 250, 10.0)
         shown = capsys.readouterr().err
-        assert "epoch 2/4: 250/1,000 images, 25 images/s, 30 s left, 1 min 50 s left of the training" in shown
+        assert "epoch 2/4: 250/1,000 images, 25 images/s, 30 s left, training: 1 min 50 s left" in shown
         monitor.trained({"epoch": 2.0, "loss": 0.5, "images_per_second": 25.0, "accuracy": 0.75})
         assert capsys.readouterr().out == "epoch 2/4: loss 0.50000, 25 images/s, accuracy 0.7500\n"
         monitor.progressed(3, 100, 10.0)
