@@ -27,6 +27,9 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != self.mean.shape[1]:
+            # One channel would be taken for each of several.
+            raise RuntimeError(f"expected {self.mean.shape[1]} channels, got {x.shape[1]}")
         return (x - self.mean) / self.std
 
 

@@ -187,6 +187,8 @@ def _reason(url: str, error: Exception) -> str:
     reason = redacted(str(error))
     if isinstance(error, FileNotFoundError):
         return f"{url}: there is no such file or folder"
+    if isinstance(error, PermissionError) and storage.is_local(url):
+        return f"{url}: permission denied: this user may not read it"
     if isinstance(error, PermissionError):
         return f"{url}: access is denied ({reason}); check the credentials in the environment"
     if isinstance(error, ImportError):

@@ -9,11 +9,14 @@ import signal
 import sys
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import ray
+from ray._private import worker as ray_driver
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.experimental.internal_kv import _internal_kv_get
@@ -86,6 +89,7 @@ def _start(**options: Any) -> None:
     # processes inherit os.environ, which putenv leaves as it is.
     if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
         os.putenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray_driver.print_to_stdstream = _shown
     with _handlers_kept(), _stderr_held():
         ray.init(logging_level=logging.ERROR, **options)
 
@@ -126,16 +130,63 @@ def _stderr_held() -> Iterator[None]:
             os.close(terminal)
 
 
+SAID = 500
+"""Lines of Ray's processes that are kept for the case that the work fails."""
+_said: deque[str] = deque(maxlen=SAID)
+_print = ray_driver.print_to_stdstream
+
+
+def _shown(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Print what workers print, without their names; what Ray, or a library, has to say on the way is kept.
+
+    Args:
+        data: lines of a process, as Ray's driver gets them.
+        ignore_prefix: Ray's own, which it would print them with.
+    """
+    if data.get("pid") == "autoscaler":
+        _print(data, ignore_prefix=False)
+    elif data["is_err"] or data.get("pid") == "raylet":
+        _said.extend(data["lines"])
+        if any("memory pressure" in line for line in data["lines"]):
+            _warn_of_memory()
+    else:
+        # By Ray's own function, a line that is there twice would be counted and not printed.
+        print(*data["lines"], sep="\n", flush=True)
+
+
+@cache
+def _warn_of_memory() -> None:
+    """Say once that workers are ended and begun anew, which would else look like slow work."""
+    print("warning: Ray ends workers for want of memory: give fewer --actors or a lower --batch", file=sys.stderr)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Note, in what the block raises, what Ray's processes said before: see :mod:`raypurify.runs.failures`."""
+    try:
+        yield
+    except Exception as error:
+        error.workers_said = "\n".join(_said)  # type: ignore[attr-defined]
+        raise
+
+
 def quiet() -> None:
-    """Keep messages of routine of Ray Data and Ray Train from the terminal; their warnings still reach it."""
+    """Keep messages of routine of Ray Data and Ray Train from the terminal; their warnings still reach it.
+
+    Ray Data's errors, which come with tracebacks, do not: it raises what they tell of.
+    """
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train reports each epoch under the name of one of its files
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
-            handler.addFilter(_not_of_progress_bars)
+            handler.addFilter(_is_news)
 
 
-def _not_of_progress_bars(record: logging.LogRecord) -> bool:
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of Ray Data's tells what nothing else does: its errors come with an exception that is raised."""
+    if record.levelno >= logging.ERROR:
+        _said.append(record.getMessage())
+        return False
     return "Progress bars disabled" not in str(record.msg)
 
 

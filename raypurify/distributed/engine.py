@@ -37,16 +37,19 @@ class RayEngine(Engine):
 
     def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
         metrics = Metrics(work.output, len(todo))
-        for row in units.rows(work, todo, pool, attempt):
-            metrics.add(row)
-            yield row
+        with cluster.telling():
+            for row in units.rows(work, todo, pool, attempt):
+                metrics.add(row)
+                yield row
 
     def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
         task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, resources=dict(needs.custom))(function)
-        return ray.get(task.remote(*arguments))
+        with cluster.telling():
+            return ray.get(task.remote(*arguments))
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:
-        train.fit(job, resources, run.output, monitor)
+        with cluster.telling():
+            train.fit(job, resources, run.output, monitor)
 
 
 build = RayEngine

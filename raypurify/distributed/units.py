@@ -132,6 +132,7 @@ def blocks_of(
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead)
     context.target_max_block_size = ordered
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     with ray.data.DataContext.current(context):
         return ray.data.read_datasource(
             BlockReader(tasks, name),

@@ -125,6 +125,11 @@ class Grid:
     """Share of the images that are checked for masked gradients."""
 
     @property
+    def couples_batch(self) -> bool:
+        """Whether some images depend on the batches that they are attacked in."""
+        return any(group.couples_batch for group in self.groups)
+
+    @property
     def cells(self) -> tuple[Cell, ...]:
         return tuple(cell for group in self.groups for cell in group.cells)
 
@@ -384,10 +389,10 @@ def identity_of(config: EvaluationConfig, dataset: str, unit: int) -> dict[str, 
         "data": config.data,
         "split": config.split,
         "limit": config.limit,
+        **config.view.given,
         "seed": config.seed,
         "precision": config.precision,
         "dataset": dataset,
         "unit": unit,
         **({"metrics": metrics} if metrics else {}),
-        **config.view.given,
     }

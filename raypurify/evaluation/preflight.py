@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raypurify import runs
 from raypurify.data import DataError, Origin, Shape, Source, View, check_ids, headers_of, labels_of, shape_of
 from raypurify.metrics import Metric
 from raypurify.models import Kind, Model
@@ -236,6 +237,7 @@ def tried(network: nn.Module, kind: Kind, name: str, shape: tuple[int, int, int]
 
     Raises:
         ValueError: names the network and the shape.
+        runs.FailedError: a fault in the network's own code; names the network.
     """
     height, width, channels = shape
     x = torch.zeros(1, channels, height, width)
@@ -244,7 +246,9 @@ def tried(network: nn.Module, kind: Kind, name: str, shape: tuple[int, int, int]
         with torch.no_grad():
             out: Tensor = network.eval()(x) if kind == "classifier" else purify(network, x, [0])
     except RuntimeError as error:
-        raise ValueError(f"{name} does not take images of (H, W, C) = {shape}: {error}") from error
+        raise ValueError(f"{name} does not take images of (H, W, C) = {shape}: {_first_line(error)}") from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError) as error:
+        raise runs.FailedError(f"{name}: {type(error).__name__}: {error}, on a black image of {shape}") from error
     finally:
         network.train(training)
     if kind == "classifier" and out.ndim != 2:
@@ -255,6 +259,10 @@ def tried(network: nn.Module, kind: Kind, name: str, shape: tuple[int, int, int]
     if detected is not None and (detected.shape != (1,) or detected.dtype != torch.bool):
         raise ValueError(f"{name}: detect must return (N,) bool; got {tuple(detected.shape)} {detected.dtype}")
     return out
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def check_metrics(metrics: Iterable[Metric], shape: tuple[int, int, int]) -> None:

@@ -13,7 +13,7 @@ from raypurify.data import Source, open_source
 from raypurify.evaluation import preflight, units
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import attempt_at
+from raypurify.jobs.attempt import attempt_at, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
 from raypurify.jobs.work import undone
@@ -90,7 +90,8 @@ def attack(
     source, networks, about = _prepare(config)
     identity = identity_of(config, source.fingerprint, networks, resources.batch)
     size = units.rows_of_unit(output, source.rows, coupled=identity.get("batch", 0), overwrite=overwrite)
-    with runs.hold(output, {**identity, "unit": size}, overwrite=overwrite) as run:
+    identity["unit"] = size
+    with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         if run.finished:
             return _figures(output, source)
         work = Generation(config=config, networks=networks, output=output)

@@ -13,7 +13,7 @@ from typing import Any
 from raypurify import runs, storage
 from raypurify.cleaning import accounts
 from raypurify.jobs.engine import Engine, engine_of
-from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.work import Todo, Work
 from raypurify.report import formats
 from raypurify.runs.progress import Progress
@@ -68,6 +68,45 @@ class Attempt:
             self.run.counts.update(self.tally.shown())
 
 
+def ready(
+    pools: Sequence[ActorPool] | Sequence[TrainingResources], output: str, *, shared_filesystem: bool
+) -> tuple[Engine, dict[str, Any]]:
+    """The engine with what a job needs, and its hardware, for ``run.json``. The output is not touched.
+
+    Args:
+        pools: who does the work, and who does its other stages.
+        output: URL of the run's folder.
+        shared_filesystem: a local output is one that every host sees.
+
+    Raises:
+        ValueError: a cluster that is too small, or does not see the output.
+    """
+    engine = engine_of(pools[0])
+    hardware = engine.connect(*(pool.needs for pool in pools))
+    engine.check_output(output, shared_filesystem=shared_filesystem)
+    return engine, hardware
+
+
+@contextmanager
+def hold(
+    pools: Sequence[ActorPool] | Sequence[TrainingResources],
+    output: str,
+    identity: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    shared_filesystem: bool,
+) -> Iterator[runs.Run]:
+    """:func:`raypurify.runs.hold`, by a job for which there is room: else nothing of an old run is removed.
+
+    Raises:
+        ValueError: see :func:`ready` and :func:`raypurify.runs.hold`.
+    """
+    if overwrite:
+        ready(pools, output, shared_filesystem=shared_filesystem)
+    with runs.hold(output, identity, overwrite=overwrite) as run:
+        yield run
+
+
 @contextmanager
 def attempt_at(
     run: runs.Run,
@@ -89,10 +128,8 @@ def attempt_at(
     Raises:
         ValueError: a cluster that is too small, or does not see the output.
     """
+    engine, hardware = ready([pool, *work.stages.values()], run.output, shared_filesystem=shared_filesystem)
     storage.remove(storage.join(run.output, storage.SUCCESS))
-    engine = engine_of(pool)
-    hardware = engine.connect(pool.needs, *(other.needs for other in work.stages.values()))
-    engine.check_output(run.output, shared_filesystem=shared_filesystem)
     stages = {f"{name}_pool": asdict(own) for name, own in work.stages.items()}
     with run.attempt(hardware, {**(config or {}), **asdict(pool), **stages}):
         yield Attempt(run=run, pool=pool, work=work, engine=engine, tally=Tally(run.requests))

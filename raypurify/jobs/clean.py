@@ -19,7 +19,7 @@ from raypurify import runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
 from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
-from raypurify.jobs.attempt import attempt_at, check_rejects
+from raypurify.jobs.attempt import attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Advance, Made, Make, undone
 from raypurify.report import formats
@@ -121,7 +121,7 @@ def clean(
     work = CleaningWork(cleaning=Cleaning.load(config, output))
     # The last bit of a pixel may turn on which images share a batch.
     identity = {**work.cleaning.identity(), "batch": resources.batch}
-    with runs.hold(output, identity, overwrite=overwrite) as run:
+    with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         is_whole = run.finished and accounts.is_complete(output)
         if is_whole and not update:
             print("already finished: nothing is left to do; --update looks for what is new or has changed")

@@ -21,7 +21,7 @@ from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import Attempt, attempt_at, check_rejects
+from raypurify.jobs.attempt import Attempt, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.jobs.rows import Prepare, Process, RowWork
 from raypurify.jobs.work import undone
@@ -120,9 +120,9 @@ def evaluate(
     """
     output = storage.absolute(output)
     source, grid, about, warnings = _prepare(config, resources)
-    coupled = resources.batch if any(group.couples_batch for group in grid.groups) else 0
-    size = units.rows_of_unit(output, source.rows, coupled=coupled, overwrite=overwrite)
-    with runs.hold(output, identity_of(config, source.fingerprint, size), overwrite=overwrite) as run:
+    size = units.rows_of_unit(output, source.rows, coupled=resources.batch * grid.couples_batch, overwrite=overwrite)
+    who, identity = [resources, *(pools or {}).values()], identity_of(config, source.fingerprint, size)
+    with hold(who, output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         earlier = results.earlier_cells(output)
         cells = results.merged_cells(earlier, grid)
         work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells), pools=pools or {})

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from raypurify import storage
+from raypurify import runs, storage
 from raypurify.data import Source, narrowed, read_rows, shape_of
 from raypurify.evaluation.units import Unit, batches_of
 from raypurify.jobs.engine import engine_of
@@ -103,10 +104,11 @@ class RowWork:
 
         def advance(content: Any, marks: AbstractSet[str]) -> Parts:
             parts = Parts.of(content, pool.batch)
-            batches = [
-                (ids, images, labels, prepare(batch_of(images, labels, (), pool.device), ids, marks, made))
-                for ids, images, labels, made in parts.batches
-            ]
+            batches = []
+            for ids, images, labels, made in parts.batches:
+                with _naming(ids):
+                    prepared = prepare(batch_of(images, labels, (), pool.device), ids, marks, made)
+                batches.append((ids, images, labels, prepared))
             return Parts(rejects=parts.rejects, batches=batches)
 
         return advance
@@ -122,8 +124,9 @@ class RowWork:
             marks = set(folders) if changed else marks
             tables = {mark: [columns.empty_table()] for mark in marks}
             for ids, images, labels, made in parts.batches:
-                for mark, table in process(batch_of(images, labels, (), pool.device), ids, marks, made):
-                    tables[mark].append(table)
+                with _naming(ids):
+                    for mark, table in process(batch_of(images, labels, (), pool.device), ids, marks, made):
+                        tables[mark].append(table)
 
             def publish() -> None:
                 if changed:
@@ -146,6 +149,21 @@ class RowWork:
             storage.write_table(url, pa.Table.from_pylist(rejects, schema.REJECTS))
         else:
             storage.remove(url)
+
+
+@contextmanager
+def _naming(ids: Sequence[str]) -> Iterator[None]:
+    """Raise what fails on a batch as a FailedError that names its images.
+
+    Raises:
+        runs.FailedError: whatever else was raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        some = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]} ({len(ids)} images)"
+        advice = "; give a lower --batch" if isinstance(error, torch.OutOfMemoryError) else ""
+        raise runs.FailedError(f"{some}: {type(error).__name__}: {error}{advice}") from error
 
 
 def _fooled(tables: Iterable[pa.Table]) -> dict[str, int]:

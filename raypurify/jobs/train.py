@@ -18,6 +18,7 @@ from torch import nn
 from raypurify import models, runs, storage
 from raypurify.data import Source, check_ids, labels_of, open_source, shape_of
 from raypurify.evaluation import preflight
+from raypurify.jobs.attempt import hold, ready
 from raypurify.jobs.engine import Engine, engine_of
 from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
@@ -71,8 +72,8 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     build_pairs(config.train_against)
     kind: models.Kind = "classifier" if victim is None else "purifier"
     initial = None if config.initial is None else models.load(kind, config.initial)
-    # A purifier to start from knows no classes: those of its own data do not bind this training's.
     given = [model for model in (victim, initial) if model is not None]
+    # A purifier to start from knows no classes: those of its own data do not bind this training's.
     source = preflight.matched(source, [model for model in given if model.kind == "classifier"])
     preflight.check_one_shape(source, given)
     training, held_out, classes, about = _shared_out(source, config)
@@ -230,13 +231,11 @@ def train(
     log = None if logger is None else build_logger(logger)
     job = dataclasses.replace(prepare(config, resources, max_rejects), cycles=tuple(begun.get("cycles", ())))
     identity = {**_identity(job), "epochs": min(config.epochs, begun.get("epochs", config.epochs))}
-    with runs.hold(output, identity, overwrite=overwrite) as run:
+    with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         job = _with_more_epochs(job, run)
         if not run.finished:
             print("\n".join(job.about))
-            engine = engine_of(resources)
-            hardware = engine.connect(resources.needs)
-            engine.check_output(output, shared_filesystem=shared_filesystem)
+            engine, hardware = ready([resources], output, shared_filesystem=shared_filesystem)
             if settle:
                 job = _settle_precision(job, run, engine.call(resources.needs, models.fast_precision, resources.device))
             with run.attempt(hardware, dataclasses.asdict(resources)):
@@ -296,9 +295,9 @@ def _identity(job: Job) -> dict[str, Any]:
     """What the trained model follows from."""
     config = job.config
     identity = {**dataclasses.asdict(config), **job.earlier, "dataset": job.source.fingerprint, "order": ORDER}
+    identity["attacks"] = list(config.attacks)
     del identity["view"]
     identity |= config.view.given
-    identity["attacks"] = list(config.attacks)
     for known in dataclasses.fields(config):
         if known.name in LATER and identity[known.name] == known.default:
             del identity[known.name]

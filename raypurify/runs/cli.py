@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from itertools import takewhile
 from types import FrameType
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
-from raypurify import plugins, runs
-from raypurify.runs import fields
-from raypurify.runs.lease import LeaseLostError
-from raypurify.storage.published import redacted
-from raypurify.storage.retries import UnavailableError
+from raypurify import plugins
+from raypurify.runs import failures, fields
 
 Arguments = TypeVar("Arguments")
 
 
-REFUSED = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ImportError)
-"""What says of the input, before the work, that it cannot be as the user gave it."""
-FAILED = (runs.StoppedError, LeaseLostError, OSError)
-"""What ends the work, with a message that tells all."""
+SHOWN = 8
+"""Names of flags that a line lists at most."""
 SENT_AGAIN = 0.1
 """Seconds after which a signal is sent anew that came where no exception gets out."""
 
@@ -44,10 +41,12 @@ def run(
     every job:
 
     - 0: done.
-    - 1: the work failed: an outage of the store, too many rejects, a lost lease, what a worker raised; with a traceback
-      where the program itself is at fault.
+    - 1: the work failed: an outage of the store, too many rejects, a lost lease, what a worker raised, a fault of the
+      program's own.
     - 2: the input was refused.
     - 130, 143: interrupted by SIGINT (Ctrl-C), by SIGTERM (Kubernetes, Slurm, ``ray job stop``). The lease is released.
+
+    One line says what happened: see :mod:`raypurify.runs.failures`.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     with _interruptible() as received:
@@ -59,10 +58,8 @@ def run(
             if received or isinstance(error, KeyboardInterrupt):
                 print("interrupted: what is done stays done; give the same command to go on", file=sys.stderr)
                 sys.exit(128 + (received or [signal.SIGINT])[0])
-            code, reason = _exit_code(error)
-            if not code:
-                raise
-            print(redacted(f"error: {reason}"), file=sys.stderr)
+            code, line = failures.told(error)
+            print(line, file=sys.stderr)
             sys.exit(code)
 
 
@@ -102,26 +99,6 @@ def _send_again(
         threading.Timer(SENT_AGAIN, signal.pthread_kill, [main, received[-1]]).start()
     else:
         report(lost)
-
-
-def _exit_code(error: BaseException) -> tuple[int, BaseException]:
-    """The exit code of an error, 0 if it is the program's own fault, and the error that says why."""
-    reason, from_worker = error, False
-    while isinstance(cause := getattr(reason, "cause", None), BaseException):
-        # Ray wraps what a worker raised, and has it as ``cause``.
-        reason, from_worker = cause, True
-    outage = next((one for one in _chain(reason) if isinstance(one, UnavailableError)), None)
-    if outage is not None:
-        return 1, outage
-    if isinstance(reason, REFUSED) and not from_worker:
-        return 2, reason
-    return (1 if isinstance(reason, REFUSED + FAILED) else 0), reason
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def blank(kind: type[Arguments], values: Mapping[str, Any]) -> Arguments:
@@ -182,15 +159,29 @@ def parse(
     path = _take_config(argv)
     if path is not None:
         default = _with_values(default, _read(path), path)
-    return tyro.cli(
-        type(default),
-        default=default,
-        args=argv,
-        prog=prog,
-        description=f"{description or ''}\n\n--config FILE.yaml sets any of these flags by name.",
-        config=(tyro.conf.OmitArgPrefixes,),
-        registry=FLAGS,
-    )
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                type(default),
+                default=default,
+                args=argv,
+                prog=prog,
+                description=f"{description or ''}\n\n--config FILE.yaml sets any of these flags by name.",
+                config=(tyro.conf.OmitArgPrefixes,),
+                registry=FLAGS,
+            )
+    except SystemExit as stopped:
+        if stopped.code:
+            print(f"error: {_unboxed(said.getvalue())}", file=sys.stderr)
+        raise
+
+
+def _unboxed(box: str) -> str:
+    """What tyro says in a box, as one line; its frame, title and pages of help are left out."""
+    lines = (line.strip("│╰╯─ ") for line in box.splitlines()[1:])
+    told = takewhile(lambda line: not line.startswith(("For full helptext", "Argument helptext")), lines)
+    return failures.shortened(" ".join(line for line in told if line), failures.LINE - len("error: "))
 
 
 FLAGS = tyro.constructors.ConstructorRegistry()
@@ -242,7 +233,8 @@ def _with_values(default: Arguments, values: dict[str, Any], path: str) -> Argum
     if unknown:
         near = {name: difflib.get_close_matches(name, kinds, n=1) for name in unknown}
         guesses = ", ".join(f"{found[0]} for {name}" for name, found in near.items() if found)
-        known = f"known are {', '.join(sorted(kinds))}"
+        known = f"known are {', '.join(sorted(kinds)[:SHOWN])}"
+        known += f", ... ({len(kinds)} in all)" if len(kinds) > SHOWN else ""
         guess = f"; did you mean {guesses}?" if guesses else ""
         raise ValueError(f"{path}: unknown {', '.join(unknown)}; {known}{guess}")
     checked = {}

@@ -14,7 +14,7 @@ from importlib import metadata
 from typing import Any
 
 from raypurify import __version__, storage
-from raypurify.runs import lease
+from raypurify.runs import failures, lease
 from raypurify.storage import retries
 from raypurify.storage.published import identified, redacted
 
@@ -29,10 +29,6 @@ CONTENTS = {
     "initial": "initial_sha256",
 }
 """The field that says what is there, for each field of an identity that names a place: content may lie elsewhere."""
-
-
-class StoppedError(RuntimeError):
-    """A job was stopped for a reason that its message tells in full."""
 
 
 def check_max_rejects(share: float) -> None:
@@ -138,7 +134,12 @@ def hold(output: str, identity: Mapping[str, Any], *, overwrite: bool = False) -
     """
     check_lasting(output)
     with lease.hold(output) as held:
-        yield open_run(output, identity, overwrite=overwrite, held=held)
+        run = open_run(output, identity, overwrite=overwrite, held=held)
+        try:
+            yield run
+        except Exception as error:
+            failures.keep(error, output, run.id)
+            raise
 
 
 def open_run(

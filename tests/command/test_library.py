@@ -80,7 +80,7 @@ def test_a_network_is_trained_loaded_attacked_and_evaluated(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"clasifiers": ["a"]}, "evaluate: unknown clasifiers; known are actors, "),
+        ({"clasifiers": ["a"]}, "evaluate: unknown clasifiers; known are actor_resources, actors, "),
         ({"data": "digits"}, "evaluate: classifiers must be given"),
         ({"data": "digits", "classifiers": "weights/a"}, "evaluate: classifiers: expected a list, each item text; got"),
         ({"limit": "ten"}, "evaluate: limit: expected a whole number or null; got 'ten'"),

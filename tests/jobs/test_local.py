@@ -199,3 +199,18 @@ def test_a_training_that_was_cut_off_draws_the_same_crops(tmp_path: Path) -> Non
 def test_attacked_partners_are_of_no_crop_at_random() -> None:
     with pytest.raises(ValueError, match=r"crop = 28 takes other places than those of the attacked images"):
         dataclasses.replace(TRAINING, classifier="c", train_against="attacked,url=here", view=View(crop=28))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_an_engine_that_is_too_small_is_refused_before_the_old_run_is_removed(
+    small_classifier: str, tmp_path: Path
+) -> None:
+    output, none = str(tmp_path / "run"), ("none",)
+    config = EvaluationConfig(data="digits", limit=20, classifiers=(small_classifier,), attacks=none)
+    evaluate(config, POOL, output)
+    files = {url: storage.read_bytes(url) for url in storage.list_files(output)}
+    lacking = dataclasses.replace(POOL, gpus_per_actor=1)
+    for changed, overwrite in ((config, True), (dataclasses.replace(config, attacks=("fgsm",)), False)):
+        with pytest.raises(ValueError, match="torch finds none on this machine"):
+            evaluate(changed, lacking, output, overwrite=overwrite)
+        assert {url: storage.read_bytes(url) for url in storage.list_files(output)} == files

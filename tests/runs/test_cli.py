@@ -176,7 +176,6 @@ class OutageError(ValueError):
         (NotADirectoryError("a file"), 2, "error: a file"),
         (OutageError(), 1, "error: no answer"),
         (WorkerError(UnavailableError("no answer")), 1, "error: no answer"),
-        (WorkerError(ValueError("bad image")), 1, "error: bad image"),
         (OSError("no space left"), 1, "error: no space left"),
         (runs.StoppedError("too many rejects"), 1, "error: too many rejects"),
     ],
