@@ -25,7 +25,7 @@ class DemoArguments:
     """Folder for the three runs: a path, or a URL."""
     data: str = "digits"
     """digits (embedded, no download), or another dataset of grey images."""
-    epochs: int = 6
+    epochs: int = 5
     """How many epochs the purifier is trained."""
     cpus_per_worker: int = 2
     """Each step takes this number of CPUs, and computes with as many threads."""
@@ -42,7 +42,7 @@ def main(arguments: DemoArguments) -> None:
     )
     resources = TrainingResources(cpus_per_worker=arguments.cpus_per_worker, local=arguments.local)
     common = TrainingConfig(
-        data=arguments.data, model="a_net", augmentation="affine", epochs=5, batch=16, rate=2e-3, validation=0
+        data=arguments.data, model="a_net", augmentation="affine", epochs=4, batch=16, rate=2e-3, validation=0
     )
     print("1/3 training A-net")
     train(common, resources, classifier, overwrite=arguments.overwrite)
@@ -52,7 +52,7 @@ def main(arguments: DemoArguments) -> None:
         common,
         model="cru_net",
         classifier=storage.join(classifier, "model"),
-        attacks=(fgsm, f"{pgd},steps=5", f"{pgd},steps=10"),
+        attacks=(fgsm, f"{pgd},steps=5"),
         epochs=arguments.epochs,
         augmentation="none",
     )
@@ -66,7 +66,7 @@ def main(arguments: DemoArguments) -> None:
         attacks=("none", fgsm, r_fgsm, f"{pgd},steps=40"),
         adaptive_attacks=(f"{pgd},steps=10",),
         adaptive_purifiers=(storage.join(purifier, "model"),),
-        masking_images=30,
+        masking_images=10,
     )
     pool = ActorPool(actors=1, cpus_per_actor=arguments.cpus_per_worker, local=arguments.local)
     print_table(accuracies(evaluate(config, pool, evaluation, overwrite=arguments.overwrite)))
