@@ -18,8 +18,9 @@ from raypurify.jobs.train import train
 from raypurify.training import TrainingConfig
 
 CONFIG = TrainingConfig(
-    data="digits", model="a_net", epochs=60, batch=64, limit=400, validation=0, precision="float32", seed=7
+    data="digits", model="a_net", epochs=60, batch=64, limit=400, rate=1e-4, validation=0, precision="float32", seed=7
 )
+"""So slow that its loss stays far above what rounding changes."""
 RESOURCES = TrainingResources(workers=1, max_workers=2, cpus_per_worker=1)
 
 
