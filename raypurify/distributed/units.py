@@ -16,7 +16,7 @@ from ray.data.block import Block, BlockMetadata
 from raypurify.distributed import cluster
 from raypurify.jobs.engine import Rows
 from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.work import StageWorker, Todo, Unit, UnitWorker, Work
+from raypurify.jobs.work import StagedWork, StageWorker, Todo, Unit, UnitWorker, Work
 
 UNIT_BYTES = 4 << 20
 """Bytes of a unit's block, about: what Ray Data is told."""
@@ -70,7 +70,7 @@ class UnitActor:
 class StageActor:
     """Does a stage of the units that blocks name or hold."""
 
-    def __init__(self, work: ray.ObjectRef[Work], stage: str, pool: ActorPool) -> None:
+    def __init__(self, work: ray.ObjectRef[StagedWork], stage: str, pool: ActorPool) -> None:
         self.worker = StageWorker(ray.get(work), stage, pool)
 
     def __call__(self, block: pa.Table) -> pa.Table:

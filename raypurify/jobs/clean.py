@@ -21,7 +21,7 @@ from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_
 from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
 from raypurify.jobs.attempt import attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.work import Advance, Made, Make, undone
+from raypurify.jobs.work import Made, Make, undone
 from raypurify.report import formats
 from raypurify.report.cleaning import write_cleaning_report
 from raypurify.runs import lease
@@ -200,9 +200,6 @@ class CleaningWork:
     @property
     def stages(self) -> dict[str, ActorPool]:
         return {}
-
-    def start_stage(self, stage: str, pool: ActorPool) -> Advance:
-        raise NotImplementedError
 
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
         """Networks on the actor's device. Images are written as they are cleaned, accounts when a unit is published."""

@@ -74,12 +74,16 @@ class Work(Protocol):
         """Names, in their order, of stages that pools of their own do on a cluster before the last one: mostly none."""
         ...
 
-    def start_stage(self, stage: str, pool: ActorPool) -> Advance:
-        """Set an actor of a stage up."""
-        ...
-
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
         """Set an actor up. What it writes before it publishes it writes only while the lease is ``held``."""
+        ...
+
+
+class StagedWork(Work, Protocol):
+    """A job that has ``stages``."""
+
+    def start_stage(self, stage: str, pool: ActorPool) -> Advance:
+        """Set an actor of a stage up."""
         ...
 
 
@@ -145,7 +149,7 @@ class UnitWorker:
 class StageWorker:
     """Does a stage of units, one after the other."""
 
-    def __init__(self, work: Work, stage: str, pool: ActorPool) -> None:
+    def __init__(self, work: StagedWork, stage: str, pool: ActorPool) -> None:
         pool.set_threads()
         self.advance = work.start_stage(stage, pool)
 

@@ -4,31 +4,18 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pytest
+from attacked_digits import config as config
+from attacked_digits import images_of
 
 from raypurify import storage
 from raypurify.data import open_source, read_rows
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks
 from raypurify.jobs.attack import attack
 from raypurify.jobs.resources import ActorPool
-from raypurify.runs import schema
 from raypurify.runs.status import status_of
 from raypurify.training import batch_of
 
-ONE = ActorPool(actors=1, batch=100)
 TWO = ActorPool(actors=2, batch=64)
-
-
-@pytest.fixture
-def config(small_classifier: str) -> GenerationConfig:
-    return GenerationConfig(
-        input="digits", split="train", limit=600, attack="pgd,epsilon=0.1,steps=2", classifier=small_classifier
-    )
-
-
-def images_of(output: str) -> pa.Table:
-    return storage.read_tables(storage.list_files(f"{output}/images", ".parquet"), schema.IMAGES).sort_by("id")
 
 
 def test_images_are_those_of_plain_torch_and_a_dataset(

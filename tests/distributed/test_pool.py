@@ -13,7 +13,7 @@ from raypurify.data import Rows, open_source
 from raypurify.evaluation.units import Unit, rows_of_unit, units_of
 from raypurify.jobs.attempt import attempt_at
 from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.work import Advance, Made, Make, undone
+from raypurify.jobs.work import Made, Make, undone
 from raypurify.runs import lease
 
 
@@ -30,9 +30,6 @@ class Shared:
     @property
     def stages(self) -> dict[str, ActorPool]:
         return {}
-
-    def start_stage(self, stage: str, pool: ActorPool) -> Advance:
-        raise NotImplementedError
 
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
         return self.make

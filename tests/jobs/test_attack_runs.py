@@ -3,27 +3,16 @@
 import dataclasses
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
+from attacked_digits import config as config
+from attacked_digits import images_of
 
 from raypurify import storage
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.jobs.attack import attack
 from raypurify.jobs.resources import ActorPool
-from raypurify.runs import schema
 
 ONE = ActorPool(actors=1, batch=100, local=True)
-
-
-@pytest.fixture
-def config(small_classifier: str) -> GenerationConfig:
-    return GenerationConfig(
-        input="digits", split="train", limit=600, attack="pgd,epsilon=0.1,steps=2", classifier=small_classifier
-    )
-
-
-def images_of(output: str) -> pa.Table:
-    return storage.read_tables(storage.list_files(f"{output}/images", ".parquet"), schema.IMAGES).sort_by("id")
 
 
 def test_what_was_cut_off_goes_on_and_what_is_done_stays(config: GenerationConfig, tmp_path: Path) -> None:
