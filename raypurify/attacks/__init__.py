@@ -112,9 +112,11 @@ def run(
         target: (N,) int64: go towards these classes instead of away from y.
 
     Raises:
-        ValueError: tensors of other shapes, types or ranges.
+        ValueError: tensors of other shapes, types or ranges; a model that returns no logits, or knows fewer classes.
     """
-    check_images(x, y)
+    check_attack(attack)
+    check_images(x, y, target)
+    check_logits(model, x[:1], y if target is None else torch.maximum(y, target))
     seeds = [seed_of(seed, attack, number, 0, 0) for number in range(first, first + len(x))]
     begin_draws = getattr(model, "begin_draws", None)
     if begin_draws is not None:
@@ -123,20 +125,60 @@ def run(
         return run_attack(attack, model, x, y, seeds=seeds, target=target)
 
 
-def check_images(x: Tensor, y: Tensor) -> None:
-    """Hold images and their labels against what attacks take.
+def check_attack(attack: Attack) -> None:
+    """Refuse what is no attack.
+
+    Raises:
+        ValueError: the name or the class of an attack, or something else that is none.
+    """
+    if isinstance(attack, str | type) or not callable(attack):
+        raise ValueError(f"attack: expected an attack such as PGD(epsilon=8 / 255), got {attack!r}")
+
+
+def check_images(x: Tensor, y: Tensor, target: Tensor | None = None) -> None:
+    """Hold images, their labels and the classes that are aimed at against what attacks take.
 
     Raises:
         ValueError: names the tensor, what is expected, and what came.
     """
+    labels = {"y": y} if target is None else {"y": y, "target": target}
+    for name, values in {"x": x, **labels}.items():
+        if not isinstance(values, Tensor):
+            kind = f"{type(values).__module__}.{type(values).__qualname__}"
+            raise ValueError(f"{name}: expected a tensor, got a {kind}; give torch.as_tensor({name})")
     if x.ndim != 4 or x.dtype != torch.float32:
         raise ValueError(f"x: expected (N, C, H, W) float32, got {tuple(x.shape)} {x.dtype}")
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise ValueError(f"y: expected ({len(x)},) int64, got {tuple(y.shape)} {y.dtype}")
     if not len(x):
         raise ValueError("x: expected at least one image, got none")
     if not 0 <= x.min() <= x.max() <= 1:
         raise ValueError(f"x: expected pixels in [0, 1], got {x.min():.4g} to {x.max():.4g}")
+    for name, values in labels.items():
+        if values.shape != x.shape[:1] or values.dtype != torch.int64:
+            raise ValueError(f"{name}: expected ({len(x)},) int64, got {tuple(values.shape)} {values.dtype}")
+        if values.min() < 0:
+            raise ValueError(f"{name}: expected classes from 0 on, got {values.min()}")
+
+
+def check_logits(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Send images through a model, in eval, and hold what it returns against what attacks take.
+
+    Args:
+        model: see :func:`run`.
+        x: (N, C, H, W) float32 in [0, 1].
+        y: int64, all classes that the model has to know.
+
+    Raises:
+        ValueError: the model is none, returns no logits, or knows fewer classes.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module, got {model!r}")
+    with torch.no_grad(), frozen(model):
+        logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        got = f"the shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"model: expected logits (N, K) of at least two classes for {len(x)} image(s), got {got}")
+    if y.max() >= logits.shape[1]:
+        raise ValueError(f"y: the model knows {logits.shape[1]} classes, from 0 on; got {y.max()}")
 
 
 @contextmanager

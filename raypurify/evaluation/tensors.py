@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypurify import models, plugins
-from raypurify.attacks import Attack, check_images, frozen, run
+from raypurify.attacks import Attack, check_attack, check_images, check_logits, frozen, run
 from raypurify.attacks._active import begin_draws, logits_of
 from raypurify.data import DataError, View, open_source, read_rows
 from raypurify.evaluation.grid import built_attack
@@ -107,13 +107,21 @@ def accuracy_under(
         Shares in [0, 1]: ``clean``, and one for each attack by its text.
 
     Raises:
-        ValueError: an unknown attack, or tensors of other shapes, types or ranges.
+        ValueError: an unknown attack; a model or tensors that :func:`raypurify.attacks.run` refuses; no list of
+            attacks, or a batch below 1.
     """
-    check_images(x, y)
+    if isinstance(attacks, str):
+        raise ValueError(f"attacks: expected a list, got the text {attacks!r}; give [{attacks!r}]")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1; got {batch!r}")
     by_text = {
         str(attack): built_attack(plugins.Spec.parse(attack)) if isinstance(attack, str) else attack
         for attack in attacks
     }
+    for attack in by_text.values():
+        check_attack(attack)
+    check_images(x, y)
+    check_logits(model, x[:1], y)
     right = dict.fromkeys(("clean", *by_text), 0)
     with models.full_float32(), frozen(model):
         for start in range(0, len(x), batch):

@@ -74,8 +74,62 @@ def test_a_defense_is_attacked_as_a_whole(small_classifier: str, images: Any) ->
         (torch.full((2, 1, 8, 8), 2.0), torch.zeros(2).long(), r"x: expected pixels in \[0, 1\], got 2 to 2"),
         (torch.zeros(2, 1, 8, 8), torch.zeros(2), r"y: expected \(2,\) int64, got \(2,\) torch.float32"),
         (torch.zeros(0, 1, 8, 8), torch.zeros(0).long(), "x: expected at least one image, got none"),
+        (np.zeros((2, 1, 8, 8), np.float32), torch.zeros(2).long(), r"x: expected a tensor, got a numpy.ndarray; give"),
+        (torch.zeros(2, 1, 8, 8), [0, 1], r"y: expected a tensor, got a builtins.list; give torch.as_tensor\(y\)"),
+        (torch.zeros(2, 1, 8, 8), torch.tensor([0, -1]), "y: expected classes from 0 on, got -1"),
+        (torch.zeros(2, 1, 8, 8), torch.tensor([0, 64]), "y: the model knows 64 classes, from 0 on; got 64"),
     ],
 )
 def test_tensors_that_are_no_images_are_refused(x: torch.Tensor, y: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         accuracy_under(torch.nn.Flatten(), x, y, attacks=[])
+
+
+@pytest.mark.parametrize(
+    ("model", "got"),
+    [
+        (torch.nn.Identity(), r"the shape \(1, 1, 8, 8\)"),
+        (torch.nn.Flatten(0), r"the shape \(64,\)"),
+        (torch.nn.AdaptiveMaxPool2d(1, return_indices=True), "a tuple"),
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1)), r"the shape \(1, 1\)"),
+    ],
+)
+def test_what_is_no_classifier_is_refused(model: Any, got: str) -> None:
+    x, y = torch.zeros(2, 1, 8, 8), torch.zeros(2).long()
+    message = rf"model: expected logits \(N, K\) of at least two classes for 1 image\(s\), got {got}"
+    with pytest.raises(ValueError, match=message):
+        accuracy_under(model, x, y, attacks=[])
+    with pytest.raises(ValueError, match=message):
+        attacks.run(FGSM(), model, x, y)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"model: expected a torch\.nn\.Module, got 'weights/a_net'"):
+        accuracy_under("weights/a_net", torch.zeros(2, 1, 8, 8), torch.zeros(2).long(), attacks=[])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (torch.tensor([1]), r"target: expected \(2,\) int64, got \(1,\) torch.int64"),
+        (torch.tensor([1, 2], dtype=torch.int32), r"target: expected \(2,\) int64, got \(2,\) torch.int32"),
+        (torch.tensor([1, 64]), "the model knows 64 classes, from 0 on; got 64"),
+    ],
+)
+def test_classes_to_go_towards_are_checked(target: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attacks.run(FGSM(), torch.nn.Flatten(), torch.zeros(2, 1, 8, 8), torch.zeros(2).long(), target=target)
+
+
+@pytest.mark.parametrize(
+    ("asked", "batch", "message"),
+    [
+        ("fgsm", 2, r"attacks: expected a list, got the text 'fgsm'; give \['fgsm'\]"),
+        ([FGSM], 2, r"attack: expected an attack such as PGD\(epsilon=8 / 255\), got <class"),
+        (["fgsm"], 0, "batch must be at least 1; got 0"),
+        (["fgsm"], -1, "batch must be at least 1; got -1"),
+    ],
+)
+def test_what_is_no_list_of_attacks_or_no_batch_is_refused(asked: Any, batch: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        accuracy_under(torch.nn.Flatten(), torch.zeros(2, 1, 8, 8), torch.zeros(2).long(), asked, batch=batch)
