@@ -120,8 +120,9 @@ def _arguments(verb: str, job: jobs.Job, engine: str, flags: Mapping[str, Any]) 
 
     if engine not in ("ray", "local"):
         raise ValueError(f"engine: expected 'ray' or 'local', got {engine!r}")
-    for name, instead in (("local", "give engine='local'"), ("dry_run", "it is the command's")):
+    for name in ("local", "dry_run", "log_format"):
         if name in flags:
+            instead = "give engine='local'" if name == "local" else "it is the command's"
             raise ValueError(f"{verb}: {name}: {instead}")
     threads = torch.get_num_threads()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []

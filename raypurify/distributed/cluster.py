@@ -23,6 +23,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from raypurify import runs, storage
 from raypurify.jobs.resources import Needs
+from raypurify.runs import log
 
 FREE_CPUS = 2
 """Logical CPUs of a local Ray beyond those of actors and workers, for tasks that read."""
@@ -49,7 +50,7 @@ def connect(*needs: Needs) -> dict[str, Any]:
     for pool in needs:
         waits = pool.check(free, grows=pool.room(free) < pool.count and _grows())
         if waits:
-            print(waits, file=sys.stderr, flush=True)
+            log.tell(waits, stderr=True)
         free = pool.left(free)
     return {**runs.machine(), "nodes": len(nodes), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
 
@@ -117,13 +118,15 @@ def _stderr_held() -> Iterator[None]:
     """Keep what is written to the file of standard error from the terminal, and show it if the block raises."""
     sys.stderr.flush()
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    with tempfile.TemporaryFile("w+", errors="replace") as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
         except Exception:
             held.seek(0)
-            os.write(terminal, held.read())
+            said = held.read().splitlines()
+            os.dup2(terminal, 2)
+            log.tell(*said, stderr=True)
             raise
         finally:
             os.dup2(terminal, 2)
@@ -151,13 +154,13 @@ def _shown(data: dict[str, Any], ignore_prefix: bool) -> None:
             _warn_of_memory()
     else:
         # By Ray's own function, a line that is there twice would be counted and not printed.
-        print(*data["lines"], sep="\n", flush=True)
+        log.tell(*data["lines"])
 
 
 @cache
 def _warn_of_memory() -> None:
     """Say once that workers are ended and begun anew, which would else look like slow work."""
-    print("warning: Ray ends workers for want of memory: give fewer --actors or a lower --batch", file=sys.stderr)
+    log.tell("warning: Ray ends workers for want of memory: give fewer --actors or a lower --batch", stderr=True)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from raypurify import models, storage
 from raypurify.evaluation.grid import EvaluationConfig, Grid
 from raypurify.evaluation.masking import findings
 from raypurify.metrics import COMPARISONS, METRICS, Metric, wilson_interval
-from raypurify.runs import schema
+from raypurify.runs import log, schema
 
 
 def scores_folder(output: str, cell: str) -> str:
@@ -302,5 +302,5 @@ def curves(config: EvaluationConfig) -> dict[str, pa.Table]:
                     curves[models.load("purifier", text).name] = storage.read_tables([curve], schema.METRICS)
                     break
         except (OSError, ValueError) as error:
-            print(f"warning: the report lacks the loss curve of {text}: {error}")
+            log.tell(f"warning: the report lacks the loss curve of {text}: {error}")
     return curves

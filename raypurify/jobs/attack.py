@@ -17,7 +17,8 @@ from raypurify.jobs.attempt import attempt_at, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
 from raypurify.jobs.work import undone
-from raypurify.runs import schema
+from raypurify.runs import log, schema
+from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 
 
@@ -28,6 +29,7 @@ class AttackArguments:
     generation: GenerationConfig
     resources: ActorPool = field(default_factory=ActorPool)
     destination: runs.Destination
+    log: LogFlags = field(default_factory=LogFlags)
     max_rejects: float = 0.1
     """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     dry_run: bool = False
@@ -43,7 +45,7 @@ def main(arguments: AttackArguments) -> None:
         print_table(pa.Table.from_pylist([dry_run(arguments.generation, arguments.resources)]))
         return
     print_table(pa.Table.from_pylist([run(arguments)]))
-    print(f"images: {storage.join(storage.absolute(arguments.destination.output), 'images')}")
+    log.tell(f"images: {storage.join(storage.absolute(arguments.destination.output), 'images')}")
 
 
 def run(arguments: AttackArguments) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def attack(
         work = Generation(config=config, networks=networks, output=output)
         # By its name a reader of the images knows which split they are, and takes them all.
         todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
-        print("\n".join(about))
+        log.tell(*about)
         run.counts["images"] = source.rows
         with attempt_at(run, resources, work, shared_filesystem=shared_filesystem) as attempt:
             attempt.stream(todo, "attacking", max_rejects)
@@ -110,7 +112,7 @@ def attack(
 def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
     """What :func:`raypurify.jobs.rows.dry_run` tells of an attack; lines on the data are printed."""
     source, networks, about = _prepare(config)
-    print("\n".join(about))
+    log.tell(*about)
     return rows.dry_run(source, resources, Generation(config=config, networks=networks, output=""))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,7 +23,8 @@ from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Made, Make, undone
 from raypurify.report import formats
 from raypurify.report.cleaning import write_cleaning_report
-from raypurify.runs import lease
+from raypurify.runs import lease, log
+from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 
 REASONS = 20
@@ -42,6 +42,7 @@ class CleaningArguments:
     cleaning: CleaningConfig
     resources: ActorPool = field(default_factory=ActorPool)
     destination: runs.Destination
+    log: LogFlags = field(default_factory=LogFlags)
     update: bool = False
     """Clean what is new in the input, or has changed since it was planned. An unfinished plan is finished first."""
     max_rejects: float = 0.1
@@ -68,15 +69,15 @@ def main(arguments: CleaningArguments) -> None:
         found = dry_run(arguments.cleaning, arguments.resources, output)
         print_table(pa.Table.from_pylist([found]))
         if found["rejected"] > arguments.max_rejects * found["tried"]:
-            print(f"warning: by this sample the run would stop, by --max-rejects={arguments.max_rejects}")
+            log.tell(f"warning: by this sample the run would stop, by --max-rejects={arguments.max_rejects}")
         return
     totals = run(arguments)
     print_table(pa.Table.from_pylist([totals.shown()]))
     for reason, count in sorted(totals.reasons.items(), key=lambda item: -item[1])[:REASONS]:
-        print(formats.visible(f"rejected: {count:,} x {reason}"))
+        log.tell(formats.visible(f"rejected: {count:,} x {reason}"))
     if totals.skipped:
-        print(formats.visible(f"left alone, being hidden, no images, or named twice: {totals.left_alone}"))
-    print(f"images: {storage.join(output, 'images')}\nreport: {storage.join(output, 'report.html')}")
+        log.tell(formats.visible(f"left alone, being hidden, no images, or named twice: {totals.left_alone}"))
+    log.tell(f"images: {storage.join(output, 'images')}", f"report: {storage.join(output, 'report.html')}")
 
 
 def run(arguments: CleaningArguments) -> accounts.Totals:
@@ -124,13 +125,13 @@ def clean(
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         is_whole = run.finished and accounts.is_complete(output)
         if is_whole and not update:
-            print("already finished: nothing is left to do; --update looks for what is new or has changed")
+            log.tell("already finished: nothing is left to do; --update looks for what is new or has changed")
             return accounts.add_up(output)
         is_behind = update and not is_whole and bool(plan.generations(output))
         _begin(run, work.cleaning, is_update=is_whole)
         with attempt_at(run, resources, work, shared_filesystem=shared_filesystem) as attempt:
             if is_behind:
-                print("update: first what an earlier command has planned and not done")
+                log.tell("update: first what an earlier command has planned and not done")
                 # Its rejects are not judged: the update may mend them.
                 attempt.stream(undone(work, plan.units(output)), "cleaning")
                 _update(config, output)
@@ -212,7 +213,7 @@ class CleaningWork:
                 if pool.local or not is_of_machine(error):
                     raise
                 # Like a worker that the system ends for want of memory: two of them, and its inputs are looked at.
-                print(f"unit {unit.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                log.tell(f"unit {unit.name}: {type(error).__name__}: {error}", stderr=True)
                 os._exit(quarantine.OUT_OF_MEMORY)
             return Made(
                 images=len(cleaned.rows) + len(cleaned.rejects),
@@ -238,7 +239,7 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
         tried, rejects, rate = _trial(work, resources, plan.sample(folder, 8 * TRIED))
         skipped = plan.skipped_files(folder)
     for reject in rejects:
-        print(formats.visible(f"rejected: {reject['id']}: {reject['reason']}"))
+        log.tell(formats.visible(f"rejected: {reject['id']}: {reject['reason']}"))
     return {
         "files": counts.files,
         "images": counts.images if not counts.tars else f"{counts.images}, and what {counts.tars} tar(s) hold",
@@ -278,7 +279,7 @@ def _warn(work: Cleaning, folder: str) -> list[str]:
     """Warn of what the first images tell."""
     warnings = quarantine.first_look(work, plan.sample(folder, TRIED), TRIED)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        log.tell(f"warning: {warning}", stderr=True)
     return warnings
 
 
@@ -286,9 +287,10 @@ def _update(config: CleaningConfig, output: str) -> None:
     """Plan what is new or has changed."""
     entries = inputs.listed(config.input, output=output)
     changes = planner.update(output, entries, extension=config.extension)
-    print(f"update: {changes.new:,} new, {changes.changed:,} changed, {changes.gone:,} gone (their outputs stay)")
+    log.tell(f"update: {changes.new:,} new, {changes.changed:,} changed, {changes.gone:,} gone (their outputs stay)")
     if changes.unknown:
-        print(f"update: {changes.unknown:,} cleaned anew: their server tells of no ETag or Last-Modified, or is gone")
+        unknown = "cleaned anew: their server tells of no ETag or Last-Modified, or is gone"
+        log.tell(f"update: {changes.unknown:,} {unknown}")
 
 
 def _plan(config: CleaningConfig, folder: str, *, output: str) -> Counts:

@@ -1,6 +1,6 @@
 """The whole path on embedded data, in minutes: train a classifier and a purifier, attack, restore, report."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,8 @@ from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
+from raypurify.runs import log
+from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 from raypurify.training import TrainingConfig
 
@@ -33,6 +35,7 @@ class DemoArguments:
     """Work in this process, in plain torch, without Ray."""
     overwrite: bool = False
     """Start afresh, whatever the output holds."""
+    log: LogFlags = field(default_factory=LogFlags)
 
 
 def main(arguments: DemoArguments) -> None:
@@ -44,9 +47,9 @@ def main(arguments: DemoArguments) -> None:
     common = TrainingConfig(
         data=arguments.data, model="a_net", augmentation="affine", epochs=4, batch=16, rate=2e-3, validation=0
     )
-    print("1/3 training A-net")
+    log.tell("1/3 training A-net")
     train(common, resources, classifier, overwrite=arguments.overwrite)
-    print("2/3 training CRU-Net against attacks on A-net")
+    log.tell("2/3 training CRU-Net against attacks on A-net")
     fgsm, r_fgsm, pgd = (f"{attack},epsilon={EPSILON}" for attack in ("fgsm", "r_fgsm", "pgd"))
     against = replace(
         common,
@@ -57,7 +60,7 @@ def main(arguments: DemoArguments) -> None:
         augmentation="none",
     )
     train(against, resources, purifier, overwrite=arguments.overwrite)
-    print("3/3 evaluating")
+    log.tell("3/3 evaluating")
     config = EvaluationConfig(
         data=arguments.data,
         classifiers=(storage.join(classifier, "model"),),
@@ -70,7 +73,7 @@ def main(arguments: DemoArguments) -> None:
     )
     pool = ActorPool(actors=1, cpus_per_actor=arguments.cpus_per_worker, local=arguments.local)
     print_table(accuracies(evaluate(config, pool, evaluation, overwrite=arguments.overwrite)))
-    print(f"report: {storage.join(storage.absolute(evaluation), 'report.html')}")
+    log.tell(f"report: {storage.join(storage.absolute(evaluation), 'report.html')}")
 
 
 def accuracies(summary: pa.Table) -> pa.Table:

@@ -28,7 +28,8 @@ from raypurify.jobs.work import undone
 from raypurify.report import write_report
 from raypurify.report.cells import worst_cases
 from raypurify.report.page import users_sections
-from raypurify.runs import lease, schema
+from raypurify.runs import lease, log, schema
+from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 from raypurify.training import Batch
 
@@ -41,6 +42,7 @@ class EvaluationArguments:
     resources: ActorPool = field(default_factory=ActorPool)
     pools: StagePools = field(default_factory=StagePools)
     destination: runs.Destination
+    log: LogFlags = field(default_factory=LogFlags)
     max_rejects: float = 0.1
     """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     sections: tuple[str, ...] = ()
@@ -69,10 +71,11 @@ def main(arguments: EvaluationArguments) -> None:
     print_table(summary.select(columns))
     for row in summary.filter(pc.is_valid(summary["masking"])).to_pylist():
         for name in row["masking"]:
-            print(f"warning: {row['attack']} on {row['victim']}: its figure may flatter the defense: {FINDINGS[name]}")
+            doubt = f"its figure may flatter the defense: {FINDINGS[name]}"
+            log.tell(f"warning: {row['attack']} on {row['victim']}: {doubt}")
     for weakness in weaknesses(summary.to_pylist()):
-        print(f"warning: {weakness}")
-    print(f"report: {storage.join(storage.absolute(arguments.destination.output), 'report.html')}")
+        log.tell(f"warning: {weakness}")
+    log.tell(f"report: {storage.join(storage.absolute(arguments.destination.output), 'report.html')}")
 
 
 def run(arguments: EvaluationArguments) -> pa.Table:
@@ -128,7 +131,7 @@ def evaluate(
         work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells), pools=pools or {})
         todo = undone(work, planned := units.units_of(source, size))
         if todo or cells != earlier or not run.finished:
-            print("\n".join(preflight.told(about, warnings)))
+            log.tell(*preflight.told(about, warnings))
             run.counts.update(warnings=warnings, images=source.rows)
             with attempt_at(run, resources, work, asdict(config), shared_filesystem=shared_filesystem) as attempt:
                 storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
@@ -163,7 +166,7 @@ def _conclude(
 def dry_run(config: EvaluationConfig, resources: ActorPool) -> dict[str, Any]:
     """What :func:`raypurify.jobs.rows.dry_run` tells of an evaluation; lines on the data are printed."""
     source, grid, about, warnings = _prepare(config, resources)
-    print("\n".join(preflight.told(about, warnings)))
+    log.tell(*preflight.told(about, warnings))
     return {"cells": len(grid.cells), **rows.dry_run(source, resources, Evaluation(grid=grid, output=""))}
 
 

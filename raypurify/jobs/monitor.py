@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from raypurify.report import formats
+from raypurify.runs import log
 from raypurify.runs.progress import Progress
 from raypurify.training.loggers import Logger
 
@@ -41,7 +41,7 @@ class Monitor:
     def resumed(self, epoch: int) -> None:
         """The training goes on from the checkpoint of an epoch, also where a worker was lost."""
         self._hide()
-        print(f"going on from epoch {epoch}", flush=True)
+        log.tell(f"going on from epoch {epoch}", epoch=epoch)
 
     def progressed(self, epoch: int, images: int, seconds: float) -> None:
         """So many images of an epoch are trained on, in so many seconds."""
@@ -66,7 +66,14 @@ class Monitor:
         del scores["epoch"], scores["loss"], scores["images_per_second"]
         told = "".join(f", {name} {value:.4f}" for name, value in scores.items())
         speed = f"{metrics['images_per_second']:.0f} images/s"
-        print(f"epoch {epoch}/{self.epochs}: loss {metrics['loss']:.5f}, {speed}{told}", flush=True)
+        log.tell(
+            f"epoch {epoch}/{self.epochs}: loss {metrics['loss']:.5f}, {speed}{told}",
+            epoch=epoch,
+            epochs=self.epochs,
+            loss=metrics["loss"],
+            images_per_second=metrics["images_per_second"],
+            scores=scores,
+        )
         if self.logger is not None:
             self._log(self.logger.epoch, epoch, {name: value for name, value in metrics.items() if name != "epoch"})
 
@@ -80,4 +87,4 @@ class Monitor:
             call(*values)
         except Exception as error:
             self.logger = None
-            print(f"warning: the logger failed, and is not called again: {error!r}", file=sys.stderr, flush=True)
+            log.tell(f"warning: the logger failed, and is not called again: {error!r}", stderr=True)

@@ -23,7 +23,8 @@ from raypurify.jobs.engine import Engine, engine_of
 from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
 from raypurify.report import formats, write_report
-from raypurify.runs import schema
+from raypurify.runs import log, schema
+from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 from raypurify.storage.published import redacted
 from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS, TrainingConfig, saved
@@ -46,6 +47,7 @@ class TrainingArguments:
     training: TrainingConfig
     resources: TrainingResources = field(default_factory=TrainingResources)
     destination: runs.Destination
+    log: LogFlags = field(default_factory=LogFlags)
     max_rejects: float = 0.1
     """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     logger: str | None = None
@@ -144,7 +146,7 @@ def main(arguments: TrainingArguments) -> None:
         found = dry_run(arguments.training, arguments.resources, arguments.max_rejects)
         print_table(pa.Table.from_pylist([found]))
         return
-    print(f"model: {run(arguments)}")
+    log.tell(f"model: {run(arguments)}")
 
 
 def run(arguments: TrainingArguments) -> str:
@@ -171,7 +173,7 @@ def dry_run(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         ValueError, FileNotFoundError: bad input, or a cluster that is joined, and is too small.
     """
     job = prepare(config, resources, max_rejects)
-    print("\n".join(job.about))
+    log.tell(*job.about)
     engine_of(resources).check_room(resources.needs)
     resources.set_threads()
     device = resources.device if torch.cuda.is_available() else "cpu"
@@ -228,18 +230,18 @@ def train(
     begun = {} if overwrite else runs.identity_of(output)
     settle = config.precision == "auto"
     config = dataclasses.replace(config, precision=begun.get("precision", "auto")) if settle else config
-    log = None if logger is None else build_logger(logger)
+    logs = None if logger is None else build_logger(logger)
     job = dataclasses.replace(prepare(config, resources, max_rejects), cycles=tuple(begun.get("cycles", ())))
     identity = {**_identity(job), "epochs": min(config.epochs, begun.get("epochs", config.epochs))}
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         job = _with_more_epochs(job, run)
         if not run.finished:
-            print("\n".join(job.about))
+            log.tell(*job.about)
             engine, hardware = ready([resources], output, shared_filesystem=shared_filesystem)
             if settle:
                 job = _settle_precision(job, run, engine.call(resources.needs, models.fast_precision, resources.device))
             with run.attempt(hardware, dataclasses.asdict(resources)):
-                _fit(job, resources, run, engine, log)
+                _fit(job, resources, run, engine, logs)
             write_report(output)
             run.finish()
     return storage.join(output, "model")
@@ -257,9 +259,10 @@ def _fit(job: Job, resources: TrainingResources, run: runs.Run, engine: Engine, 
     run.counts.update(_publish(run.output))
     epochs = run.counts["epochs"]
     if epochs["last"] < job.config.epochs:
-        print(f"stopped after epoch {epochs['last']}: no better score for {job.config.patience} epochs, by --patience")
+        patience = job.config.patience
+        log.tell(f"stopped after epoch {epochs['last']}: no better score for {patience} epochs, by --patience")
     if epochs["best"] is not None:
-        print(f"the best epoch is {epochs['best']}: {storage.join(run.output, 'best')}")
+        log.tell(f"the best epoch is {epochs['best']}: {storage.join(run.output, 'best')}")
 
 
 def _with_more_epochs(job: Job, run: runs.Run) -> Job:
@@ -314,11 +317,11 @@ def _settle_precision(job: Job, run: runs.Run, fast: models.Precision) -> Job:
     """
     begun = job.config.precision
     if begun == "auto":
-        print(f"precision: {fast}, which the workers' hardware is fast in", flush=True)
+        log.tell(f"precision: {fast}, which the workers' hardware is fast in")
         run.identity = {**run.identity, "precision": fast}
         return dataclasses.replace(job, config=dataclasses.replace(job.config, precision=fast))
     if begun != fast:
-        print(f"precision: {begun}, in which this run was begun; this hardware would be faster in {fast}", flush=True)
+        log.tell(f"precision: {begun}, in which this run was begun; this hardware would be faster in {fast}")
     return job
 
 

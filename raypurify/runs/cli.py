@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import io
@@ -11,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from itertools import takewhile
 from types import FrameType
@@ -21,7 +22,7 @@ import tyro
 import yaml
 
 from raypurify import plugins
-from raypurify.runs import failures, fields
+from raypurify.runs import failures, fields, log
 
 Arguments = TypeVar("Arguments")
 
@@ -48,19 +49,38 @@ def run(
 
     One line says what happened: see :mod:`raypurify.runs.failures`.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    with _interruptible() as received:
+    words = sys.argv[1:] if argv is None else argv
+    with log.written(_log_format(words), job=main.__module__.rpartition(".")[2]), _interruptible() as received:
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         try:
-            main(parse(default, sys.argv[1:] if argv is None else argv, description=main.__doc__, prog=prog))
+            arguments = parse(default, words, description=main.__doc__, prog=prog)
+            log.note(output=getattr(getattr(arguments, "destination", arguments), "output", None))
+            main(arguments)
         except SystemExit:
             raise
         except BaseException as error:
             if received or isinstance(error, KeyboardInterrupt):
-                print("interrupted: what is done stays done; give the same command to go on", file=sys.stderr)
-                sys.exit(128 + (received or [signal.SIGINT])[0])
+                code = 128 + (received or [signal.SIGINT])[0]
+                told = "interrupted: what is done stays done; give the same command to go on"
+                log.tell(told, stderr=True, exit_code=code)
+                sys.exit(code)
             code, line = failures.told(error)
-            print(line, file=sys.stderr)
+            log.tell(line, stderr=True, exit_code=code)
             sys.exit(code)
+
+
+def _log_format(words: Sequence[str]) -> log.Format:
+    """The form of lines that a command line asks for. It is looked up before flags are parsed: what is wrong with them
+    is told in it.
+    """
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--log-format", "--log_format", nargs="?")
+    flags.add_argument("--config", nargs="?")
+    asked = flags.parse_known_args(words)[0]
+    if asked.log_format is None and asked.config is not None:
+        with suppress(OSError, ValueError):  # told when the file is read in earnest
+            asked.log_format = _read(asked.config).get("log_format")
+    return "json" if asked.log_format == "json" else "text"
 
 
 @contextmanager
@@ -173,7 +193,7 @@ def parse(
             )
     except SystemExit as stopped:
         if stopped.code:
-            print(f"error: {_unboxed(said.getvalue())}", file=sys.stderr)
+            log.tell(f"error: {_unboxed(said.getvalue())}", stderr=True, exit_code=stopped.code)
         raise
 
 

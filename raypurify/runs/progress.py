@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from raypurify import plugins
+from raypurify.runs import log
 
 SECONDS_BETWEEN_LINES = 10.0
 RADII = ("eps", "linf_max")
@@ -32,7 +33,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if log.is_text() and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),  # as wide as the others leave room for
@@ -81,11 +82,23 @@ class Progress:
         note = f", {self.note}" if self.note else ""
         total, left_over = (f"/{self.total:,}", f", {left:,.0f} s left") if self.total else ("", "")
         done = f"{self.what}: {self.count:,}{total} {self.unit}, {rate:,.0f} {self.unit}/s"
-        print(f"{done}{left_over}{note}", file=sys.stderr, flush=True)
+        log.tell(f"{done}{left_over}{note}", stderr=True, **self._figures(rate, left))
+
+    def _figures(self, rate: float, left: float) -> dict[str, float]:
+        """The line's figures; what is left, where the total is known."""
+        told = {"done": self.count, f"{self.unit}_per_second": round(rate, 1)}
+        return {**told, "total": self.total, "seconds_left": round(left, 1)} if self.total else told
 
 
 def print_table(table: pa.Table) -> None:
-    """Print a small table on standard output: radii as people write them, other floats with four digits."""
+    """Print a small table on standard output: radii as people write them, other floats with four digits.
+
+    With JSON each row is an object's ``result``.
+    """
+    if not log.is_text():
+        for row in table.to_pylist():
+            log.tell("result", result=row)
+        return
     shown = Table()
     for name in table.column_names:
         shown.add_column(name.replace("_", " "))
