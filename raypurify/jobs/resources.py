@@ -118,10 +118,9 @@ class ActorPool:
 
     def __post_init__(self) -> None:
         fields.check_choices(self)
-        if self.actors < 1 or self.cpus_per_actor < 1 or self.batch < 1 or self.gpus_per_actor < 0:
-            raise ValueError(
-                f"actors, cpus_per_actor and batch must be at least 1, gpus_per_actor at least 0; got {self}"
-            )
+        for name, least in {"actors": 1, "cpus_per_actor": 1, "batch": 1, "gpus_per_actor": 0, "read_cpus": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)!r}")
         _amounts(self.actor_resources)
         if self.max_actors is not None and self.max_actors < self.actors:
             raise ValueError(f"max_actors must be at least actors={self.actors}; got {self.max_actors!r}")

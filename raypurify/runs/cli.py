@@ -8,6 +8,7 @@ import difflib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -179,8 +180,10 @@ def parse(
     path = _take_config(argv)
     if path is not None:
         default = _with_values(default, _read(path), path)
+    kinds = fields.types_of(default)
     said = io.StringIO()
     try:
+        _check_flags(argv, kinds)
         with redirect_stderr(said):
             return tyro.cli(
                 type(default),
@@ -193,15 +196,54 @@ def parse(
             )
     except SystemExit as stopped:
         if stopped.code:
-            log.tell(f"error: {_unboxed(said.getvalue())}", stderr=True, exit_code=stopped.code)
+            told = failures.shortened(_told(said.getvalue(), argv, kinds), failures.LINE - len("error: "))
+            log.tell(f"error: {told}", stderr=True, exit_code=stopped.code)
         raise
 
 
-def _unboxed(box: str) -> str:
-    """What tyro says in a box, as one line; its frame, title and pages of help are left out."""
+def _check_flags(argv: Sequence[str], kinds: Mapping[str, Any]) -> None:
+    """Refuse flags that are none of the ``kinds``, before tyro tells of others that lack.
+
+    Raises:
+        ValueError: names them, and the flags that are nearest.
+    """
+    known = {f"--{name.replace('_', '-')}" for name in kinds}
+    known |= {f"--no-{name.replace('_', '-')}" for name, kind in kinds.items() if kind is bool}
+    flags = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
+    unknown = [flag for flag in flags if flag not in known and flag != "--help" and not flag.startswith("--tyro-")]
+    if unknown:
+        near = dict.fromkeys(found[0] for flag in unknown if (found := difflib.get_close_matches(flag, known, n=1)))
+        guess = f"; did you mean {', '.join(near)}?" if near else "."
+        raise ValueError(f"unknown {', '.join(unknown)}{guess} --help tells of each flag")
+
+
+def _told(box: str, argv: Sequence[str], kinds: Mapping[str, Any]) -> str:
+    """What tyro says in a box, as one line that says what was expected, and what came."""
+    if "Missing from" in box:
+        missing = _ARGUMENT.findall(box.partition("For full helptext")[0])
+        return f"{' and '.join(missing)} must be given; --help tells of each flag"
     lines = (line.strip("│╰╯─ ") for line in box.splitlines()[1:])
     told = takewhile(lambda line: not line.startswith(("For full helptext", "Argument helptext")), lines)
-    return failures.shortened(" ".join(line for line in told if line), failures.LINE - len("error: "))
+    text = " ".join(line for line in told if line.strip("-"))
+    flag = _OF_FLAG.match(text)
+    if flag is not None and flag[1].replace("-", "_") in kinds:
+        # On the command line null is written None.
+        expected = fields.described(kinds[flag[1].replace("-", "_")]).replace("null", "None")
+        return f"--{flag[1]}: expected {expected}; got {_values(argv, flag[1]) or 'nothing'}"
+    return re.sub(r"^Error parsing [\w.]+: ", "", text)
+
+
+_ARGUMENT = re.compile(r"^(?:│ | {2}) {4}(\S+)", re.MULTILINE)
+"""An argument in tyro's box of those that lack, where its help stands under it, further to the right."""
+_OF_FLAG = re.compile(r"(?:Error parsing |(?:Missing value|invalid choice '.*?') for argument ')--([\w-]+)")
+
+
+def _values(argv: Sequence[str], flag: str) -> str:
+    """The words behind a flag."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = [word.replace("_", "-") if word.startswith("--") else word for word in words]
+    behind = words[words.index(f"--{flag}") + 1 :] if f"--{flag}" in words else []
+    return " ".join(takewhile(lambda word: not word.startswith("--"), behind))
 
 
 FLAGS = tyro.constructors.ConstructorRegistry()
@@ -223,28 +265,46 @@ def _number(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Prim
 
 
 def _take_config(argv: list[str]) -> str | None:
-    for index, word in enumerate(argv):
-        if word.startswith("--config="):
-            del argv[index]
-            return word.partition("=")[2]
-        if word == "--config":
-            if index + 1 == len(argv):
-                raise ValueError("--config: expected the path of a YAML file after it")
-            path = argv[index + 1]
-            del argv[index : index + 2]
-            return path
-    return None
+    """Take ``--config FILE`` out of the words: the file.
+
+    Raises:
+        ValueError: there is no file behind it, or it stands there twice.
+    """
+    paths = []
+    for index in reversed([index for index, word in enumerate(argv) if word.partition("=")[0] == "--config"]):
+        _, equals, path = argv[index].partition("=")
+        end = index + (1 if equals else 2)
+        if end > len(argv):
+            raise ValueError("--config: expected the path of a YAML file after it")
+        paths.append(path if equals else argv[index + 1])
+        del argv[index:end]
+    if len(paths) > 1:
+        raise ValueError(f"--config: expected one file, got {' and '.join(reversed(paths))}")
+    return paths[0] if paths else None
 
 
 def _read(path: str) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        try:
-            values = yaml.safe_load(file) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {error}") from error
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, _Once) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config: {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected names and values of flags, got {type(values).__name__}")
     return {str(name).replace("-", "_"): value for name, value in values.items()}
+
+
+class _Once(yaml.SafeLoader):
+    """Refuses a name that stands twice in a mapping, whose first value would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _with_values(default: Arguments, values: dict[str, Any], path: str) -> Arguments:

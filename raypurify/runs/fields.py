@@ -62,7 +62,7 @@ def _one_of(value: Any, kinds: tuple[Any, ...]) -> Any:
             return converted(value, kind)
         except ValueError:
             continue
-    raise ValueError(f"expected {' or '.join(map(described, kinds))}; got {_shown(value)}")
+    raise ValueError(f"expected {_either(kinds)}; got {_shown(value)}")
 
 
 def _number(value: Any) -> float:
@@ -79,7 +79,13 @@ def described(kind: Any) -> str:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple:
         return f"a list, each item {described(get_args(kind)[0])}"
+    if get_origin(kind) in (Union, types.UnionType):
+        return _either(get_args(kind))
     return NAMES.get(kind, str(kind))
+
+
+def _either(kinds: tuple[Any, ...]) -> str:
+    return " or ".join(map(described, kinds))
 
 
 def _shown(value: Any) -> str:

@@ -1,3 +1,4 @@
+import io
 import re
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def test_a_file_sets_flags_and_the_command_line_wins(tmp_path: Path) -> None:
         ),
         ("- a\n", "expected names"),
         ("a: [", "not YAML"),
+        ("steps: 1\nsteps: 2\n", "bad.yaml is not YAML: steps stands there twice"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -63,6 +65,21 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         cli.parse(Flags(), ["--config", str(path)])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"output: \xe9")
+    for name in ("latin.yaml", "none.yaml", "."):
+        with pytest.raises(ValueError, match=rf"^--config: {re.escape(str(tmp_path / name))} cannot be read: "):
+            cli.parse(Flags(), ["--config", str(tmp_path / name)])
+    with pytest.raises(ValueError, match=r"^--config: expected one file, got a\.yaml and b\.yaml$"):
+        cli.parse(Flags(), ["--config", "a.yaml", "--config=b.yaml"])
+
+
+def test_a_mapping_of_a_file_may_be_an_alias(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("names: &names [p, q]\nsteps: 7\n")
+    assert cli.parse(Flags(), ["--config", str(path)]).inner == Inner(steps=7, names=("p", "q"))
 
 
 def test_yaml_cannot_run_code(tmp_path: Path) -> None:
@@ -227,6 +244,40 @@ def test_a_flag_takes_a_fraction(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.parse(Typed(), ["--rate", "fast"])
     assert "--rate" in capsys.readouterr().err
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    data: str
+    """Help of several words, which would fill a line and hide what is missing behind itself, and then still goes on."""
+    victims: tuple[str, ...]
+    typed: Typed
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--victims", "a"], "--data must be given; --help tells of each flag"),
+        ([], "--data and --victims must be given; --help tells of each flag"),
+        (["--dta", "a"], "unknown --dta; did you mean --data? --help tells of each flag"),
+        (["--no-data"], "unknown --no-data; did you mean --data? --help tells of each flag"),
+        (["--limit", "ten"], "--limit: expected a whole number or None; got ten"),
+        (["--limit=ten"], "--limit: expected a whole number or None; got ten"),
+        (["--radii", "0.1", "x", "--rate", "1"], "--radii: expected a list, each item a number; got 0.1 x"),
+        (["--rate", "--overwrite"], "--rate: expected a number; got nothing"),
+        (["--precision", "fp16"], "--precision: expected one of float32, bfloat16; got fp16"),
+        (["--overwrite", "yes"], "Unrecognized options: yes"),
+    ],
+)
+def test_a_command_line_is_refused_by_one_line(
+    argv: list[str], line: str, encoding: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    given = [] if line.startswith("--data ") else ["--data", "d", "--victims", "a"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda _: None, cli.blank(Asked, {}), [*given, *argv])
+    assert (stopped.value.code, capsys.readouterr().err) == (2, f"error: {line}\n")
 
 
 @pytest.mark.parametrize(
