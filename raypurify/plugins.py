@@ -11,9 +11,11 @@ A file in ``FAMILIES`` stands for many plugins: ``torchattacks.PGD`` is what ``b
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import pkgutil
@@ -22,7 +24,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from raypurify.values import converted, number
 
 FAMILIES = ("torchattacks",)
 """Plugin files that offer ``build_named(name)``, a builder for each of many names, instead of ``build``."""
@@ -75,19 +80,6 @@ def normalised(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [normalised(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def number(text: str) -> float:
-    """A number as people write it: ``0.3``, ``3e-1``, or a fraction such as ``8/255`` or ``0.5/255``.
-
-    Raises:
-        ValueError: it is none.
-    """
-    above, slash, below = text.partition("/")
-    try:
-        return float(above) / float(below) if slash else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{text!r} is no number") from None
 
 
 def decimal(text: str) -> str:
@@ -203,7 +195,64 @@ def build(package: str, spec: Spec) -> Any:
         ValueError: unknown name, or parameters that the plugin does not take.
     """
     builder = find(package, spec.name)
+    _check_parameters(builder, spec)
     try:
         return builder(**spec.params)
     except TypeError as error:
-        raise ValueError(f"{spec}: {error}") from error
+        raise ValueError(f"{readable(str(spec))}: {error}") from error
+
+
+def described(builder: Callable[..., Any]) -> Callable[..., Any]:
+    """What has a builder's parameters: itself, or the dataclass whose fields it passes on to a network."""
+    passes_on = any(item.kind is item.VAR_KEYWORD for item in inspect.signature(builder).parameters.values())
+    if inspect.isfunction(builder) and passes_on:
+        network = get_type_hints(builder).get("return")
+        hints = get_type_hints(network.__init__) if isinstance(network, type) else {}  # type: ignore[misc]
+        configs = (kind for kind in hints.values() if dataclasses.is_dataclass(kind) and isinstance(kind, type))
+        return next(configs, builder)
+    return builder
+
+
+def _check_parameters(builder: Callable[..., Any], spec: Spec) -> None:
+    """Hold a spec's parameters against the builder's, as far as its signature and its hints tell.
+
+    Raises:
+        ValueError: one that the builder does not take, one that lacks, or a value of another type.
+    """
+    try:
+        owner = described(builder)
+        taken = inspect.signature(owner).parameters.values()
+    except (TypeError, ValueError):  # C code tells of none
+        return
+    named = [item for item in taken if item.kind in (item.KEYWORD_ONLY, item.POSITIONAL_OR_KEYWORD)]
+    names = [item.name for item in named]
+    text = readable(str(spec))
+    unknown = [name for name in spec.params if name not in names]
+    if unknown and not any(item.kind is item.VAR_KEYWORD for item in taken):
+        near = [found[0] for name in unknown if (found := difflib.get_close_matches(name, names, n=1))]
+        guess = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"{text}: {spec.name} has no parameter {unknown}; it takes {names or 'none'}{guess}")
+    missing = [item.name for item in named if item.default is item.empty and item.name not in spec.params]
+    if missing:
+        raise ValueError(f"{text}: {', '.join(missing)} must be given, as {spec.name},{missing[0]}=...")
+    hints = _hints(owner)
+    for name, value in spec.params.items():
+        if _is_of_numbers(hints.get(name)):
+            try:
+                converted(value, hints[name])
+            except ValueError as error:
+                raise ValueError(f"{text}: {name}: {error}") from None
+
+
+def _hints(builder: Callable[..., Any]) -> Mapping[str, Any]:
+    """The types of a builder's parameters; empty where only a type checker resolves them."""
+    try:
+        return get_type_hints(builder.__init__ if isinstance(builder, type) else builder)  # type: ignore[misc]
+    except (AttributeError, NameError, TypeError):
+        return {}
+
+
+def _is_of_numbers(kind: Any) -> bool:
+    """Whether a parameter's type is a number, none, or several of them."""
+    several = get_origin(kind) in (tuple, Union, UnionType)
+    return kind in (int, float) or (several and set(get_args(kind)) <= {int, float, type(None), ...})

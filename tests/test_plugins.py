@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from raypurify.plugins import FAMILIES, Spec, build, decimal, find, known, number, readable, resolved
+from raypurify.plugins import FAMILIES, Spec, build, decimal, find, known, readable, resolved
+from raypurify.values import number
 
 PLUGINS = {
     "__init__.py": "",
@@ -112,8 +113,32 @@ def test_an_import_error_inside_a_plugin_is_shown_as_it_is(package: str) -> None
 def test_parameters_that_a_plugin_does_not_take_are_named(package: str) -> None:
     with pytest.raises(ValueError, match=r"double,power=3:.*power"):
         build(package, Spec.parse("double,power=3"))
-    with pytest.raises(ValueError, match=r"makers:make:.*factor"):
+    with pytest.raises(ValueError, match=r"makers:make: factor must be given, as .*makers:make,factor=\.\.\.$"):
         build(package, Spec(name=f"{package}.makers:make"))
+
+
+@pytest.mark.parametrize(
+    ("package", "text", "message"),
+    [
+        ("attacks", "fgsm,eps=8/255", "fgsm,eps=8/255: fgsm has no parameter ['eps']; it takes ['epsilon', 'labels']"),
+        (
+            "attacks",
+            "fgsm,epsilom=1",
+            "no parameter ['epsilom']; it takes ['epsilon', 'labels']; did you mean epsilon?",
+        ),
+        ("attacks", "pgd,epsilon=big", "pgd,epsilon=big: epsilon: expected a number; got 'big' (text)"),
+        ("attacks", "pgd,epsilon=", "epsilon: expected a number; got '' (text)"),
+        ("attacks", "pgd,steps=2.5", "steps: expected a whole number; got 2.5 (a number)"),
+        ("attacks", "pgd,step_size=[1]", "step_size: expected a number or null; got [1] (a list)"),
+        ("attacks", "torchattacks.PGD,epsilon=1", "torchattacks.PGD has no parameter ['epsilon']; it takes ["),
+        ("classifiers", "d_net,layers=[1,x]", "d_net,layers=[1,x]: layers: expected a list, each item a whole number"),
+        ("classifiers", "d_net,groth=3", "d_net has no parameter ['groth']; it takes ["),
+        ("training.pairs", "attacked", "attacked: url must be given, as attacked,url=..."),
+    ],
+)
+def test_parameters_of_other_names_and_types_are_refused(package: str, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build(f"raypurify.{package}", Spec.parse(text))
 
 
 def test_a_name_means_the_same_in_a_fresh_process(package: str) -> None:

@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import docstring_parser
 import tyro
@@ -148,7 +148,7 @@ def _built(kind: str, name: str, builder: Callable[..., Any], doc: str | None = 
 
 
 def _parameters(builder: Callable[..., Any]) -> Iterator[Parameter]:
-    owner = _described(builder)
+    owner = plugins.described(builder)
     docs: dict[str, str] = {}
     inherited = inspect.getmro(owner) if is_dataclass(owner) and isinstance(owner, type) else (owner,)
     for one in reversed([kind for kind in inherited if kind is not object]):
@@ -157,16 +157,6 @@ def _parameters(builder: Callable[..., Any]) -> Iterator[Parameter]:
     for parameter in inspect.signature(owner).parameters.values():
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             yield Parameter(name=parameter.name, default=parameter.default, doc=docs.get(parameter.name, ""))
-
-
-def _described(builder: Callable[..., Any]) -> Callable[..., Any]:
-    """What has a builder's parameters: itself, or the dataclass whose fields it passes on to a network."""
-    passes_on = any(item.kind is item.VAR_KEYWORD for item in inspect.signature(builder).parameters.values())
-    if inspect.isfunction(builder) and passes_on:
-        network = get_type_hints(builder).get("return")
-        hints = get_type_hints(network.__init__) if isinstance(network, type) else {}  # type: ignore[misc]
-        return next((kind for kind in hints.values() if is_dataclass(kind) and isinstance(kind, type)), builder)
-    return builder
 
 
 def _cleaned(doc: str | None) -> str:

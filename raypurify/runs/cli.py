@@ -22,8 +22,8 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 import yaml
 
-from raypurify import plugins
 from raypurify.runs import failures, fields, log
+from raypurify.values import converted, described, number
 
 Arguments = TypeVar("Arguments")
 
@@ -228,7 +228,7 @@ def _told(box: str, argv: Sequence[str], kinds: Mapping[str, Any]) -> str:
     flag = _OF_FLAG.match(text)
     if flag is not None and flag[1].replace("-", "_") in kinds:
         # On the command line null is written None.
-        expected = fields.described(kinds[flag[1].replace("-", "_")]).replace("null", "None")
+        expected = described(kinds[flag[1].replace("-", "_")]).replace("null", "None")
         return f"--{flag[1]}: expected {expected}; got {_values(argv, flag[1]) or 'nothing'}"
     return re.sub(r"^Error parsing [\w.]+: ", "", text)
 
@@ -258,7 +258,7 @@ def _number(kind: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Prim
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="NUMBER",
-        instance_from_str=lambda words: plugins.number(words[0]),
+        instance_from_str=lambda words: number(words[0]),
         is_instance=lambda value: isinstance(value, int | float) and not isinstance(value, bool),
         str_from_instance=lambda value: [str(value)],
     )
@@ -320,7 +320,7 @@ def _with_values(default: Arguments, values: dict[str, Any], path: str) -> Argum
     checked = {}
     for name, value in values.items():
         try:
-            checked[name] = fields.converted(value, kinds[name])
+            checked[name] = converted(value, kinds[name])
         except ValueError as error:
             raise ValueError(f"{path}: {name}: {error}") from None
     return _replaced(default, checked)
