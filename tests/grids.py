@@ -27,6 +27,7 @@ def grid(small_classifier: str, small_purifier: str, **changes: object) -> Evalu
         "attacks": ("r_fgsm,epsilon=0.1", "pgd,epsilon=0.1,steps=2"),
         "settings": ("white-box", "adaptive"),
         "adaptive_attacks": ("fgsm,epsilon=0.1",),
+        "masking_images": 20,
     }
     return EvaluationConfig(**{**values, **changes})  # type: ignore[arg-type]
 
