@@ -29,7 +29,7 @@ def mend(folder: str) -> None:
         if latest is None:
             storage.remove(storage.join(folder, SNAPSHOT))
         else:
-            storage.write_json(storage.join(folder, SNAPSHOT), _snapshot(folder, latest))
+            storage.write_json(storage.join(folder, SNAPSHOT), _snapshot(latest))
     for name in there - listed:
         storage.remove(storage.join(folder, name))
 
@@ -42,18 +42,17 @@ def _listed(folder: str) -> set[str] | None:
         return None
 
 
-def _snapshot(folder: str, name: str) -> dict[str, object]:
+def _snapshot(name: str) -> dict[str, object]:
     """Ray Train's snapshot of one checkpoint."""
-    epoch = saved.epoch(storage.join(folder, name))
     result = {"version": 0, "checkpoint_dir_name": name, "metrics": {}}
     return {
         "ray_version": ray.__version__,
         "checkpoint_results": [result],
-        "checkpoint_report_indices": [epoch - 1],
+        "checkpoint_report_indices": [0],
         "latest_checkpoint_result": result,
         "pending_training_results": [],
         "pending_validation_specs": [],
-        "current_report_index": epoch,
+        "current_report_index": 1,
         "validated_checkpoint_dir_names": [],
         "timed_out_validation_checkpoint_dir_names": [],
         "failed_validation_checkpoint_dir_names": [],

@@ -18,10 +18,10 @@ AHEAD_BYTES = 128 * 2**20
 """Bytes of blocks that lie ready for a worker at most: what it, and tasks that read, map of the object store."""
 
 
-def _read_window(order: ray.ObjectRef[EpochOrder], epoch: int, number: int) -> Iterator[Block]:
+def _read_window(order: ray.ObjectRef[EpochOrder], epoch: int, number: int, skipped: int) -> Iterator[Block]:
     """A window of an order that lies in the object store: there are many windows, and an order may be large."""
     return_freed_memory()
-    return read_window(_fetched(order), epoch, number)
+    return read_window(_fetched(order), epoch, number, skipped)
 
 
 @lru_cache(maxsize=1)
@@ -30,21 +30,19 @@ def _fetched(order: ray.ObjectRef[EpochOrder]) -> EpochOrder:
     return fetched
 
 
-def training_stream(order: EpochOrder, epochs: Sequence[int], read_cpus: float) -> Dataset:
-    """This worker's part of the global batches of ``epochs``, one after the other.
+def training_stream(order: EpochOrder, epochs: Sequence[int], first: int, read_cpus: float) -> Dataset:
+    """This worker's part of the global batches of ``epochs``, one after the other, of the first one from a step on.
 
-    Iterated in batches of ``len(order.own)`` rows, batch k of the stream is step k.
+    Iterated in batches of ``len(order.own)`` rows, batch k of the stream is step ``first + k``.
     """
     reference = ray.put(order)
-    rows = [
-        len(order.own) * (min(start + order.window_steps, order.steps) - start)
-        for start in range(0, order.steps, order.window_steps)
-    ]
     row_bytes = int(np.prod(order.image_shape))
-    tasks = [
-        read_task(partial(_read_window, reference, epoch, number), count, count * row_bytes)
-        for epoch in epochs
-        for number, count in enumerate(rows)
-    ]
+    tasks = []
+    for epoch in epochs:
+        for number, skipped in order.windows_from(first if epoch == epochs[0] else 0):
+            start = number * order.window_steps
+            count = len(order.own) * (min(start + order.window_steps, order.steps) - start - skipped)
+            read = partial(_read_window, reference, epoch, number, skipped)
+            tasks.append(read_task(read, count, count * row_bytes))
     block = len(order.own) * order.block_steps * row_bytes
     return blocks_of(tasks, name="Images", read_cpus=read_cpus, ordered=block, ahead=AHEAD_BYTES)

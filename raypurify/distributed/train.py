@@ -179,17 +179,18 @@ def _train_part(job: Job, resources: TrainingResources, told: ActorHandle) -> No
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             worker.restore(folder)
-        tell("resumed", worker.epoch)
-    for metrics in worker.epochs(partial(_batches, resources.read_cpus), tell.progressed):
-        tell("trained", metrics)
+        tell("resumed", worker.epoch, worker.steps)
+    for metrics in worker.epochs(partial(_batches, resources.read_cpus), tell.progressed, resources.checkpoint_minutes):
+        if metrics is not None:
+            tell("trained", metrics)
         if worker.rank == 0:
             with tempfile.TemporaryDirectory() as folder:
                 worker.save(folder)
-                ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+                ray.train.report(metrics or {}, checkpoint=ray.train.Checkpoint.from_directory(folder))
         else:
-            ray.train.report(metrics)
+            ray.train.report(metrics or {})
 
 
-def _batches(read_cpus: float, order: EpochOrder, epochs: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-    stream = training_stream(order, epochs, read_cpus)
+def _batches(read_cpus: float, order: EpochOrder, epochs: Sequence[int], first: int) -> Iterator[dict[str, np.ndarray]]:
+    stream = training_stream(order, epochs, first, read_cpus)
     return iter(stream.iterator().iter_batches(batch_size=len(order.own), batch_format="numpy", prefetch_batches=2))

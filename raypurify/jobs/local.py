@@ -49,33 +49,34 @@ class LocalEngine(Engine):
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:
         resources.set_threads()
         try:
-            _fit(Worker(job, 0, 1, resources.device), run, monitor)
+            _fit(Worker(job, 0, 1, resources.device), resources, run, monitor)
         except FINAL_ERRORS as error:
             raise runs.StoppedError(str(error)) from error
         finally:
             parquet.keep_row_groups(0)
 
 
-def _fit(worker: Worker, run: runs.Run, monitor: Monitor) -> None:
+def _fit(worker: Worker, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:
     """Train what is left. The last two checkpoints stay, as with Ray Train, whose list of them goes."""
     folder = storage.join(run.output, "checkpoints")
     last = saved.latest(folder)
     if last is not None:
         worker.restore(storage.join(folder, last))
-        monitor.resumed(worker.epoch)
+        monitor.resumed(worker.epoch, worker.steps)
     kept = [] if last is None else [last]
     storage.clear(folder, keep=kept)
-    for metrics in worker.epochs(_batches, monitor.progressed):
-        monitor.trained(metrics)
+    for metrics in worker.epochs(_batches, monitor.progressed, resources.checkpoint_minutes):
+        if metrics is not None:
+            monitor.trained(metrics)
         run.check()
-        name = f"checkpoint_{worker.epoch:06d}"
+        name = f"checkpoint_{worker.epoch:06d}" + (f"_{worker.steps:09d}" if worker.steps else "")
         worker.save(storage.join(folder, name))
         kept = [*kept[-1:], name]
         storage.clear(folder, keep=kept)
 
 
-def _batches(order: EpochOrder, epochs: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-    return chain.from_iterable(epoch_batches(order, epoch) for epoch in epochs)
+def _batches(order: EpochOrder, epochs: Sequence[int], first: int) -> Iterator[dict[str, np.ndarray]]:
+    return chain.from_iterable(epoch_batches(order, epoch, first if epoch == epochs[0] else 0) for epoch in epochs)
 
 
 build = LocalEngine

@@ -38,10 +38,16 @@ class Monitor:
         if self.logger is not None:
             self._log(self.logger.finish)
 
-    def resumed(self, epoch: int) -> None:
-        """The training goes on from the checkpoint of an epoch, also where a worker was lost."""
+    def resumed(self, epoch: int, steps: int = 0) -> None:
+        """The training goes on from a checkpoint, also where a worker was lost.
+
+        Args:
+            epoch: the last one that is done; 0 where none is.
+            steps: that are done of the next one.
+        """
         self._hide()
-        log.tell(f"going on from epoch {epoch}", epoch=epoch)
+        within = f" and step {steps:,} of epoch {epoch + 1}" if steps else ""
+        log.tell(f"going on from epoch {epoch}{within}", epoch=epoch, steps=steps)
 
     def progressed(self, epoch: int, images: int, seconds: float) -> None:
         """So many images of an epoch are trained on, in so many seconds."""

@@ -218,7 +218,7 @@ class TrainingResources:
     batch, so any number trains the same network."""
     max_workers: int | None = None
     """The group of workers grows to this number where the cluster has room or makes room, and shrinks to ``workers``
-    where nodes are lost. Each time it goes on from the last epoch's checkpoint. The default is ``workers``."""
+    where nodes are lost. Each time it goes on from the last checkpoint. The default is ``workers``."""
     use_gpu: bool = False
     """Each worker computes on a GPU of its own (nccl) instead of on CPUs (gloo)."""
     cpus_per_worker: int = 2
@@ -227,7 +227,10 @@ class TrainingResources:
     """A task that reads images takes this number of CPUs, or this share of one. With 0, and where the workers leave no
     CPU free, such tasks wait for no CPU, and two run at a time."""
     max_failures: int = 3
-    """The run survives the loss of this number of workers. Each time it goes on from the last epoch's checkpoint."""
+    """The run survives the loss of this number of workers. Each time it goes on from the last checkpoint."""
+    checkpoint_minutes: float = 10
+    """After each epoch there is a checkpoint. Within a longer epoch there is also one each time this number of minutes
+    has passed."""
     local: bool = False
     """Train in this process, in plain torch, without Ray. This process is the only worker."""
 
@@ -239,6 +242,8 @@ class TrainingResources:
                 "cpus_per_worker must be at least 1, read_cpus at least 0; "
                 f"got {self.cpus_per_worker}, {self.read_cpus}"
             )
+        if self.checkpoint_minutes < 0:
+            raise ValueError(f"checkpoint_minutes must be at least 0; got {self.checkpoint_minutes!r}")
         if self.max_workers is not None and self.max_workers < self.workers:
             raise ValueError(f"max_workers must be at least workers={self.workers}; got {self.max_workers!r}")
         if self.local and (self.workers > 1 or self.max_workers is not None):

@@ -275,7 +275,7 @@ def _with_more_epochs(job: Job, run: runs.Run) -> Job:
     if done == job.config.epochs:
         return job
     last = saved.latest(folder)
-    trained = 0 if last is None else saved.epoch(storage.join(folder, last))
+    trained = 0 if last is None else saved.progress(storage.join(folder, last))[0]
     if trained < done:
         advice = (
             f"it is finished, and cannot go on. Train another from --initial {storage.join(run.output, 'model')}"

@@ -131,16 +131,19 @@ def _training(output: str, identity: Mapping[str, Any], attempts: tuple[Mapping[
     checkpoint = found[-1].removesuffix("/model/metrics.json")
     metrics = storage.read_json(found[-1])
     epochs, images = int(metrics["epoch"]), int(metrics["images"])
+    # A checkpoint within an epoch tells how many steps an epoch has, and how many of the next one are done.
+    steps = int(metrics.get("epoch_steps", 1))
+    images_each = images * steps // (epochs * steps + int(metrics.get("steps", 0)))
     try:
         curve = storage.read_table(storage.join(checkpoint, "metrics.parquet"), ["epoch", "images_per_second"])
         last = curve["images_per_second"].to_numpy()[curve["epoch"].to_numpy() == max(curve["epoch"].to_pylist())]
-        seconds_left = images / epochs * (total - epochs) / float(np.median(last))
+        seconds_left = (images_each * total - images) / float(np.median(last))
     except FileNotFoundError:  # the checkpoint is being written
         seconds_left = None
     return Extent(
         parts=(
             Part(name="epochs", done=epochs, total=total),
-            Part(name="images", done=images, total=images // epochs * total),
+            Part(name="images", done=images, total=images_each * total),
         ),
         seconds_left=seconds_left,
         rejects=tuple(url for url in [storage.join(checkpoint, "rejects.parquet")] if storage.exists(url)),

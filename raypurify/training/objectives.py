@@ -324,14 +324,14 @@ def train_step(objective: Objective, batch: Batch, step: int) -> tuple[dict[str,
 
 
 def check_finite(losses: np.ndarray, rates: Sequence[float], model: nn.Module, *, epoch: int, first_step: int) -> None:
-    """Check an epoch before anything of it is kept.
+    """Check what was trained before anything of it is kept.
 
     Args:
-        losses: of the epoch's steps, of all workers together.
+        losses: of the steps of an epoch, or of a part of it, of all workers together.
         rates: learning rates of the same steps.
-        model: what the epoch left.
+        model: what they left.
         epoch: its number, from 1.
-        first_step: number of the epoch's first step, from 0.
+        first_step: number of the first of these steps, from 0.
 
     Raises:
         DivergedError: a loss, a weight or a running statistic is NaN or infinite; names the epoch, step and rate.
@@ -344,8 +344,8 @@ def check_finite(losses: np.ndarray, rates: Sequence[float], model: nn.Module, *
     what = f"the loss is {losses[index]}" if len(bad) else f"{broken[0]} is not finite"
     raise DivergedError(
         f"the training diverged in epoch {epoch}: {what} at step {first_step + index}, whose learning rate is "
-        f"{rates[index]:.4g}. Nothing of this epoch is kept; the checkpoint of the epoch before is. Give a lower "
-        "--rate or --clip-norm, and another --output"
+        f"{rates[index]:.4g}. Nothing of it is kept but the checkpoint before. Give a lower --rate or --clip-norm, and "
+        "another --output"
     )
 
 

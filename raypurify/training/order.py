@@ -167,6 +167,11 @@ class EpochOrder:
         """Windows of an epoch."""
         return -(-self.steps // self.window_steps)
 
+    def windows_from(self, step: int) -> Iterator[tuple[int, int]]:
+        """The windows of an epoch from a step on: the number of each, and how many global batches of it are past."""
+        for number in range(step // self.window_steps, self.windows):
+            yield number, max(0, step - number * self.window_steps)
+
     @property
     def _lane_bytes(self) -> int:
         return LANES * int(np.prod(self.image_shape))
@@ -225,10 +230,16 @@ def _of_shard(shard: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack([np.full(len(rows), shard), rows], axis=1)
 
 
-def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table]:
+def read_window(order: EpochOrder, epoch: int, number: int, skipped: int = 0) -> Iterator[pa.Table]:
     """The blocks of a window: a worker's rows, batch by batch. Each shard is read once.
 
     This process keeps row groups of Parquet for the next windows.
+
+    Args:
+        order: of the rows.
+        epoch: which.
+        number: of the window in the epoch.
+        skipped: how many of its global batches are left out, at its beginning, and not read.
 
     Returns:
         Tables of ``image`` (H, W, C) uint8, ``label`` int64, ``seed`` int64, ``id``, and ``reject``: JSON of a row of
@@ -238,7 +249,7 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
         DataError: an image of another shape, or none can be decoded.
     """
     parquet.keep_row_groups(KEPT_BYTES)
-    window = order.window(epoch, number)
+    window = order.window(epoch, number)[skipped:]
     cuts = range(0, len(window), order.block_steps)
     blocks = [window[start : start + order.block_steps].reshape(-1, 2) for start in cuts]
     shards = np.unique(window[:, :, 0]).tolist()
@@ -255,10 +266,10 @@ def read_window(order: EpochOrder, epoch: int, number: int) -> Iterator[pa.Table
         yield filled.table()
 
 
-def epoch_batches(order: EpochOrder, epoch: int) -> Iterator[dict[str, np.ndarray]]:
-    """A worker's batches of an epoch, read as they are asked for: the columns of :func:`read_window`."""
-    for number in range(order.windows):
-        for block in read_window(order, epoch, number):
+def epoch_batches(order: EpochOrder, epoch: int, first: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """A worker's batches of an epoch from a step on, read as they are asked for: the columns of :func:`read_window`."""
+    for number, skipped in order.windows_from(first):
+        for block in read_window(order, epoch, number, skipped):
             for start in range(0, len(block), len(order.own)):
                 batch = block.slice(start, len(order.own))
                 images = batch["image"].combine_chunks().to_numpy_ndarray()

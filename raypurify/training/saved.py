@@ -1,4 +1,4 @@
-"""Checkpoints that a training has written below ``checkpoints/``, one folder for each of the last epochs."""
+"""Checkpoints that a training has written below ``checkpoints/``, one folder each: the last two."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ def names(folder: str) -> set[str]:
 
 
 def latest(folder: str) -> str | None:
-    """The name of the whole checkpoint of the latest epoch, or None where there is none."""
-    by_epoch = sorted(names(folder), key=lambda name: epoch(storage.join(folder, name)), reverse=True)
-    return next((name for name in by_epoch if _is_whole(storage.join(folder, name))), None)
+    """The name of the latest whole checkpoint, or None where there is none."""
+    latest_first = sorted(names(folder), key=lambda name: progress(storage.join(folder, name)), reverse=True)
+    return next((name for name in latest_first if _is_whole(storage.join(folder, name))), None)
 
 
-def epoch(checkpoint: str) -> int:
-    """After which a checkpoint was written, counted from 1; 0 for one that does not tell."""
+def progress(checkpoint: str) -> tuple[int, int]:
+    """How many epochs were done when a checkpoint was written, and steps of the next; (0, 0) for one that does not
+    tell.
+    """
     try:
-        return int(storage.read_json(storage.join(checkpoint, "model", "metrics.json"))["epoch"])
+        metrics = storage.read_json(storage.join(checkpoint, "model", "metrics.json"))
+        return int(metrics["epoch"]), int(metrics.get("steps", 0))
     except UNREADABLE:
-        return 0
+        return 0, 0
 
 
 def best(checkpoint: str) -> str | None:
@@ -43,16 +46,18 @@ def best(checkpoint: str) -> str | None:
     metrics = storage.read_json(storage.join(checkpoint, "model", "metrics.json"))
     if metrics.get("best") is None:
         return None
-    return "model" if metrics["best"] == metrics["epoch"] else "best"
+    return "model" if (metrics["best"], 0) == (metrics["epoch"], metrics.get("steps", 0)) else "best"
 
 
 def _is_whole(checkpoint: str) -> bool:
     try:
         for model in {"model", best(checkpoint) or "model"}:
             checkpoints.load(storage.join(checkpoint, model))
-        safetensors.torch.load(storage.read_bytes(storage.join(checkpoint, "optimizer.safetensors")))
+        epoch, steps = progress(checkpoint)
+        for tensors in ("optimizer", "random") if steps else ("optimizer",):
+            safetensors.torch.load(storage.read_bytes(storage.join(checkpoint, f"{tensors}.safetensors")))
         for name in ("metrics.parquet", "rejects.parquet"):
             storage.read_table(storage.join(checkpoint, name))
     except UNREADABLE:
         return False
-    return epoch(checkpoint) > 0
+    return epoch + steps > 0

@@ -43,12 +43,16 @@ from raypurify.training.objectives import (
 )
 from raypurify.training.order import EpochOrder, held_out_rows
 
-Stream = Callable[[EpochOrder, Sequence[int]], Iterator[dict[str, np.ndarray]]]
-"""A worker's batches of some epochs in an order, one after the other: see
+Stream = Callable[[EpochOrder, Sequence[int], int], Iterator[dict[str, np.ndarray]]]
+"""A worker's batches of some epochs in an order, one after the other, of the first one from a step on: see
 :func:`raypurify.training.order.epoch_batches`."""
 
 Progressed = Callable[[int, int, float], None]
-"""Is told, within an epoch (counted from 1), how many of its images are trained on, and the seconds that took."""
+"""Is told, within an epoch (counted from 1), how many of its images are trained on, and the seconds that takes at the
+pace of this process."""
+
+LOOK = 8
+"""Steps between looks at the clock of the first worker, by which all write a checkpoint within an epoch."""
 
 PLAIN_ERRORS = (DivergedError, DataError)
 """What a worker raises with a message that tells all: no traceback is printed."""
@@ -124,7 +128,8 @@ class Worker:
         self.job, self.rank, self.workers = job, rank, workers
         self.config, self.device = job.config, device
         self.order = job.order(rank, workers)
-        self.epoch = 0
+        self.epoch, self.steps = 0, 0
+        self.random: dict[str, Tensor] = {}
         self.curve: list[pa.Table] = []
         self.validations: list[dict[str, float]] = []
         self.best: int | None = None
@@ -167,56 +172,105 @@ class Worker:
         objective: Objective = (make or (ClassifierObjective if victim is None else PurifierObjective))(setup)
         return objective
 
-    def epochs(self, stream: Stream, progressed: Progressed) -> Iterator[dict[str, float]]:
-        """Train the epochs that are left, or until the patience ends; after each, its metrics."""
+    def epochs(
+        self, stream: Stream, progressed: Progressed, checkpoint_minutes: float
+    ) -> Iterator[dict[str, float] | None]:
+        """Train the epochs that are left, or until the patience ends.
+
+        Args:
+            stream: where batches come from.
+            progressed: is called after each step.
+            checkpoint_minutes: how long to train within an epoch before there is something to save.
+
+        Yields:
+            What is to be saved has come: the metrics of an epoch that is done, and None within one.
+        """
         left = range(self.epoch, self.config.epochs)
         if not left or self._is_to_stop():
             return
-        batches = stream(self.order, left)
+        batches = stream(self.order, left, self.steps)
         for epoch in left:
-            torch.manual_seed(seed_of(self.config.seed, "noise", epoch, self.rank))
-            for lane, run in self.masks.items():
-                run.generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, lane))
-            curve = self._train_epoch(epoch, batches, progressed)
-            self.curve.append(curve)
+            self._set_random(epoch)
+            while self.steps < self.order.steps:
+                self.curve.append(self._train_part(batches, progressed, 60 * checkpoint_minutes))
+                if self.steps < self.order.steps:
+                    self._share_rejects()
+                    self._keep_random()
+                    yield None
             self.validations.append(self._validate())
             self._share_rejects()
-            self.epoch = epoch + 1
+            self.epoch, self.steps, self.random = epoch + 1, 0, {}
             self._keep_best()
-            yield self._metrics(curve)
+            yield self._metrics()
             if self._is_to_stop():
                 return
 
-    def _train_epoch(self, epoch: int, batches: Iterator[dict[str, np.ndarray]], progressed: Progressed) -> pa.Table:
+    def _generators(self) -> dict[str, torch.Generator]:
+        """What the training draws from: the masks of lanes, which workers may share, and what is this worker's own."""
+        device = torch.device(self.device)
+        own = {"cpu": torch.default_generator}
+        if device.type == "cuda":
+            own["cuda"] = torch.cuda.default_generators[device.index or torch.cuda.current_device()]
+        lanes = {f"{device.type} lane {lane}": run.generator for lane, run in self.masks.items()}
+        return lanes | {f"{kind} {self.rank} of {self.workers}": generator for kind, generator in own.items()}
+
+    def _set_random(self, epoch: int) -> None:
+        """Draw as an epoch does from its beginning or, where a checkpoint was written within it, from there."""
+        torch.manual_seed(seed_of(self.config.seed, "noise", epoch, self.rank))
+        for lane, run in self.masks.items():
+            run.generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, lane))
+        for name, generator in self._generators().items():
+            if name in self.random:
+                generator.set_state(self.random[name])
+
+    def _keep_random(self) -> None:
+        """Keep the states of all workers' generators, for a checkpoint within an epoch."""
+        states = {name: generator.get_state() for name, generator in self._generators().items()}
+        parts = [states] * self.workers
+        if self.workers > 1:
+            torch.distributed.all_gather_object(parts, states)
+        self.random = {name: state for part in parts for name, state in part.items()}
+
+    def _train_part(self, batches: Iterator[dict[str, np.ndarray]], progressed: Progressed, seconds: float) -> pa.Table:
+        """Train to the end of the epoch, or for so many seconds: the curve of these steps."""
         losses: dict[str, list[Tensor]] = {}
-        rates, seconds = [], []
-        began = before = time.perf_counter()
-        for step in range(epoch * self.order.steps, (epoch + 1) * self.order.steps):
-            of_step, rate = self.step(step, next(batches))
+        rates: list[float] = []
+        times = [time.perf_counter()]
+        first = self.epoch * self.order.steps + self.steps
+        while self.steps < self.order.steps and not self._is_due(times, seconds):
+            of_step, rate = self.step(first + len(rates), next(batches))
             for name, loss in of_step.items():
                 losses.setdefault(name, []).append(loss.float())
             rates.append(rate)
-            now = time.perf_counter()
-            seconds.append(now - before)
-            before = now
-            progressed(epoch + 1, len(rates) * self.config.batch, now - began)
+            times.append(time.perf_counter())
+            self.steps += 1
+            pace = (times[-1] - times[0]) / len(rates)
+            progressed(self.epoch + 1, self.steps * self.config.batch, self.steps * pace)
         together = torch.stack([torch.stack(values) for values in losses.values()])
         means = dict(zip(losses, self._mean(together).cpu().double().numpy(), strict=True))
-        first = epoch * self.order.steps
         for network in (self.network, *self.objective.networks.values()):
-            check_finite(means["loss"], rates, network, epoch=epoch + 1, first_step=first)
+            check_finite(means["loss"], rates, network, epoch=self.epoch + 1, first_step=first)
         others = {f"loss_{name}": values for name, values in means.items() if name != "loss"}
         return pa.table(
             {
                 "step": np.arange(first, first + len(rates)),
-                "epoch": np.full(len(rates), epoch),
+                "epoch": np.full(len(rates), self.epoch),
                 "loss": means["loss"],
                 "rate": rates,
-                "images_per_second": self.config.batch / np.array(seconds),
+                "images_per_second": self.config.batch / np.diff(times),
                 **others,
             },
             schema=pa.schema([*schema.METRICS, *(pa.field(name, pa.float64(), nullable=False) for name in others)]),
         )
+
+    def _is_due(self, times: Sequence[float], seconds: float) -> bool:
+        """Whether the first worker trained for so many seconds since its last checkpoint, at a look at the clock."""
+        if self.steps % LOOK or len(times) == 1:
+            return False
+        is_due = torch.tensor(times[-1] - times[0] >= seconds, dtype=torch.uint8, device=self.device)
+        if self.workers > 1:
+            torch.distributed.broadcast(is_due, 0)
+        return bool(is_due)
 
     def step(self, step: int, rows: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], float]:
         """Train on a batch of the stream: see :func:`raypurify.training.objectives.train_step`."""
@@ -289,7 +343,10 @@ class Worker:
             torch.distributed.all_reduce(value)
         return value / self.workers
 
-    def _metrics(self, curve: pa.Table) -> dict[str, float]:
+    def _metrics(self) -> dict[str, float]:
+        """Of the epoch that was trained last."""
+        curve = pa.concat_tables(self.curve)
+        curve = curve.slice(len(curve) - self.order.steps)
         loss = float(np.mean(curve["loss"].to_numpy()))
         speed = float(np.median(curve["images_per_second"].to_numpy()))
         return {"epoch": float(self.epoch), "loss": loss, "images_per_second": speed, **self.validations[-1]}
@@ -297,7 +354,8 @@ class Worker:
     def save(self, folder: str) -> None:
         """Write a checkpoint: the curve, the objective's state, and models as their readers want them.
 
-        They are the best epoch's, where that is an earlier one, and at the end that of the last epoch.
+        They are the best epoch's, where that is an earlier one, and at the end that of the last step. Within an epoch
+        there are also the states of generators.
         """
         rejects = pa.Table.from_pylist(published([*self.rejects.values()]), schema.REJECTS)
         storage.write_table(storage.join(folder, "rejects.parquet"), rejects.sort_by("id"))
@@ -305,15 +363,20 @@ class Worker:
         optimizer = {name: value.contiguous().cpu() for name, value in self.objective.state().items()}
         storage.write_bytes(storage.join(folder, "optimizer.safetensors"), safetensors.torch.save(optimizer))
         config = self.job.checkpoint_config()
-        if self.best is not None and self.best < self.epoch:
+        if self.steps:
+            storage.write_bytes(storage.join(folder, "random.safetensors"), safetensors.torch.save(self.random))
+        if self.best is not None and (self.best < self.epoch or self.steps):
             checkpoints.save(storage.join(folder, "best"), config, self.best_state, self._progress(self.best))
-        checkpoints.save(storage.join(folder, "model"), config, self.network.state_dict(), self._progress(self.epoch))
+        checkpoints.save(
+            storage.join(folder, "model"), config, self.network.state_dict(), self._progress(self.epoch, self.steps)
+        )
 
-    def _progress(self, epoch: int) -> dict[str, Any]:
-        """``metrics.json`` of the model that an epoch left."""
+    def _progress(self, epoch: int, steps: int = 0) -> dict[str, Any]:
+        """``metrics.json`` of the model that an epoch left, and so many steps of the next."""
         return {
             "epoch": epoch,
-            "images": epoch * self.order.steps * self.config.batch,
+            **({"steps": steps, "epoch_steps": self.order.steps} if steps else {}),
+            "images": (epoch * self.order.steps + steps) * self.config.batch,
             "validation": self.validations[:epoch],
             "best": self.best,
             "criterion": self.objective.criterion,
@@ -328,10 +391,15 @@ class Worker:
         self.objective.load_state(safetensors.torch.load(optimizer))
         metrics = storage.read_json(storage.join(folder, "model/metrics.json"))
         self.epoch, self.validations = metrics["epoch"], metrics["validation"]
-        # A checkpoint of an earlier version holds no other network than that of its own epoch.
-        self.best = metrics.get("best", self.epoch if self.objective.criterion in self.validations[-1] else None)
+        self.steps = metrics.get("steps", 0)
+        if self.steps:
+            self.random = safetensors.torch.load(storage.read_bytes(storage.join(folder, "random.safetensors")))
+        if "best" in metrics:
+            self.best = metrics["best"]
+        elif self.objective.criterion in self.validations[-1]:
+            self.best = self.epoch  # a checkpoint of an earlier version holds no other network
         self.best_state = state
-        if self.best not in (None, self.epoch):
+        if self.best is not None and (self.best < self.epoch or self.steps):
             _, self.best_state, _ = checkpoints.load(storage.join(folder, "best"))
         self.curve = [storage.read_table(storage.join(folder, "metrics.parquet"))]
         self._reject(storage.read_table(storage.join(folder, "rejects.parquet")).to_pylist())

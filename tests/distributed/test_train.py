@@ -234,6 +234,31 @@ def test_a_killed_worker_is_replaced_and_the_curve_is_undisturbed(twelve_epochs:
     np.testing.assert_allclose(curve(output), twelve_epochs, rtol=1e-5)
 
 
+def test_workers_killed_within_an_epoch_go_on_from_the_step(
+    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = dataclasses.replace(CLASSIFIER, epochs=1, batch=8, limit=800)
+    workers = dataclasses.replace(RESOURCES, workers=2)
+    train(config, workers, str(tmp_path / "undisturbed"))
+    output = tmp_path / "run"
+    snapshot = output / "checkpoints/checkpoint_manager_snapshot.json"
+
+    def kill_within_the_epoch() -> None:
+        wait_for(lambda: snapshot.exists() and "checkpoint_2" in snapshot.read_text(), 120, "checkpoint in Ray's list")
+        for process in ray_processes("RayTrainWorker"):
+            process.kill()
+
+    watcher = threading.Thread(target=kill_within_the_epoch)
+    watcher.start()
+    capsys.readouterr()
+    train(config, dataclasses.replace(workers, checkpoint_minutes=0), str(output))
+    watcher.join()
+    assert "going on from epoch 0 and step " in capsys.readouterr().out
+    np.testing.assert_array_equal(curve(str(output)), curve(str(tmp_path / "undisturbed")))
+    networks = [(tmp_path / run / "model/model.safetensors").read_bytes() for run in ("run", "undisturbed")]
+    assert networks[0] == networks[1]
+
+
 def test_a_killed_driver_goes_on_from_the_last_checkpoint(twelve_epochs: np.ndarray, tmp_path: Path) -> None:
     output = tmp_path / "run"
     config = dataclasses.replace(CLASSIFIER, epochs=12)

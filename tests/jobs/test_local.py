@@ -1,6 +1,7 @@
 """The engine of one process: it needs no Ray, and goes on where it was cut off."""
 
 import dataclasses
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from raypurify.jobs.evaluate import dry_run, evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
 from raypurify.runs import lease
+from raypurify.runs.status import status_of
 from raypurify.training import TrainingConfig
 
 WITHOUT_RAY = """
@@ -108,6 +110,35 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert not (output / "_SUCCESS").exists()
     subprocess.run(job, check=True, capture_output=True)
     assert made(output) == expected
+
+
+def test_a_training_killed_within_an_epoch_goes_on_from_the_step(tmp_path: Path) -> None:
+    """A-net has dropout: what it draws goes on, too."""
+    output = tmp_path / "run"
+    words = "train digits --data digits --limit 600 --epochs 2 --batch 16 --validation 40 --model a_net"
+    words += " --classifier None --augmentation affine --precision float32 --cpus-per-worker 1"
+    job = command(*words.split(), "--local", "--output", str(output))
+
+    def trained() -> tuple[Mapping[str, bytes], list[float]]:
+        networks = {str(path): path.read_bytes() for path in output.glob("*/model.safetensors")}
+        return networks, storage.read_table(str(output / "metrics.parquet"))["loss"].to_pylist()
+
+    subprocess.run(job, check=True, capture_output=True)
+    assert len(list(output.glob("checkpoints/*"))) == 2, "short epochs have no other checkpoints"
+    expected = trained()
+    assert len(expected[0]) == 2
+    shutil.rmtree(output)
+    with subprocess.Popen([*job, "--checkpoint-minutes", "0"], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(output.glob("checkpoints/checkpoint_000001_*/model/config.json")):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    parts = {part.name: part for part in status_of(str(output)).extent.parts}
+    assert (parts["epochs"].done, parts["epochs"].total) == (1, 2)
+    assert parts["images"].done > parts["images"].total // 2 == 35 * 16
+    done = subprocess.run(job, check=True, capture_output=True, text=True)
+    assert re.search(r"^going on from epoch 1 and step \d+ of epoch 2\nepoch 2/2: ", done.stdout, re.MULTILINE)
+    assert trained() == expected
 
 
 def test_a_dry_run_is_of_one_process_with_the_threads_of_all(small_classifier: str) -> None:

@@ -40,7 +40,7 @@ class Diary:
     def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
         Diary.entries.append((number, dict(metrics)))
         for path in self.output.glob("checkpoints/*/model/model.safetensors"):
-            epoch = saved.epoch(str(path.parents[1]))
+            epoch = saved.progress(str(path.parents[1]))[0]
             Diary.networks[epoch] = path.read_bytes()
 
     def finish(self) -> None:

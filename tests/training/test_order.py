@@ -11,7 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raypurify.data import DataError, Shard, Source, View, labels_of, narrowed, open_source, read_rows
+from raypurify.data import (
+    DataError,
+    Rows,
+    Shard,
+    Source,
+    View,
+    labels_of,
+    narrowed,
+    open_source,
+    read_parts,
+    read_rows,
+)
 from raypurify.data.formats import parquet
 from raypurify.images import encode_png
 from raypurify.training.order import (
@@ -20,6 +31,7 @@ from raypurify.training.order import (
     LANES,
     WINDOW_BYTES,
     EpochOrder,
+    epoch_batches,
     held_out_rows,
     hold_out,
     read_window,
@@ -65,6 +77,29 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert rows(order(), 0) != rows(order(), 1)
     assert rows(order(), 0) != rows(order(seed=4), 0)
     assert rows(order(), 1) == rows(order(), 1)
+
+
+def test_an_epoch_is_entered_at_a_step_without_reading_what_comes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sorted_parquet(tmp_path, classes=10, each=2000, group=500)
+    part = dataclasses.replace(order(1, 2, source=source), image_shape=(2, 2, 1))
+    assert part.windows > 2
+    whole = [*epoch_batches(part, 1)]
+    read = []
+
+    def counted(shard: Shard, parts: list[np.ndarray]) -> Iterator[Rows]:
+        read.append(sum(map(len, parts)))
+        return read_parts(shard, parts)
+
+    monkeypatch.setattr("raypurify.training.order.read_parts", counted)
+    for first in (1, part.window_steps, 2 * part.window_steps + 3, part.steps - 1):
+        read.clear()
+        rest = [*epoch_batches(part, 1, first)]
+        assert len(rest) == part.steps - first
+        assert sum(read) == len(rest) * 32
+        for batch, expected in zip(rest, whole[first:], strict=True):
+            assert all(np.array_equal(batch[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(("workers", "batch"), [(2, 64), (4, 64), (8, 64), (3, 120), (5, 120), (16, 64), (64, 64)])
