@@ -132,7 +132,13 @@ def _kind_of(text: str) -> Kind:
     if "/" in name:
         told = checkpoints.load(name)[0].get("kind")
         return "purifier" if told == "purifier" else "classifier"
-    return "purifier" if name in plugins.known(PACKAGES["purifier"]) else "classifier"
+    known = {kind: plugins.known(package) for kind, package in PACKAGES.items()}
+    if ":" not in name and name not in [*known["classifier"], *known["purifier"]]:
+        raise ValueError(
+            f"unknown name {name!r}: known are the purifiers {', '.join(known['purifier'])} and the classifiers "
+            f"{', '.join(known['classifier'])}; a checkpoint is given as its folder, such as ./{name}"
+        )
+    return "purifier" if name in known["purifier"] else "classifier"
 
 
 ADDRESS = r" at 0x[0-9a-f]+"

@@ -160,9 +160,11 @@ def find(package: str, name: str) -> Callable[..., Any]:
     if name not in files or name in FAMILIES:
         kind = package.rpartition(".")[2]
         choices = [f"{file}.NAME" if file in FAMILIES else file for file in files]
+        near = difflib.get_close_matches(name, choices, n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(
             f"unknown name {name!r} among {kind}: known are {', '.join(choices)}; "
-            "your own is given as my_package.module:callable"
+            f"your own is given as my_package.module:callable{guess}"
         )
     return importlib.import_module(f"{package}.{name}").build
 

@@ -8,6 +8,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
+SHOWN = 100
+"""Characters of a value that a message shows at most: that of a tensor may have any number."""
+
 
 def number(text: str) -> float:
     """A number as people write it: ``0.3``, ``3e-1``, or a fraction such as ``8/255`` or ``0.5/255``.
@@ -85,4 +88,6 @@ def _either(kinds: tuple[Any, ...]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return f"{value!r} ({NAMES.get(type(value), 'a list' if isinstance(value, list) else type(value).__name__)})"
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return f"{text} ({NAMES.get(type(value), 'a list' if isinstance(value, list) else type(value).__name__)})"

@@ -38,8 +38,21 @@ def vanishes(gradient: Tensor) -> Tensor:
 
 
 def slope(total: Tensor, x: Tensor) -> Tensor:
-    """Gradient of a scalar with respect to ``x``; 0 where it is not a number, so that an image stays an image."""
+    """Gradient of a scalar with respect to ``x``; 0 where it is not a number, so that an image stays an image.
+
+    Raises:
+        ValueError: see :func:`check_gradient`.
+    """
+    check_gradient(total)
     return torch.autograd.grad(total, x)[0].nan_to_num_()
+
+
+def check_gradient(values: Tensor) -> None:
+    """Raise ValueError unless a victim's logits, or what follows from them, have a gradient."""
+    if not values.requires_grad:
+        raise ValueError(
+            "the victim's logits have no gradient, as under torch.no_grad or behind detach(); square takes none"
+        )
 
 
 def predicted(victim: nn.Module, x: Tensor) -> Tensor:

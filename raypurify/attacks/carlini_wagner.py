@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
 from raypurify.attacks._active import Effort, begin_draws, margin, spread
-from raypurify.attacks._gradients import input_gradient, slope, vanishes
+from raypurify.attacks._gradients import check_gradient, input_gradient, slope, vanishes
 
 CHECKS = 10
 """How often in a descent an image is asked whether it still improves."""
@@ -116,6 +116,7 @@ class CarliniWagner:
             w = w.detach().requires_grad_(True)
             x_adv = (torch.tanh(w) + 1) / 2
             ahead = margin(victim(x_adv).float(), labels)
+            check_gradient(ahead)  # the distance has one in any case
             excess = -ahead if targeted else ahead
             distance = (x_adv - x).flatten(1).square().sum(dim=1)
             loss = distance + c * (excess + self.confidence).clamp_min(0)

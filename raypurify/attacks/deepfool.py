@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
 from raypurify.attacks._active import Effort, fools, logits_of, rivals, spread
+from raypurify.attacks._gradients import check_gradient
 
 FLAT = torch.finfo(torch.float32).tiny ** 0.5
 """Length of a gradient, in logits per unit of pixels, up to which it counts as zero."""
@@ -95,6 +96,7 @@ def boundary_step(victim: nn.Module, x: Tensor, own: Tensor, others: Tensor) -> 
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = victim(x).float()
+        check_gradient(logits)
         gaps = (logits.gather(1, others) - logits.gather(1, own[:, None])).T
         slopes = torch.stack([torch.autograd.grad(gap.sum(), x, retain_graph=True)[0] for gap in gaps], dim=1)
     lengths = slopes.flatten(2).norm(dim=2)

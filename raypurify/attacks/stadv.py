@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from raypurify.attacks import Attacked
 from raypurify.attacks._active import Effort, Rows, fools, logits_of, margin, spread
-from raypurify.attacks._gradients import slope, vanishes
+from raypurify.attacks._gradients import check_gradient, slope, vanishes
 
 SMOOTHING = 1e-8
 """Square pixels, added to a squared difference of the flow before its root."""
@@ -103,6 +103,7 @@ class StAdv:
             flow = search.flow.detach().requires_grad_(True)
             warped = warp(x, flow).clamp(0, 1)
             logits = victim(warped).float()
+            check_gradient(logits)  # the flow's loss has one in any case
             excess = margin(logits, y) if target is None else -margin(logits, target)
             objective = excess.clamp_min(-self.kappa) + search.tau * flow_loss(flow, DESCENT_SMOOTHING)
             gradient = slope(objective.sum(), flow)

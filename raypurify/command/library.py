@@ -100,8 +100,10 @@ def train(images: jobs.Images = "digits", *, engine: Engine = "ray", **flags: An
     Raises:
         ValueError, FileNotFoundError, raypurify.runs.StoppedError: see :func:`evaluate`; also where it diverged.
     """
-    from raypurify.jobs.train import network, run
+    from raypurify.jobs.train import PRESETS, network, run
 
+    if images not in PRESETS:
+        raise ValueError(f"images: expected one of {', '.join(PRESETS)}; got {images!r}")
     with _arguments("train", jobs.train(images), engine, flags) as arguments:
         return network(arguments.training, run(arguments))
 

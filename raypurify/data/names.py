@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import re
@@ -17,6 +18,7 @@ from raypurify.storage.published import redacted
 DOWNLOADED = {"mnist": 10, "cifar10": len(cifar.CLASSES)}
 """Named datasets that can be downloaded, and the number of their classes."""
 
+_WORD = re.compile(r"\w+")
 _DOTTED_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(,.*)?", re.DOTALL)
 
 
@@ -38,6 +40,11 @@ def resolve(data: str, split: str, url: str | None) -> tuple[str, Found]:
         return data, _from_callable(data, split)
     if data not in DOWNLOADED:
         root = storage.absolute(url or data)
+        if url is None and _WORD.fullmatch(data) and not os.path.exists(data):
+            names = ["digits", *DOWNLOADED]
+            near = difflib.get_close_matches(data, names, n=1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            raise DataError(f"there is no {root}, and no dataset {data!r}: known are {', '.join(names)}{guess}")
         name = redacted(storage.without_query(root)).rstrip("/").rpartition("/")[2]
         return name or root, find(root, split)
     root, downloaded = (storage.absolute(url), False) if url else _folder_of(data)

@@ -177,7 +177,10 @@ class Evaluator:
         """
         seeds = [seed_of(self.grid.config.seed, "purify", name) for name in ids]
         with stages.spending("purify"):
-            return purify(self.purifiers[purifier], x, seeds), detect(self.purifiers[purifier], x, seeds)
+            x_pure, detected = purify(self.purifiers[purifier], x, seeds), detect(self.purifiers[purifier], x, seeds)
+        if not x_pure.isfinite().all():
+            raise ValueError(f"{self.grid.purifiers[purifier].name} made pixels that are no finite numbers")
+        return x_pure, detected
 
     def classify(self, classifier: int, x: Tensor) -> Tensor:
         """The classes that a classifier (by its number) tells of images: (N,) int64."""

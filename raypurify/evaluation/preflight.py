@@ -251,6 +251,8 @@ def tried(network: nn.Module, kind: Kind, name: str, shape: tuple[int, int, int]
         raise runs.FailedError(f"{name}: {type(error).__name__}: {error}, on a black image of {shape}") from error
     finally:
         network.train(training)
+    if not isinstance(out, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got a {type(out).__name__}")
     if kind == "classifier" and out.ndim != 2:
         raise ValueError(f"{name}: expected logits (N, classes), got the shape {tuple(out.shape)}")
     if kind == "purifier" and out.shape != x.shape:

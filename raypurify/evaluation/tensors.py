@@ -79,10 +79,14 @@ def write_images(path: str, x: Tensor | NDArray[Any], y: Tensor | NDArray[Any]) 
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or not len(images):
         raise ValueError(
             "x: expected images, (N, H, W) or (N, H, W, 1 or 3) uint8 or (N, 1 or 3, H, W) floats, got "
-            f"{tuple(x.shape)} {x.dtype}"
+            f"{tuple(np.shape(x))} {getattr(x, 'dtype', '')}"
         )
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise ValueError(f"y: expected ({len(images)},) whole numbers, got {tuple(y.shape)} {y.dtype}")
+        raise ValueError(
+            f"y: expected ({len(images)},) whole numbers, got {tuple(labels.shape)} {getattr(y, 'dtype', '')}"
+        )
+    if labels.min() < 0:
+        raise ValueError(f"y: expected classes from 0 on, got {labels.min()}")
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images))
     table = pa.table({"image": tensors, "label": pa.array(labels.astype(np.int64))})
     pq.write_table(table, path, row_group_size=ROWS)

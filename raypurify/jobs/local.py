@@ -19,7 +19,7 @@ from raypurify.jobs.work import Todo, UnitWorker, Work
 from raypurify.storage import retries
 from raypurify.training import saved
 from raypurify.training.order import EpochOrder, epoch_batches
-from raypurify.training.worker import FINAL_ERRORS, Job, Worker
+from raypurify.training.worker import FINAL_ERRORS, PLAIN_ERRORS, Job, Worker
 
 
 class LocalEngine(Engine):
@@ -50,8 +50,10 @@ class LocalEngine(Engine):
         resources.set_threads()
         try:
             _fit(Worker(job, 0, 1, resources.device), resources, run, monitor)
-        except FINAL_ERRORS as error:
+        except PLAIN_ERRORS as error:
             raise runs.StoppedError(str(error)) from error
+        except FINAL_ERRORS as error:
+            raise runs.FailedError(f"{type(error).__name__}: {error}") from error
         finally:
             parquet.keep_row_groups(0)
 

@@ -35,6 +35,9 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hide()
+        failed = getattr(self.logger, "failed", None)
+        if error is not None and failed is not None:
+            self._log(failed, error)
         if self.logger is not None:
             self._log(self.logger.finish)
 

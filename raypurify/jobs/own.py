@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from raypurify import models
@@ -16,9 +17,15 @@ DATASETS = ("data", "input")
 
 
 def named(value: Any) -> Any:
-    """The value of a flag, with a name for each network in it: see :func:`raypurify.models.give_name`."""
+    """The value of a flag as YAML would have it: paths as text, NumPy's numbers as Python's, and a name for each
+    network: see :func:`raypurify.models.give_name`.
+    """
     if isinstance(value, list | tuple):
         return [named(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return models.give_name(value) if isinstance(value, nn.Module) else value
 
 
@@ -37,14 +44,17 @@ def written(flags: Mapping[str, Any], folder: str, *, split: str, local: bool) -
         local: whether this process does the work.
 
     Raises:
-        ValueError: it does not, and actors of a cluster would not find the folder.
+        ValueError: it does not, and actors of a cluster would not find the folder; or what is given is no dataset.
     """
     result = dict(flags)
     for name in DATASETS:
-        if isinstance(flags.get(name), tuple):
+        given = flags.get(name, "")
+        if not isinstance(given, str | os.PathLike):
+            if not isinstance(given, tuple | list) or len(given) != 2:
+                raise ValueError(f"{name}: expected a name, a path, a URL or (x, y); got a {type(given).__name__}")
             if not local:
                 raise ValueError(f"{name}: images in memory are for engine='local'; a cluster reads a dataset")
             os.mkdir(folder)
-            write_images(f"{folder}/{flags.get('split', split)}-images.parquet", *flags[name])
+            write_images(f"{folder}/{flags.get('split', split)}-images.parquet", *given)
             result[name] = folder
     return result

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raypurify import models, runs, storage
+from raypurify import models, plugins, runs, storage
 from raypurify.data import Source, check_ids, labels_of, open_source, shape_of
 from raypurify.evaluation import preflight
 from raypurify.jobs.attempt import hold, ready
@@ -82,6 +82,7 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     shape = shape_of(training)
     if victim is not None:
         preflight.check_network(victim, source, labels_of(training), shape)
+    _check_kind(kind, config)
     network = models.shaped_for(kind, config.model, shape, source.number_of_classes)
     built = models.untrained(kind, network)
     if initial is not None and initial.spec != network:
@@ -110,6 +111,22 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     for workers in resources.numbers:
         job.order(0, workers)
     return job
+
+
+def _check_kind(kind: models.Kind, config: TrainingConfig) -> None:
+    """Refuse the name of a classifier for a purifier, or the other way round.
+
+    Raises:
+        ValueError: it is one.
+    """
+    name = config.model.partition(",")[0]
+    other: models.Kind = "purifier" if kind == "classifier" else "classifier"
+    known = {of: plugins.known(package) for of, package in models.PACKAGES.items()}
+    if name in known[other] and name not in known[kind]:
+        raise ValueError(
+            f"model: {name} is a {other}, and with classifier = {config.classifier} a {kind} is trained; give another "
+            f"--model, such as {known[kind][0]}"
+        )
 
 
 def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source, pa.Table, tuple[str, ...]]:

@@ -243,7 +243,7 @@ def _values(argv: Sequence[str], flag: str) -> str:
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     words = [word.replace("_", "-") if word.startswith("--") else word for word in words]
     behind = words[words.index(f"--{flag}") + 1 :] if f"--{flag}" in words else []
-    return " ".join(takewhile(lambda word: not word.startswith("--"), behind))
+    return " ".join(map(repr, takewhile(lambda word: not word.startswith("--"), behind)))
 
 
 FLAGS = tyro.constructors.ConstructorRegistry()

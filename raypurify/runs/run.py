@@ -15,6 +15,7 @@ from typing import Any
 
 from raypurify import __version__, storage
 from raypurify.runs import failures, lease
+from raypurify.runs.status import job_of
 from raypurify.storage import retries
 from raypurify.storage.published import identified, redacted
 
@@ -189,6 +190,12 @@ def identity_of(output: str) -> dict[str, Any]:
 def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     # The signature in a URL changes, and is not written.
     there, wanted = identified(there), identified(wanted)
+    held, asked = job_of(there), job_of(wanted)
+    if held is not None and asked is not None and held != asked:
+        raise ValueError(
+            f"{output} holds a run of the job {held}; this one is of the job {asked}. Give another --output, or "
+            "--overwrite to start afresh"
+        )
     for name in dict.fromkeys([*wanted, *there]):
         content = CONTENTS.get(name)
         if content is not None and content in there and content in wanted:

@@ -73,6 +73,8 @@ def status_of(output: str) -> Status:
     """
     try:
         run = storage.read_json(storage.join(output, "run.json"))
+    except NotADirectoryError:
+        raise ValueError(f"{output} is a file, and holds no run. Give the --output of a command") from None
     except FileNotFoundError:
         raise ValueError(f"{output} holds no run: there is no run.json in it{_instead(output)}") from None
     identity, attempts = run["identity"], tuple(run["attempts"])

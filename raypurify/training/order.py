@@ -123,7 +123,8 @@ class EpochOrder:
             raise ValueError(f"the number of workers must divide the batch of {self.batch}; got {self.workers!r}")
         if self.steps < 1:
             raise ValueError(
-                f"a batch of {self.batch} needs more than the {self.source.rows} rows of the training data"
+                f"a batch of {self.batch} needs more than the {self.source.rows} rows of the training data: give "
+                "a lower --batch, or a lower --validation"
             )
 
     def shard(self, epoch: int, index: int) -> Shard:

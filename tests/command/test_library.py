@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -86,6 +87,12 @@ def test_a_network_is_trained_loaded_attacked_and_evaluated(tmp_path: Path) -> N
         ({"limit": "ten"}, "evaluate: limit: expected a whole number or null; got 'ten'"),
         ({"local": True}, "evaluate: local: give engine='local'"),
         ({"dry_run": True}, "evaluate: dry_run: it is the command's"),
+        ({"data": torch.zeros(9)}, "data: expected a name, a path, a URL or (x, y); got a Tensor"),
+        ({"data": (1, 2, 3)}, "data: expected a name, a path, a URL or (x, y); got a tuple"),
+        (
+            {"data": "digits", "classifiers": torch.zeros(99)},
+            f"got {' '.join(repr(torch.zeros(99)).split())[:100]}… (Tensor)",
+        ),
         ({"engine": "spark"}, "engine: expected 'ray' or 'local', got 'spark'"),
         ({"data": "digits", "classifiers": [], "engine": "local"}, "classifiers must name at least one"),
     ],
@@ -100,6 +107,13 @@ def test_a_name_is_loaded_whatever_it_names() -> None:
     assert raypurify.load("threshold")(x).unique().tolist() == [1]
     with pytest.raises(ValueError, match="classifier 'a_net' has to be trained first"):
         raypurify.load("a_net")
+
+
+def test_what_nobody_has_the_name_of_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown name 'median': known are the purifiers .*median_filter.*a_net"):
+        raypurify.load("median")
+    with pytest.raises(ValueError, match="images: expected one of digits, photographs; got 'faces'"):
+        raypurify.train("faces", data="digits", classifier=None)  # type: ignore[arg-type]
 
 
 class Means(nn.Module):
@@ -118,6 +132,21 @@ def means(scale: float = 1.0, seed: int = 0) -> Means:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Means(scale)
+
+
+def test_paths_and_numpys_numbers_are_taken(tmp_path: Path) -> None:
+    x, y = raypurify.load_images("digits", limit=4)
+    summary = raypurify.evaluate(
+        data=[x, y],
+        classifiers=[means()],
+        purifiers=["identity"],
+        attacks=["fgsm"],
+        epsilons=np.linspace(0.1, 0.2, 2),
+        limit=np.int64(3),
+        output=tmp_path / "run",
+        engine="local",
+    )
+    assert (summary["n"].to_pylist(), summary["eps"].to_pylist()) == ([3, 3], [0.1, 0.2])
 
 
 def test_networks_and_images_of_ones_own(tmp_path: Path) -> None:

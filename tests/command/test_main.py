@@ -99,6 +99,13 @@ def test_what_the_images_are_picks_a_trainings_defaults(
     assert (own.attacks, own.augmentation) == (("fgsm",), "affine")
 
 
+def test_the_package_is_the_command() -> None:
+    words = [sys.executable, "-m", "raypurify", "evalute"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no verb 'evalute'; did you mean evaluate?")
+
+
 def test_a_shell_completes_verbs_and_flags() -> None:
     done = command("--tyro-print-completion", "bash")
     assert done.returncode == 0, done.stderr

@@ -176,6 +176,8 @@ def test_wrong_arguments(tmp_path: Path, write_mnist) -> None:
         open_source(str(tmp_path), split="train", limit=0)
     with pytest.raises(DataError, match="no data of the test split"):
         open_source(str(tmp_path), split="test")
+    with pytest.raises(DataError, match=r"no dataset 'digit': known are digits, mnist, cifar10; did you mean digits\?"):
+        open_source("digit", split="test")
     with pytest.raises(DataError, match="nowhere: there is no such file or folder"):
         open_source(str(tmp_path / "nowhere"), split="test")
 

@@ -13,7 +13,7 @@ from raypurify.classifiers import a_net
 from raypurify.evaluation import preflight
 from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.grid import EvaluationConfig, build_grid, built_metrics
-from raypurify.models import load
+from raypurify.models import give_name, load
 from raypurify.purifiers import cru_net
 from raypurify.runs import schema
 from raypurify.storage import checkpoints
@@ -242,6 +242,18 @@ def test_one_batch_is_scored_in_every_cell(networks: dict[str, str]) -> None:
         oracle = peak_signal_noise_ratio(x[2].numpy(), scored.x_pure[2].numpy(), data_range=1)
         assert columns["psnr_purified"][2] == pytest.approx(oracle, abs=1e-3)
         assert json.loads(str(cell.row["params"]))["epsilon"] == 0.1
+
+
+class Nothing(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.nan
+
+
+def test_a_purifier_that_makes_no_numbers_is_named(networks: dict[str, str]) -> None:
+    name = give_name(Nothing())
+    config = grid_of(networks, purifiers=(name,), settings=("white-box",))
+    with pytest.raises(ValueError, match=f"{name} made pixels that are no finite numbers"):
+        list(Evaluator(build_grid(config, "digits", ROWS), "cpu").evaluate(*batch()))
 
 
 def test_small_images_have_no_ssim(networks: dict[str, str]) -> None:

@@ -97,6 +97,8 @@ def test_networks_that_do_not_take_the_images_are_named(tmp_path: Path) -> None:
         preflight.tried(torch.nn.Flatten(0), "classifier", "flat", SHAPE)
     with pytest.raises(ValueError, match=r"half: expected images .* got the shape \(1, 1, 14, 14\)"):
         preflight.tried(torch.nn.MaxPool2d(2), "purifier", "half", SHAPE)
+    with pytest.raises(ValueError, match="pair: expected a tensor, got a tuple"):
+        preflight.tried(torch.nn.MaxPool2d(2, return_indices=True), "classifier", "pair", SHAPE)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,20 @@ def test_what_is_no_classifier_is_refused(model: Any, got: str) -> None:
         attacks.run(FGSM(), model, x, y)
 
 
+class Opaque(torch.nn.Flatten):
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_model_without_a_gradient_is_told(images: Any) -> None:
+    x, _ = images
+    y = Opaque()(x).argmax(dim=1)
+    for attack in ("fgsm", "pgd", "apgd", "fab", "deepfool", "carlini_wagner", "stadv"):
+        with pytest.raises(ValueError, match="the victim's logits have no gradient"):
+            accuracy_under(Opaque(), x, y, attacks=[attack])
+
+
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(ValueError, match=r"model: expected a torch\.nn\.Module, got 'weights/a_net'"):
         accuracy_under("weights/a_net", torch.zeros(2, 1, 8, 8), torch.zeros(2).long(), attacks=[])  # type: ignore[arg-type]

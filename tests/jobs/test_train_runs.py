@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 from tensorboardX.proto.event_pb2 import Event
+from torch import Tensor, nn
 
 from raypurify import storage
 from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import train
-from raypurify.runs import progress, schema
+from raypurify.runs import FailedError, progress, schema
 from raypurify.training import TrainingConfig, saved
+from raypurify.training.loggers import build_logger
 
 ONE_WORKER = TrainingResources(cpus_per_worker=1, local=True)
 TRAINING = TrainingConfig(
@@ -170,6 +172,76 @@ def test_a_logger_is_told_of_each_epoch_and_is_no_part_of_the_identity(tmp_path:
     assert second[1]["loss"] == pytest.approx(losses[5:].mean())
     train(TRAINING, ONE_WORKER, str(output), logger="tensorboard")
     assert not (output / "tensorboard").exists(), "it is finished"
+
+
+class Broken(nn.Module):
+    """A classifier that is broken in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(28 * 28, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("no such thing")
+        return self.head(x.flatten(1))
+
+
+class Mourner(Diary):
+    def failed(self, error: BaseException) -> None:
+        Diary.entries.append(repr(error))
+
+
+def test_a_fault_of_the_network_has_a_traceback_and_a_logger_is_told(tmp_path: Path) -> None:
+    broken = dataclasses.replace(TRAINING, model=f"{__name__}:Broken")
+    with pytest.raises(FailedError, match=r"^ValueError: no such thing$"):
+        train(broken, ONE_WORKER, str(tmp_path / "run"), logger=f"{__name__}:Mourner")
+    (kept,) = (tmp_path / "run/errors").iterdir()
+    assert 'raise ValueError("no such thing")' in kept.read_text()
+    assert Diary.entries[1:] == ["FailedError('ValueError: no such thing')", "finish"]
+
+
+@pytest.mark.parametrize(
+    ("model", "classifier", "message"),
+    [
+        (
+            "cru_net",
+            None,
+            "cru_net is a purifier, and with classifier = None a classifier is trained; .* as a_net",
+        ),
+        (
+            "a_net",
+            "weights",
+            "a_net is a classifier, and with classifier = .* a purifier is trained; .* as cru_net",
+        ),
+    ],
+)
+def test_a_network_of_the_other_kind_is_refused(
+    model: str, classifier: str | None, message: str, small_classifier: str, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TRAINING, model=model, classifier=classifier and small_classifier)
+    with pytest.raises(ValueError, match=message):
+        train(config, ONE_WORKER, str(tmp_path / "run"))
+
+
+def test_a_logger_whose_library_lacks_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "no_library.py").write_text("import no_such_library\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        with pytest.raises(ImportError, match="needs the package no_such_library: pip install no_such_library"):
+            build_logger("no_library:Logger")
+
+
+def test_mlflow_is_told_how_a_training_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # without a package for databases
+    mlflow = pytest.importorskip("mlflow")
+    broken = dataclasses.replace(TRAINING, model=f"{__name__}:Broken")
+    logger = f"mlflow,uri=file://{tmp_path}/mlflow"
+    with pytest.raises(FailedError):
+        train(broken, ONE_WORKER, str(tmp_path / "broken"), logger=logger)
+    train(dataclasses.replace(TRAINING, epochs=1), ONE_WORKER, str(tmp_path / "whole"), logger=logger)
+    runs = mlflow.search_runs(experiment_names=["raypurify"], output_format="list")
+    assert {Path(run.info.run_name).name: run.info.status for run in runs} == {"broken": "FAILED", "whole": "FINISHED"}
 
 
 def test_a_logger_that_fails_does_not_end_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,13 @@ def test_another_identity_is_refused_by_the_field_that_differs(tmp_path: Path) -
     assert storage.exists(output)
 
 
+def test_a_run_of_another_job_is_refused_by_the_jobs(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    attempt(output, {"attack": "fgsm", "input": "digits", "limit": 3})
+    with pytest.raises(ValueError, match=r"holds a run of the job attack; this one is of the job evaluation\. Give"):
+        runs.open_run(output, {"data": "digits", "limit": None})
+
+
 def test_overwrite_starts_afresh(tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     attempt(output, {"seed": 1})

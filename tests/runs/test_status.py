@@ -167,6 +167,9 @@ def test_a_lease_that_has_run_out_holds_nothing_and_nothing_is_written(tmp_path:
 def test_what_is_no_run_is_refused_with_the_runs_below(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere holds no run: there is no run\.json"):
         status_of(str(tmp_path / "nowhere"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file, and holds no run"):
+        status_of(str(tmp_path / "file"))
     with (
         lease.hold(str(tmp_path / "begun")) as held,
         pytest.raises(ValueError, match=rf"no run\.json in it yet; attempt {held.attempt} on host .* has begun"),

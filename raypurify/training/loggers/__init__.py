@@ -14,7 +14,11 @@ from raypurify import plugins
 
 @runtime_checkable
 class Logger(Protocol):
-    """Is told of a training."""
+    """Is told of a training.
+
+    A logger may also have a method ``failed(error)``, which is called before ``finish`` where the attempt fails or is
+    interrupted.
+    """
 
     def start(self, output: str, identity: Mapping[str, Any]) -> None:
         """Before the work.
@@ -46,7 +50,10 @@ def build_logger(text: str) -> Logger:
         ValueError: an unknown name or parameter, or what is built is no logger.
         ImportError: its library is not installed.
     """
-    logger = plugins.build(__name__, plugins.Spec.parse(text))
+    try:
+        logger = plugins.build(__name__, plugins.Spec.parse(text))
+    except ModuleNotFoundError as error:
+        raise ImportError(f"logger: {text} needs the package {error.name}: pip install {error.name}") from error
     if not isinstance(logger, Logger):
         raise ValueError(f"logger: {text} builds {type(logger).__name__}, which lacks start, epoch or finish")
     return logger

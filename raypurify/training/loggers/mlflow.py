@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -15,6 +15,8 @@ class MLflow:
     experiment: str = "raypurify"
     uri: str | None = None
     """Of the tracking server; by default that of MLFLOW_TRACKING_URI."""
+
+    _status: str = field(default="FINISHED", init=False)
 
     def __post_init__(self) -> None:
         self._mlflow = importlib.import_module("mlflow")
@@ -31,9 +33,13 @@ class MLflow:
         """See :class:`raypurify.training.loggers.Logger`."""
         self._mlflow.log_metrics(dict(metrics), step=number)
 
+    def failed(self, error: BaseException) -> None:
+        """See :class:`raypurify.training.loggers.Logger`."""
+        self._status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+
     def finish(self) -> None:
         """See :class:`raypurify.training.loggers.Logger`."""
-        self._mlflow.end_run()
+        self._mlflow.end_run(self._status)
 
 
 build = MLflow
