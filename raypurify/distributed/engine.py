@@ -42,10 +42,12 @@ class RayEngine(Engine):
                 metrics.add(row)
                 yield row
 
-    def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
+    def map(self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]) -> list[Any]:
         task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, resources=dict(needs.custom))(function)
         with cluster.telling():
-            return ray.get(task.remote(*arguments))
+            held = [ray.put(argument) for argument in shared]
+            results: list[Any] = ray.get([task.remote(*held, last) for last in each])
+            return results
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:
         with cluster.telling():

@@ -36,7 +36,7 @@ def rows(work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -
 
 def _through(blocks: Dataset, actor: type, arguments: tuple[Any, ...], pool: ActorPool, units: int) -> Dataset:
     """Blocks, sent through a pool of actors one by one."""
-    actors = min(pool.actors, units)
+    actors, most = min(pool.actors, units), min(pool.most, units)
     return blocks.map_batches(
         actor,
         fn_constructor_args=arguments,
@@ -47,9 +47,10 @@ def _through(blocks: Dataset, actor: type, arguments: tuple[Any, ...], pool: Act
         resources=pool.custom or None,
         compute=ray.data.ActorPoolStrategy(
             min_size=actors,
-            max_size=max(actors, min(pool.max_actors or actors, units)),
+            max_size=most,
             initial_size=actors,
-            max_tasks_in_flight_per_actor=2,
+            # Of few units none waits behind another: the actor that is there first would take what the rest could do.
+            max_tasks_in_flight_per_actor=1 if units <= 2 * most else 2,
         ),
     )
 
@@ -131,6 +132,7 @@ def blocks_of(
     context.execution_options.preserve_order = ordered is not None
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead)
     context.target_max_block_size = ordered
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # a pool grows while all its actors work
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
     with ray.data.DataContext.current(context):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from raypurify import models, plugins
@@ -109,6 +110,11 @@ class Group:
     couples_batch: bool
     """Whether an attacked image depends on the batch that it came in."""
 
+    @property
+    def hashes(self) -> frozenset[str]:
+        """The hashes of the cells."""
+        return frozenset(cell.hash for cell in self.cells)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
@@ -132,6 +138,26 @@ class Grid:
     @property
     def cells(self) -> tuple[Cell, ...]:
         return tuple(cell for group in self.groups for cell in group.cells)
+
+    def dealt(self, cells: frozenset[str], parts: int) -> list[frozenset[str]]:
+        """Deal cells out to at most ``parts`` parts, of about as many groups each: no group is in two of them.
+
+        Adaptive groups of one victim lie side by side, since they share a check for masked gradients. The others,
+        which are often listed from weak to strong, are dealt one by one.
+
+        Args:
+            cells: hashes of cells of this grid, at least one.
+            parts: at least 1.
+        """
+        groups = [group for group in self.groups if not cells.isdisjoint(group.hashes)]
+        adaptive = [group for group in groups if group.known_purifier is not None]
+        adaptive.sort(key=lambda group: (group.victim, group.known_purifier or 0))
+        others = [group for group in groups if group.known_purifier is None]
+        parts = min(parts, len(groups))
+        ends = [len(adaptive) * part // parts for part in range(parts + 1)]
+        runs = sorted((adaptive[start:stop] for start, stop in pairwise(ends)), key=len)
+        hands = [[*run, *others[part::parts]] for part, run in enumerate(runs)]
+        return [cells & {name for group in hand for name in group.hashes} for hand in hands]
 
 
 def build_grid(config: EvaluationConfig, dataset: str, rows: int, batch: int | None = None) -> Grid:

@@ -32,14 +32,23 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """A fixed run of rows."""
+    """A fixed run of rows, or one of several parts of the work on it: each part makes other tables of all the rows."""
 
     name: str
     pieces: tuple[Piece, ...]
+    part: int = 0
+    """The part's number."""
+    parts: int = 1
+    """How many parts the work has."""
 
     @property
     def images(self) -> int:
-        return sum(piece.stop - piece.start for piece in self.pieces)
+        """How many of its images the unit counts: a part counts its share of them."""
+        return self.share(sum(piece.stop - piece.start for piece in self.pieces))
+
+    def share(self, count: int) -> int:
+        """What a part counts of a ``count`` of the whole unit. The shares of all parts add up to it."""
+        return count * (self.part + 1) // self.parts - count * self.part // self.parts
 
     def read(self) -> list[Rows]:
         """The unit's images, decoded."""

@@ -54,8 +54,15 @@ class Engine(Protocol):
         """
         ...
 
-    def call(self, needs: Needs, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function where it has what one actor or worker has, and return what it returns."""
+    def map(self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]) -> list[Any]:
+        """Call a function several times, where it has what one actor or worker has, and return what it returns.
+
+        Args:
+            needs: those of the actors or workers.
+            function: what is called.
+            shared: the first arguments of every call.
+            each: the last argument of each call.
+        """
         ...
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:

@@ -5,9 +5,10 @@ A unit's scores are written one file a cell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ from raypurify.jobs import rows
 from raypurify.jobs.attempt import Attempt, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.jobs.rows import Prepare, Process, RowWork
-from raypurify.jobs.work import undone
+from raypurify.jobs.work import Todo, undone
 from raypurify.report import write_report
 from raypurify.report.cells import worst_cases
 from raypurify.report.page import users_sections
@@ -135,11 +136,37 @@ def evaluate(
             run.counts.update(warnings=warnings, images=source.rows)
             with attempt_at(run, resources, work, asdict(config), shared_filesystem=shared_filesystem) as attempt:
                 storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
-                attempt.stream(todo, "evaluating", max_rejects)
+                _score(work, attempt, todo, planned, max_rejects)
                 _conclude(work, attempt, cells, planned, max_rejects)
             write_report(output, curves=results.curves(config), sections=sections)
             run.finish()
     return results.read_summary(output, [cell.hash for cell in grid.cells])
+
+
+def _score(
+    work: Evaluation, attempt: Attempt, todo: Sequence[Todo[Unit]], planned: Sequence[Unit], max_rejects: float
+) -> None:
+    """Do what is missing: see :meth:`raypurify.jobs.attempt.Attempt.stream`."""
+    parts = spread(todo, work.grid, max(pool.most for pool in (attempt.pool, *work.stages.values())))
+    attempt.stream(parts, "evaluating", max_rejects)
+    if len(parts) > len(todo):
+        # Of these units other images can be read than before.
+        attempt.stream(undone(work, planned), "evaluating", max_rejects)
+
+
+def spread(todo: Sequence[Todo[Unit]], grid: Grid, actors: int) -> list[Todo[Unit]]:
+    """Units in parts, each of some cells, where there are fewer units than actors: else some of these would be idle.
+
+    Args:
+        todo: units, and the hashes of the cells that they lack.
+        grid: that of the cells.
+        actors: how many there may be.
+    """
+    parts = []
+    for unit, cells in todo:
+        dealt = grid.dealt(cells, math.ceil(actors / len(todo)))
+        parts += [(replace(unit, part=part, parts=len(dealt)), own) for part, own in enumerate(dealt)]
+    return parts
 
 
 def _conclude(
@@ -236,10 +263,12 @@ class Evaluation(RowWork):
 
 
 def _write_samples(work: Evaluation, attempt: Attempt, units: Sequence[Unit]) -> None:
-    """Write ``samples/`` of each cell, where there is what an actor needs."""
-    seed = work.grid.config.seed
-    chosen = {cell.hash: samples.choose(work.output, cell.hash, seed) for cell in work.grid.cells}
-    attempt.engine.call(attempt.pool.needs, write_samples, work, attempt.pool, attempt.run.id, units, chosen)
+    """Write ``samples/`` of each cell, where there is what an actor needs: as many parts of the grid at once as there
+    are actors."""
+    grid, pool = work.grid, attempt.pool
+    dealt = grid.dealt(frozenset(cell.hash for cell in grid.cells), pool.most)
+    chosen = [{cell: samples.choose(work.output, cell, grid.config.seed) for cell in sorted(cells)} for cells in dealt]
+    attempt.engine.map(pool.needs, write_samples, (work, pool, attempt.run.id, units), chosen)
 
 
 def write_samples(

@@ -133,6 +133,11 @@ class ActorPool:
         return Needs(kind="actor", count=count, cpus=self.threads, gpus=self.gpus_per_actor, custom=custom)
 
     @property
+    def most(self) -> int:
+        """To how many actors the pool may grow; this process is one."""
+        return 1 if self.local else self.max_actors or self.actors
+
+    @property
     def custom(self) -> dict[str, float]:
         """``actor_resources``, by name."""
         return _amounts(self.actor_resources)

@@ -121,6 +121,9 @@ class RowWork:
             parts = Parts.of(content, pool.batch)
             rejects = published([*parts.rejects])
             changed = _changed(self.output, unit, rejects)
+            if changed and unit.parts > 1:
+                # Other parts may have read other images: one actor has to do the whole unit anew.
+                return Made(images=0, rejected=0, publish=lambda: None)
             marks = set(folders) if changed else marks
             tables = {mark: [columns.empty_table()] for mark in marks}
             for ids, images, labels, made in parts.batches:
@@ -135,7 +138,7 @@ class RowWork:
                     self.write(_table_url(folders[mark], unit), pa.concat_tables(parts))
 
             counts = _fooled(part for mark in attacked & set(marks) for part in tables[mark])
-            return Made(images=unit.images, rejected=len(rejects), publish=publish, counts=counts)
+            return Made(images=unit.images, rejected=unit.share(len(rejects)), publish=publish, counts=counts)
 
         return make
 

@@ -256,7 +256,8 @@ def train(
             log.tell(*job.about)
             engine, hardware = ready([resources], output, shared_filesystem=shared_filesystem)
             if settle:
-                job = _settle_precision(job, run, engine.call(resources.needs, models.fast_precision, resources.device))
+                (fast,) = engine.map(resources.needs, models.fast_precision, (), [resources.device])
+                job = _settle_precision(job, run, fast)
             with run.attempt(hardware, dataclasses.asdict(resources)):
                 _fit(job, resources, run, engine, logs)
             write_report(output)

@@ -86,6 +86,25 @@ def test_attacked_images_are_made_once_for_all_purifiers(networks: dict[str, str
     ]
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 8, 15, 40])
+def test_cells_are_dealt_evenly_and_no_image_is_attacked_twice(parts: int, networks: dict[str, str]) -> None:
+    grid = build_grid(grid_of(networks, attacks=("fgsm", "pgd", "deepfool")), "digits", ROWS)
+    wanted = frozenset(cell.hash for cell in grid.cells) - {grid.groups[0].cells[0].hash}
+    dealt = grid.dealt(wanted, parts)
+    assert sorted(name for own in dealt for name in own) == sorted(wanted)
+    parts_of = [{part for part, own in enumerate(dealt) if own & group.hashes} for group in grid.groups]
+    assert all(len(found) == 1 for found in parts_of)
+    groups = [sum(found == {part} for found in parts_of) for part in range(len(dealt))]
+    assert len(dealt) == min(parts, len(grid.groups))
+    assert max(groups) - min(groups) <= 1
+    checks = {
+        (group.victim, group.known_purifier, *found)
+        for group, found in zip(grid.groups, parts_of, strict=True)
+        if group.known_purifier is not None
+    }
+    assert len(checks) <= 3 + len(dealt) - 1, "three adaptive victims, each checked in as few parts as can be"
+
+
 def test_the_adaptive_setting_can_be_narrowed(networks: dict[str, str]) -> None:
     narrow = {"adaptive_attacks": ("pgd,steps=2",), "adaptive_purifiers": (networks["pure-one"],)}
     found = cells(grid_of(networks, settings=("adaptive",), **narrow))

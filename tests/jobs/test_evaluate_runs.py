@@ -20,8 +20,9 @@ from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import units_of
 from raypurify.jobs.attack import attack
-from raypurify.jobs.evaluate import Evaluation, evaluate, write_samples
+from raypurify.jobs.evaluate import Evaluation, evaluate, spread, write_samples
 from raypurify.jobs.resources import ActorPool
+from raypurify.jobs.work import UnitWorker, undone
 from raypurify.runs import StoppedError, lease, schema
 
 ONE = ActorPool(actors=1, cpus_per_actor=1, batch=64, local=True)
@@ -179,3 +180,29 @@ def test_a_mended_image_is_taken_in_by_every_cell(small_classifier: str, tmp_pat
         Path(attacked, "_SUCCESS").unlink(missing_ok=True)
         figures = attack(generation, ONE, attacked)
         assert (figures["n"], figures["rejected"]) == (n, 6 - n)
+
+
+def test_parts_of_a_unit_leave_images_that_have_changed_to_one_actor(
+    small_classifier: str, damaged: str, tmp_path: Path
+) -> None:
+    config = EvaluationConfig(data=damaged, classifiers=(small_classifier,), attacks=("none", "fgsm,epsilon=0.1"))
+    source, output = open_source(damaged, split="test"), str(tmp_path / "run")
+    work = Evaluation(grid=build_grid(config, source.name, source.rows), output=output)
+    planned = units_of(source, 16)
+    (whole,) = undone(work, planned)
+    parts = spread([whole], work.grid, actors=5)
+    assert [len(cells) for _, cells in parts] == [1, 1]
+    assert spread([whole] * 5, work.grid, actors=5) == [whole] * 5
+    with lease.hold(output, "this one"):
+        worker = UnitWorker(work, ONE, "this one")
+        for part in parts:
+            assert worker.do(*part)["in"] == 0
+        assert undone(work, planned) == [whole]
+        row = worker.do(*whole)
+        assert (row["in"], row["out"], row["rejected"]) == (10, 8, 2)
+        made = {url: storage.read_bytes(url) for url in storage.list_files(f"{output}/scores")}
+        storage.remove(f"{output}/scores")
+        rows = [worker.do(*part) for part in parts]
+    assert [sum(row[name] for row in rows) for name in ("in", "out", "rejected")] == [10, 8, 2]
+    assert {url: storage.read_bytes(url) for url in storage.list_files(f"{output}/scores")} == made
+    assert undone(work, planned) == []
