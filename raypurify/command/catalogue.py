@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
@@ -153,11 +154,12 @@ def _parameters(builder: Callable[..., Any]) -> Iterator[Parameter]:
     inherited = inspect.getmro(owner) if is_dataclass(owner) and isinstance(owner, type) else (owner,)
     for one in reversed([kind for kind in inherited if kind is not object]):
         for param in docstring_parser.parse_from_object(one).params:
-            docs[param.arg_name] = " ".join((param.description or "").split())
+            docs[param.arg_name] = " ".join(_cleaned(param.description).split()) if param.description else ""
     for parameter in inspect.signature(owner).parameters.values():
         if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             yield Parameter(name=parameter.name, default=parameter.default, doc=docs.get(parameter.name, ""))
 
 
 def _cleaned(doc: str | None) -> str:
-    return inspect.cleandoc(doc or "(not described)")
+    """A docstring for people: without the marks of code and of links to code."""
+    return re.sub(r"(?::\w+:)?(`+)~?(.*?)\1", r"\2", inspect.cleandoc(doc or "(not described)"), flags=re.DOTALL)

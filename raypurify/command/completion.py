@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from raypurify.runs import cli
+
 if TYPE_CHECKING:
     from raypurify.command.main import Verb
 
@@ -30,4 +32,5 @@ def write(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
         kind = make_dataclass(first, [("images", tyro.extras.subcommand_type_from_defaults(children))])
         kinds[first] = kind(tyro.MISSING)
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    tyro.cli(tyro.extras.subcommand_type_from_defaults(kinds), args=[*words], prog="raypurify", config=settings)
+    every = tyro.extras.subcommand_type_from_defaults(kinds)
+    tyro.cli(every, args=[*words], prog="raypurify", config=settings, registry=cli.FLAGS)

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from raypurify import plugins
 from raypurify.runs.status import Part, Status, status_of
 
 WHAT = ("data", "input", "model", "classifier", "purifier", "attack")
@@ -48,7 +49,7 @@ def lines(status: Status) -> Iterator[tuple[str, str]]:
     yield "run", f"{status.job or 'unknown'}, {STATES[status.state]}"
     for name in WHAT:
         if status.identity.get(name) is not None:
-            yield name, str(status.identity[name])
+            yield name, plugins.readable(str(status.identity[name]))
     for part in status.extent.parts:
         yield part.name, _counted(part)
     if status.state != "finished":

@@ -47,6 +47,7 @@ def test_the_list_has_every_name(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("pgd", "torchattacks.AutoAttack", "cru_net", "a_net", "adaptive", "parquet", "ssim"):
         assert f"  {name} " in text
     assert "epsilon=0.3, steps=40" in text
+    assert "`" not in text, "marks of code are for who reads the source"
 
 
 def test_one_plugin_is_told_in_full(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,4 +110,5 @@ def test_a_shell_completes_verbs_and_flags() -> None:
     done = command("--tyro-print-completion", "bash")
     assert done.returncode == 0, done.stderr
     assert all(word in done.stdout for word in ("_raypurify", "evaluate", "photographs", "--adaptive-attacks"))
+    assert "FLOAT" not in done.stdout, "a number may be a fraction"
     subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)

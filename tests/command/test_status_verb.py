@@ -16,7 +16,7 @@ COMMAND = "import sys; from raypurify.command.main import main; main()"
 @pytest.fixture
 def run(tmp_path: Path) -> str:
     output = str(tmp_path / "run")
-    identity = {"input": "https://user:secret@host/data", "attack": "fgsm", "unit": 20}
+    identity = {"input": "https://user:secret@host/data", "attack": f"fgsm,epsilon={8 / 255},labels=x", "unit": 20}
     with runs.hold(output, identity) as held:
         held.counts["images"] = 1000
         with held.attempt({}, {}):
@@ -32,6 +32,7 @@ def test_a_run_is_told_in_a_few_lines(run: str, capsys: pytest.CaptureFixture[st
     told = dict(line.split(maxsplit=1) for line in text.splitlines())
     told = {name: value.strip() for name, value in told.items()}
     assert told["run"] == "attack, not finished, and nobody works on it: give its command again, and it goes on"
+    assert told["attack"] == "fgsm,epsilon=8/255,labels=x"
     assert told["units"] == "1 of 50"
     assert told["images"] == "about 20 of 1,000"
     assert told["lease"] == "nobody's"
