@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import make_dataclass
+from contextlib import redirect_stdout
+from dataclasses import field, make_dataclass
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -20,7 +23,7 @@ def write(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
     Raises:
         SystemExit: once it is written.
     """
-    defaults = {name: verb.start().default for name, verb in verbs.items()}
+    defaults = {name: _with_config(verb.start().default) for name, verb in verbs.items()}
     kinds = {name: default for name, default in defaults.items() if " " not in name}
     parents: dict[str, dict[str, Any]] = {}
     for name, default in defaults.items():
@@ -33,4 +36,20 @@ def write(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
         kinds[first] = kind(tyro.MISSING)
     settings = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     every = tyro.extras.subcommand_type_from_defaults(kinds)
-    tyro.cli(every, args=[*words], prog="raypurify", config=settings, registry=cli.FLAGS)
+    script = io.StringIO()
+    try:
+        with redirect_stdout(script):
+            tyro.cli(every, args=[*words], prog="raypurify", config=settings, registry=cli.FLAGS)
+    finally:
+        print(_SPEC.sub(lambda found: found[0].replace("\\n", " "), script.getvalue()), end="")
+
+
+_SPEC = re.compile("^COMPLETION_SPEC = .*", re.MULTILINE)
+"""Flags and what they are for, as a Python literal. A shell would take each line of a text for a flag."""
+
+
+def _with_config(default: Any) -> Any:
+    """Arguments with the flag ``--config``, which is taken out of a command line before tyro parses it."""
+    config = ("config", str | None, field(default=None))
+    kind = make_dataclass(type(default).__name__, [config], bases=(type(default),), frozen=True, kw_only=True)
+    return kind(**vars(default))

@@ -109,6 +109,12 @@ def test_the_package_is_the_command() -> None:
 def test_a_shell_completes_verbs_and_flags() -> None:
     done = command("--tyro-print-completion", "bash")
     assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in ("_raypurify", "evaluate", "photographs", "--adaptive-attacks"))
+    assert all(
+        word in done.stdout for word in ("_raypurify", "evaluate", "photographs", "--adaptive-attacks", "--config")
+    )
     assert "FLOAT" not in done.stdout, "a number may be a fraction"
-    subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
+    press = (
+        "COMP_WORDS=(raypurify train digits --lo); COMP_CWORD=3; _tyro_raypurify; printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+    found = subprocess.run(["bash"], input=f"{done.stdout}\n{press}\n", capture_output=True, text=True, check=True)
+    assert found.stdout.split("\n") == ["--logger", "--local", "--log-format", ""]
