@@ -51,7 +51,7 @@ def test_parameters_and_the_code_of_a_format_are_in_its_fingerprint(monkeypatch:
     [
         ("squares:nowhere", r"module 'squares' has no callable 'nowhere'"),
         ("no_such_package.shapes:source", r"there is no module 'no_such_package' to import"),
-        ("squares:source,colour=1", r"squares:source,colour=1.*unexpected keyword argument 'colour'"),
+        ("squares:source,colour=1", r"squares:source,colour=1.*has no parameter \['colour'\]"),
         ("squares:nothing", r"expected a callable that returns a raypurify.data.Found, got 'train'"),
     ],
 )
