@@ -59,6 +59,11 @@ def result(
     return {"name": name, "unit": unit, **measured, **extra}
 
 
+def share_modules() -> None:
+    """Let processes that are started from here import the benchmarks' modules by their names."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+
+
 def machine() -> dict[str, Any]:
     """The hardware that this process may use. ``memory_gib`` is the whole machine's."""
     import torch
