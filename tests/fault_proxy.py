@@ -63,6 +63,8 @@ class Faults:
     """Methods whose first request for each path is done, and its answer lost."""
     denied: tuple[str, ...] = ()
     """Parts of the paths that are answered with 403 AccessDenied."""
+    keys: tuple[str, ...] = ()
+    """Access keys whose requests are answered with 403 AccessDenied."""
     signature: bool = False
     """Everything is answered with 403 SignatureDoesNotMatch."""
     expired_after: int | None = None
@@ -114,7 +116,8 @@ class Proxy:
             return "expired"
         if faults.signature:
             return "signature"
-        if any(part in path for part in faults.denied):
+        known = headers.get("authorization", "")
+        if any(part in path for part in faults.denied) or any(f"Credential={key}/" in known for key in faults.keys):
             return "denied"
         if any(name in headers for name in faults.unsupported):
             return "unsupported"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -23,7 +24,8 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from raypurify import runs, storage
 from raypurify.jobs.resources import Needs
-from raypurify.runs import log
+from raypurify.runs import failures, log
+from raypurify.storage.retries import RefusedError
 
 FREE_CPUS = 2
 """Logical CPUs of a local Ray beyond those of actors and workers, for tasks that read."""
@@ -152,7 +154,7 @@ def _shown(data: dict[str, Any], ignore_prefix: bool) -> None:
         _said.extend(data["lines"])
         if any("memory pressure" in line for line in data["lines"]):
             _warn_of_memory()
-    else:
+    elif data["lines"]:  # the last message of Ray's has none
         # By Ray's own function, a line that is there twice would be counted and not printed.
         log.tell(*data["lines"])
 
@@ -165,12 +167,36 @@ def _warn_of_memory() -> None:
 
 @contextmanager
 def telling() -> Iterator[None]:
-    """Note, in what the block raises, what Ray's processes said before: see :mod:`raypurify.runs.failures`."""
+    """Note, in what the block raises, what Ray's processes said before: see :mod:`raypurify.runs.failures`.
+
+    Raises:
+        runs.StoppedError: workers lack something that this process has.
+    """
     try:
         yield
     except Exception as error:
         error.workers_said = "\n".join(_said)  # type: ignore[attr-defined]
+        lacking = _lacking(error)
+        if lacking is not None:
+            raise runs.StoppedError(lacking) from error
         raise
+
+
+def _lacking(error: Exception) -> str | None:
+    """What workers lack, where an error is of that."""
+    reason = failures.raised(error)
+    told = f"RefusedError: {reason}" if isinstance(reason, RefusedError) else str(reason)
+    if refused := _REFUSED.search(told):
+        return f"{refused[1]}. A worker was refused it: look at the credentials of each node"
+    if missing := _NOT_FOUND.search(told):
+        advice = "send the code along with ray job submit --working-dir ., or install it on each node"
+        return f"workers of this cluster cannot import {missing[1]}: {advice}"
+    return None
+
+
+# Of a worker that could not start there is the text of its traceback only.
+_REFUSED = re.compile(r"^\s*(?:[\w.]+\.)?(?:Denied|NoBucket|Refused)Error: (.+)$", re.MULTILINE)
+_NOT_FOUND = re.compile(r"No module named '([\w.]+)'\s*$")
 
 
 def quiet() -> None:

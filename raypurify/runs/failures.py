@@ -85,15 +85,21 @@ def _trace(error: BaseException) -> bytes:
 
 def _judged(error: BaseException) -> tuple[int, BaseException, bool]:
     """The exit code, the error that says why, and whether its message tells all."""
-    reason, from_worker = error, False
-    while (inner := _inside(reason)) is not None:
-        reason, from_worker = inner, True
+    reason = raised(error)
+    from_worker = reason is not error
     outage = next((one for one in _chain(reason) if isinstance(one, UnavailableError)), None)
     if outage is not None:
         return 1, outage, True
     if isinstance(reason, REFUSED) and not from_worker:
         return 2, reason, True
     return 1, reason, isinstance(reason, FAILED) and not (from_worker and isinstance(reason, REFUSED))
+
+
+def raised(error: BaseException) -> BaseException:
+    """What a worker raised, out of what Ray and Ray Train have wrapped it in; another error as it is."""
+    while (inner := _inside(error)) is not None:
+        error = inner
+    return error
 
 
 def _inside(error: BaseException) -> BaseException | None:

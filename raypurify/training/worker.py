@@ -25,6 +25,7 @@ from raypurify.runs import schema
 from raypurify.seeds import seed_of
 from raypurify.storage import checkpoints
 from raypurify.storage.published import published, redacted
+from raypurify.storage.retries import RefusedError
 from raypurify.training.arithmetic import drop_pages
 from raypurify.training.batches import Batch, batch_of
 from raypurify.training.config import TrainingConfig
@@ -54,7 +55,7 @@ pace of this process."""
 LOOK = 8
 """Steps between looks at the clock of the first worker, by which all write a checkpoint within an epoch."""
 
-PLAIN_ERRORS = (DivergedError, DataError)
+PLAIN_ERRORS = (DivergedError, DataError, RefusedError)
 """What a worker raises with a message that tells all: no traceback is printed."""
 FINAL_ERRORS = (*PLAIN_ERRORS, ValueError)
 """What a worker would raise again if it was tried again."""
