@@ -13,14 +13,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@# torchattacks holds requests at an old, unsafe release that it never imports: docs/getting-started.md, "Install".
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --constraint constraints.txt --upgrade 'requests>=2.32.4'
+	@# What the site is built with needs a current one too.
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --constraint constraints.txt --editable '.[docs]' 'requests>=2.32.4'
 	touch $(READY)
 
 demo: setup
 	$(BIN)/python jobs/demo.py
 
 docs: setup
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/python -m mkdocs build --strict
 
 # One thread: the tests' networks are so small that threads only wait for each other. Two files at a time: a test of Ray

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from raypurify import storage
 from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.jobs.engine import engine_of
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
@@ -27,7 +28,7 @@ class DemoArguments:
     """Folder for the three runs: a path, or a URL."""
     data: str = "digits"
     """digits (embedded, no download), or another dataset of grey images."""
-    epochs: int = 5
+    epochs: int = 4
     """How many epochs the purifier is trained."""
     cpus_per_worker: int = 2
     """Each step takes this number of CPUs, and computes with as many threads."""
@@ -47,15 +48,17 @@ def main(arguments: DemoArguments) -> None:
     common = TrainingConfig(
         data=arguments.data, model="a_net", augmentation="affine", epochs=4, batch=16, rate=2e-3, validation=0
     )
+    engine_of(resources).check_room(resources.needs)
     log.tell("1/3 training A-net")
-    train(common, resources, classifier, overwrite=arguments.overwrite)
+    # In this process: it takes seconds, of which Ray Train would need more to start its workers.
+    train(common, replace(resources, local=True), classifier, overwrite=arguments.overwrite)
     log.tell("2/3 training CRU-Net against attacks on A-net")
     fgsm, r_fgsm, pgd = (f"{attack},epsilon={EPSILON}" for attack in ("fgsm", "r_fgsm", "pgd"))
     against = replace(
         common,
         model="cru_net",
         classifier=storage.join(classifier, "model"),
-        attacks=(fgsm, f"{pgd},steps=5"),
+        attacks=(fgsm, f"{pgd},steps=3"),
         epochs=arguments.epochs,
         augmentation="none",
     )
@@ -66,10 +69,10 @@ def main(arguments: DemoArguments) -> None:
         classifiers=(storage.join(classifier, "model"),),
         purifiers=("identity", storage.join(purifier, "model"), "threshold", "median_filter"),
         settings=("white-box", "adaptive"),
-        attacks=("none", fgsm, r_fgsm, f"{pgd},steps=40"),
+        attacks=("none", fgsm, r_fgsm, f"{pgd},steps=20"),
         adaptive_attacks=(f"{pgd},steps=10",),
         adaptive_purifiers=(storage.join(purifier, "model"),),
-        masking_images=10,
+        masking_images=4,
     )
     pool = ActorPool(actors=1, cpus_per_actor=arguments.cpus_per_worker, local=arguments.local)
     print_table(accuracies(evaluate(config, pool, evaluation, overwrite=arguments.overwrite)))

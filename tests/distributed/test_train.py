@@ -173,9 +173,9 @@ def test_two_workers_give_one_workers_curve(local_ray: None, small_classifier: s
         model="cru_net,width=4",
         classifier=small_classifier,
         attacks=("fgsm,epsilon=0.2", "pgd,epsilon=0.2,steps=3"),
-        epochs=5,
-        batch=128,
-        limit=1344,
+        epochs=4,
+        batch=96,
+        limit=480,
         validation=0,
         precision="float32",
     )
@@ -184,7 +184,7 @@ def test_two_workers_give_one_workers_curve(local_ray: None, small_classifier: s
         output = str(tmp_path / str(workers))
         train(config, dataclasses.replace(RESOURCES, workers=workers, local=workers == 1), output)
         curves.append(curve(output))
-    assert len(curves[0]) == 50
+    assert len(curves[0]) == 20
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
 
 

@@ -18,8 +18,6 @@ PAGES = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "mkdocs.yml")
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The pages of this one, and its code."""
-    for package in ("material", "mkdocstrings"):
-        pytest.importorskip(package)
     for name in ("docs", "weights", "cluster"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     for name in PAGES:
