@@ -28,7 +28,7 @@ class DemoArguments:
     """Folder for the three runs: a path, or a URL."""
     data: str = "digits"
     """digits (embedded, no download), or another dataset of grey images."""
-    epochs: int = 4
+    epochs: int = 5
     """How many epochs the purifier is trained."""
     cpus_per_worker: int = 2
     """Each step takes this number of CPUs, and computes with as many threads."""
@@ -70,7 +70,7 @@ def main(arguments: DemoArguments) -> None:
         purifiers=("identity", storage.join(purifier, "model"), "threshold", "median_filter"),
         settings=("white-box", "adaptive"),
         attacks=("none", fgsm, r_fgsm, f"{pgd},steps=20"),
-        adaptive_attacks=(f"{pgd},steps=10",),
+        adaptive_attacks=(f"{pgd},steps=5",),
         adaptive_purifiers=(storage.join(purifier, "model"),),
         masking_images=4,
     )
