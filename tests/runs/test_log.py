@@ -79,7 +79,7 @@ def test_every_line_of_an_evaluation_is_an_object(small_classifier: str, tmp_pat
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["--log-format", "json", "--limit", "many"], 2, "many"),
+        (["--log-format", "json", "--batch", "many"], 2, "many"),
         (["--limit", "-1", "--log-format=json"], 2, "limit"),
         (["--config", "json.yaml", "--atacks", "fgsm"], 2, "--atacks"),
         (["--log-format", "json", "--config", "missing.yaml"], 2, "missing.yaml"),
