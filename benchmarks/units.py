@@ -28,15 +28,10 @@ import pyarrow.parquet as pq
 import ray
 from cleaning import pictures
 
-from raypurify.cleaning.cleaner import CleaningConfig
-from raypurify.evaluation.grid import EvaluationConfig
-from raypurify.jobs.clean import clean
-from raypurify.jobs.evaluate import evaluate
-from raypurify.jobs.resources import ActorPool
+import raypurify
 
 ROWS = 500
 """Images of an evaluation's unit."""
-POOL = ActorPool(actors=1, batch=ROWS)
 MILLION = 1_000_000
 GIB_16 = (16 << 20) / MILLION
 COSTS = {
@@ -49,10 +44,14 @@ COSTS = {
 
 def evaluation(units: int, folder: str) -> None:
     """Evaluate images of 8x8."""
-    config = EvaluationConfig(
-        data=f"scaling:images,rows={units * ROWS}", classifiers=("scaling:Linear",), attacks=("none",)
+    raypurify.evaluate(
+        data=f"scaling:images,rows={units * ROWS}",
+        classifiers=["scaling:Linear"],
+        attacks=["none"],
+        actors=1,
+        batch=ROWS,
+        output=f"{folder}/run",
     )
-    evaluate(config, POOL, f"{folder}/run")
 
 
 def cleaning(units: int, folder: str) -> None:
@@ -61,7 +60,7 @@ def cleaning(units: int, folder: str) -> None:
     table = pa.table({"image": [{"bytes": image, "path": None} for image in pictures(2, 8)]})
     for number in range(units):
         pq.write_table(table, f"{folder}/in/{number:07d}.parquet")
-    clean(CleaningConfig(input=f"{folder}/in", purifier="identity"), POOL, f"{folder}/run")
+    raypurify.clean(input=f"{folder}/in", purifier="identity", actors=1, output=f"{folder}/run")
 
 
 JOBS: dict[str, Callable[[int, str], None]] = {"evaluation": evaluation, "cleaning": cleaning}

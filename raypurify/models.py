@@ -219,6 +219,11 @@ def _own(model: Model, network: nn.Module) -> Model:
     return replace(model, sha256=_hash(model.spec, weights), code=_code_of(model.spec, network))
 
 
+def known(kind: Kind) -> list[str]:
+    """The names of the networks of a kind that the project carries."""
+    return plugins.known(PACKAGES[kind])
+
+
 def shaped_for(kind: Kind, text: str, image_shape: tuple[int, int, int], classes: int) -> plugins.Spec:
     """The network that a training builds: what the user wrote, and what its ``params_for`` says for these images.
 

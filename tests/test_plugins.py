@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from raypurify.plugins import FAMILIES, Spec, build, decimal, find, known, readable, resolved
-from raypurify.values import number
+from raypurify.plugins.values import number
 
 PLUGINS = {
     "__init__.py": "",

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from raypurify import models, plugins, runs, storage
+from raypurify import models, runs, storage
 from raypurify.data import Source, check_ids, labels_of, open_source, shape_of
 from raypurify.evaluation import preflight
 from raypurify.jobs.attempt import hold, ready
@@ -70,9 +70,8 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     if not source.classes:
         raise ValueError(f"{config.data}: a training needs labels, and these images have none")
     victim = None if config.classifier is None else models.load("classifier", config.classifier)
-    build_attacks(config.attacks)
-    build_pairs(config.train_against)
     kind: models.Kind = "classifier" if victim is None else "purifier"
+    _check_names(kind, config)
     initial = None if config.initial is None else models.load(kind, config.initial)
     given = [model for model in (victim, initial) if model is not None]
     # A purifier to start from knows no classes: those of its own data do not bind this training's.
@@ -82,7 +81,6 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     shape = shape_of(training)
     if victim is not None:
         preflight.check_network(victim, source, labels_of(training), shape)
-    _check_kind(kind, config)
     network = models.shaped_for(kind, config.model, shape, source.number_of_classes)
     built = models.untrained(kind, network)
     if initial is not None and initial.spec != network:
@@ -113,15 +111,17 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     return job
 
 
-def _check_kind(kind: models.Kind, config: TrainingConfig) -> None:
-    """Refuse the name of a classifier for a purifier, or the other way round.
+def _check_names(kind: models.Kind, config: TrainingConfig) -> None:
+    """Look up attacks and pairs, and refuse the name of a classifier for a purifier, or the other way round.
 
     Raises:
-        ValueError: it is one.
+        ValueError: a name is unknown, or of the other kind.
     """
+    build_attacks(config.attacks)
+    build_pairs(config.train_against)
     name = config.model.partition(",")[0]
     other: models.Kind = "purifier" if kind == "classifier" else "classifier"
-    known = {of: plugins.known(package) for of, package in models.PACKAGES.items()}
+    known = {of: models.known(of) for of in models.PACKAGES}
     if name in known[other] and name not in known[kind]:
         raise ValueError(
             f"model: {name} is a {other}, and with classifier = {config.classifier} a {kind} is trained; give another "

@@ -22,8 +22,8 @@ from typing import Any, TypeVar, get_type_hints
 import tyro
 import yaml
 
+from raypurify.plugins.values import converted, described, number
 from raypurify.runs import failures, fields, log
-from raypurify.values import converted, described, number
 
 Arguments = TypeVar("Arguments")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_origin, get_type_hints
 
-from raypurify import values
+from raypurify.plugins import values
 
 
 def check_choices(config: Any) -> None:

@@ -100,7 +100,7 @@ def test_what_the_images_are_picks_a_trainings_defaults(
 
 
 def test_the_package_is_the_command() -> None:
-    words = [sys.executable, "-m", "raypurify", "evalute"]
+    words = [sys.executable, "-m", "raypurify.command", "evalute"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no verb 'evalute'; did you mean evaluate?")

@@ -50,7 +50,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         case ["raypurify", *verb]:
             name, flags = main.verb_of(verb)
             check_flags(main.VERBS[name].start(), flags)
-        case ["python", "-m", "raypurify", *verb]:
+        case ["python", "-m", "raypurify.command", *verb]:
             assert not verb, "the command itself; test_main runs it"
         case ["python", script, *flags] if script.startswith("jobs/"):
             check_flags(job_of(script, monkeypatch), flags, needs_flags=True)

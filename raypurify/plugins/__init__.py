@@ -27,7 +27,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from raypurify.values import converted, number
+from raypurify.plugins.values import converted, number
 
 FAMILIES = ("torchattacks",)
 """Plugin files that offer ``build_named(name)``, a builder for each of many names, instead of ``build``."""
@@ -180,7 +180,7 @@ def source_hash(spec: Spec, classes: Iterable[type]) -> str:
     if ":" not in spec.name:
         return ""
     names = {spec.name.partition(":")[0], *(kind.__module__ for kind in classes)}
-    others = {"torch", __package__, *sys.stdlib_module_names}
+    others = {"torch", "raypurify", *sys.stdlib_module_names}
     own = sorted(name for name in names if name.partition(".")[0] not in others)
     return hashlib.sha256(json.dumps([[name, _source_of(name)] for name in own]).encode()).hexdigest()
 
