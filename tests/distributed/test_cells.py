@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from conftest import wait_for
 from grids import damaged as damaged
 from meeting import met
@@ -46,6 +47,7 @@ def counts(output: Path) -> list[tuple[int, int, int]]:
     return [tuple(attempt["counts"][name] for name in ("in", "out", "rejected")) for attempt in attempts]
 
 
+@pytest.mark.slow
 def test_cells_of_one_unit_are_shared_by_actors_of_which_one_is_killed(
     local_ray: None, small_classifier: str, tmp_path: Path
 ) -> None:

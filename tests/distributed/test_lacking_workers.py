@@ -74,6 +74,7 @@ def images(s3: str) -> str:
     return f"{s3}/lacking"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["WORKERS", ""])
 def test_workers_whom_the_store_denies(key: str, s3: str, images: str, small_classifier: str, tmp_path: Path) -> None:
     with faulty(Faults(keys=("WORKERS",))), pytest.MonkeyPatch.context() as patch:

@@ -234,6 +234,7 @@ def test_a_killed_worker_is_replaced_and_the_curve_is_undisturbed(twelve_epochs:
     np.testing.assert_allclose(curve(output), twelve_epochs, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_workers_killed_within_an_epoch_go_on_from_the_step(
     local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,7 +143,7 @@ def test_jpeg_refuses_other_channels() -> None:
 )
 def test_refuses_a_bad_parameter_by_name_and_value(name: str, params: dict[str, Any]) -> None:
     ((key, value),) = params.items()
-    with pytest.raises(ValueError, match=rf"{key} must be .* got {value!r}"):
+    with pytest.raises(ValueError, match=rf"{key}( must be|: expected) .* got {value!r}"):
         purifier(name, **params)
 
 
