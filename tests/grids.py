@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from raypurify import storage
 from raypurify.data import open_source, read_rows
 from raypurify.evaluation import results
 from raypurify.evaluation.batch import Evaluator
@@ -50,6 +51,13 @@ def reference(config: EvaluationConfig) -> dict[str, pa.Table]:
 @pytest.fixture(scope="session")
 def expected(small_classifier: str, small_purifier: str) -> dict[str, pa.Table]:
     return reference(grid(small_classifier, small_purifier))
+
+
+def scores_and_samples(output: Path, cells: list[str]) -> list[pa.Table]:
+    """The scores of each cell, and the report's samples of all, each in one order."""
+    scores = [results.read_scores(str(output), cell, schema.SCORES.names).sort_by("id") for cell in cells]
+    samples = storage.read_tables(storage.list_files(f"{output}/samples"), schema.SAMPLES)
+    return [*scores, samples.sort_by([("cell", "ascending"), ("id", "ascending")])]
 
 
 def assert_equal(output: str, expected: dict[str, pa.Table]) -> None:

@@ -7,19 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from grids import scores_and_samples
 
 import raypurify
 from raypurify import storage
-from raypurify.evaluation import results
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.jobs.attack import attack
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
-from raypurify.runs import schema
 from raypurify.training import TrainingConfig, saved
 
 ACTOR = ActorPool(actors=1, cpus_per_actor=1, batch=32)
@@ -51,23 +49,18 @@ def test_an_evaluation(local_ray: None, small_classifier: str, small_purifier: s
         masking_images=10,
     )
 
-    def tables(output: Path) -> list[pa.Table]:
-        cells = summary["cell"].to_pylist()
-        scores = [results.read_scores(str(output), cell, schema.SCORES.names).sort_by("id") for cell in cells]
-        samples = storage.read_tables(storage.list_files(f"{output}/samples"), schema.SAMPLES)
-        return [*scores, samples.sort_by([("cell", "ascending"), ("id", "ascending")])]
-
     outputs = [tmp_path / "ray", tmp_path / "local"]
     summaries = [evaluate(config, pool, str(output)) for pool, output in zip(POOLS, outputs, strict=True)]
     summary = summaries[0]
     assert summaries[1].equals(summary)
-    expected = tables(outputs[0])
-    for ours, theirs in zip(tables(outputs[1]), expected, strict=True):
+    cells = summary["cell"].to_pylist()
+    expected = scores_and_samples(outputs[0], cells)
+    for ours, theirs in zip(scores_and_samples(outputs[1], cells), expected, strict=True):
         assert ours.equals(theirs)
     for pool, begun_by_the_other in zip(POOLS, reversed(outputs), strict=True):
         lose(begun_by_the_other, ["scores/*/000002.parquet", "samples/*", "report.html"])
         assert evaluate(config, pool, str(begun_by_the_other)).equals(summary)
-        for ours, theirs in zip(tables(begun_by_the_other), expected, strict=True):
+        for ours, theirs in zip(scores_and_samples(begun_by_the_other, cells), expected, strict=True):
             assert ours.equals(theirs)
         run = storage.read_json(f"{begun_by_the_other}/run.json")
         assert [attempt["config"]["local"] for attempt in run["attempts"]] == [not pool.local, pool.local]

@@ -7,18 +7,16 @@ import signal
 import threading
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from conftest import wait_for
 from grids import damaged as damaged
+from grids import scores_and_samples
 from meeting import met
 
 from raypurify import storage
-from raypurify.evaluation import results
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool, StagePools
-from raypurify.runs import schema
 
 TWO = ActorPool(actors=2, cpus_per_actor=1, batch=64)
 LOCAL = dataclasses.replace(TWO, actors=1, local=True)
@@ -34,12 +32,6 @@ def config(small_classifier: str, purifier: str, **changes: object) -> Evaluatio
         "settings": ("white-box", "adaptive"),
     }
     return EvaluationConfig(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def tables(output: Path, cells: list[str]) -> list[pa.Table]:
-    scores = [results.read_scores(str(output), cell, schema.SCORES.names).sort_by("id") for cell in cells]
-    samples = storage.read_tables(storage.list_files(f"{output}/samples"), schema.SAMPLES)
-    return [*scores, samples.sort_by([("cell", "ascending"), ("id", "ascending")])]
 
 
 def counts(output: Path) -> list[tuple[int, int, int]]:
@@ -70,8 +62,8 @@ def test_cells_of_one_unit_are_shared_by_actors_of_which_one_is_killed(
     assert evaluate(asked, LOCAL, str(alone)).equals(summary)
     cells = summary["cell"].to_pylist()
     assert len(cells) == 8
-    expected = tables(alone, cells)
-    for ours, theirs in zip(tables(shared, cells), expected, strict=True):
+    expected = scores_and_samples(alone, cells)
+    for ours, theirs in zip(scores_and_samples(shared, cells), expected, strict=True):
         assert ours.equals(theirs)
 
     apart = StagePools(stages="apart", attack_actors=2).apart(TWO)
@@ -80,7 +72,7 @@ def test_cells_of_one_unit_are_shared_by_actors_of_which_one_is_killed(
             shutil.rmtree(shared / name)
         (shared / "_SUCCESS").unlink()
         assert evaluate(asked, dataclasses.replace(TWO, actors=3), str(shared), pools=pools).equals(summary)
-        for ours, theirs in zip(tables(shared, cells), expected, strict=True):
+        for ours, theirs in zip(scores_and_samples(shared, cells), expected, strict=True):
             assert ours.equals(theirs)
     assert counts(shared) == [(16, 16, 0)] * 3
 
