@@ -9,6 +9,8 @@ shapes the network to its data. What an attacker or a reader has to know, the mo
 - ``random = True``: it draws at random; ``forward(x, seeds)`` takes one seed for each image.
 - ``trivial = True``: it learned nothing; what a learned one must beat.
 - ``detect(x) -> (N,) bool``: which images it takes for attacked; ``detect(x, seeds)`` where it draws at random.
+- ``restored_and_loss(x_adv, x) -> (restored, loss)``: its output and its ``training_loss`` by one pass, for a training
+  that weighs the labels behind it too; absent: two passes.
 - ``unclipped(x)``: its output before a last clip to [0, 1], which lets no gradient pass outside.
 
 And, for images that are purified in tiles:

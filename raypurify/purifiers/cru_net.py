@@ -141,7 +141,12 @@ class CRUNet(nn.Module):
 
         The paper's Eq. 10 prints I' for the restored image. The clip is left out: outside [0, 1] it has no gradient.
         """
-        return F.mse_loss(self.unclipped(x_adv), x)
+        return self.restored_and_loss(x_adv, x)[1]
+
+    def restored_and_loss(self, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The restored images, as :meth:`forward` gives them, and :meth:`training_loss`, by one pass."""
+        unclipped = self.unclipped(x_adv)
+        return unclipped.clamp(0, 1), F.mse_loss(unclipped, x)
 
 
 def build(**params: Any) -> CRUNet:

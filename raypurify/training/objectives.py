@@ -263,13 +263,14 @@ class PurifierObjective(Objective):
     def loss(self, batch: Batch) -> Tensor:
         config, network = self.setup.config, cast(Any, self.setup.network)
         x_adv, x = self.pairs(batch)
-        loss = x.new_zeros(())
+        if not config.label_weight:
+            return config.pixel_weight * cast(Tensor, network.training_loss(x_adv, x))
         if config.pixel_weight:
-            loss = loss + config.pixel_weight * network.training_loss(x_adv, x)
-        if config.label_weight:
-            logits = cast(Any, self.setup.classifier)(network(x_adv))
-            loss = loss + config.label_weight * F.cross_entropy(logits.float(), batch.y)
-        return loss
+            restored, pixel_loss = restored_and_loss(network, x_adv, x)
+        else:
+            restored, pixel_loss = network(x_adv), x.new_zeros(())
+        logits = cast(Any, self.setup.classifier)(restored)
+        return config.pixel_weight * pixel_loss + config.label_weight * F.cross_entropy(logits.float(), batch.y)
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Attacked images, or clean ones in their share, and the clean images that they were made of: (N, C, H, W)."""
@@ -309,6 +310,14 @@ class PurifierObjective(Objective):
             "accuracy_clean_purified": classifier(purifier(batch.x)),
         }
         return {name: (values.argmax(dim=1) == batch.y).sum() for name, values in logits.items()}
+
+
+def restored_and_loss(network: Any, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A purifier's images of ``x_adv``, and its own loss: by one pass, where it names ``restored_and_loss``."""
+    if hasattr(network, "restored_and_loss"):
+        restored, loss = network.restored_and_loss(x_adv, x)
+        return restored, loss
+    return network(x_adv), network.training_loss(x_adv, x)
 
 
 def train_step(objective: Objective, batch: Batch, step: int) -> tuple[dict[str, Tensor], float]:
