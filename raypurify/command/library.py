@@ -3,8 +3,9 @@
 ``raypurify evaluate --classifiers a b --limit 100`` is ``raypurify.evaluate(classifiers=["a", "b"], limit=100)``, with
 the same defaults and errors. These functions leave torch's threads and random numbers as they found them.
 
-Where a flag names a classifier or a purifier that is there, a network (``nn.Module``) of your own may stand. Where it
-names a dataset, ``(x, y)`` may, for ``engine="local"``: see :func:`raypurify.evaluation.tensors.write_images`.
+Where a flag names a classifier or a purifier that is there, a network (``nn.Module``) of your own may stand; where it
+names an attack, an attack such as ``PGD(epsilon=8 / 255)``. Where it names a dataset, ``(x, y)`` may, for
+``engine="local"``: see :func:`raypurify.evaluation.tensors.write_images`.
 """
 
 from __future__ import annotations

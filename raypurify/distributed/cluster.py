@@ -175,7 +175,8 @@ def telling() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.workers_said = "\n".join(_said)  # type: ignore[attr-defined]
+        said = [getattr(error, "workers_said", ""), *_said]
+        error.workers_said = "\n".join(said).strip()  # type: ignore[attr-defined]
         lacking = _lacking(error)
         if lacking is not None:
             raise runs.StoppedError(lacking) from error

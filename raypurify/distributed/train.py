@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -57,9 +58,17 @@ class StopAtFinalErrors(ray.train.UserCallback):
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             cause = getattr(error, "_base_exc", error)  # what the worker raised, in Ray Train's wrapping
-            if isinstance(cause, FINAL_ERRORS) or getattr(cause, "errno", None) in storage.UNWRITABLE:
+            is_plain = isinstance(cause, PLAIN_ERRORS) or getattr(cause, "errno", None) in storage.UNWRITABLE
+            if is_plain or isinstance(cause, FINAL_ERRORS):
                 _silence_ray_train()
-                raise runs.StoppedError(str(cause))
+                raise runs.StoppedError(str(cause)) if is_plain else _failed(cause)
+
+
+def _failed(cause: Exception) -> runs.FailedError:
+    """What a worker raised that nobody foresaw, with its traceback."""
+    failed = runs.FailedError(f"{type(cause).__name__}: {cause}")
+    failed.workers_said = getattr(cause, "workers_said", "")  # type: ignore[attr-defined]
+    return failed
 
 
 SLOW_MACHINE = "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
@@ -96,7 +105,7 @@ def _run(trainer: _Trainer) -> None:
     """Train to the end. An interrupt ends the workers, so that they write nothing after the lease is released.
 
     Raises:
-        runs.StoppedError: an error that would come again.
+        runs.StoppedError, runs.FailedError: an error that would come again.
     """
     # Ray's watcher of nodes that a cloud takes away tells workers, of which none of ours asks.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -109,7 +118,7 @@ def _run(trainer: _Trainer) -> None:
         raise
     except ray.train.ControllerError as error:
         failure = error.controller_failure
-        if isinstance(failure, runs.StoppedError):
+        if isinstance(failure, runs.StoppedError | runs.FailedError):
             raise failure from None
         if getattr(failure, "errno", None) in storage.UNWRITABLE:
             raise runs.StoppedError(f"the checkpoints cannot be written: {failure}") from None
@@ -162,6 +171,10 @@ def _work(loop: dict[str, Any]) -> None:
         _silence_ray_train()
         cause = getattr(error, "cause", None)  # of an error in a task that reads, whose own text is a traceback
         raise (cause if isinstance(cause, PLAIN_ERRORS) else error) from None
+    except FINAL_ERRORS as error:
+        _silence_ray_train()
+        error.workers_said = traceback.format_exc()  # type: ignore[union-attr]  # it is lost on the way to the driver
+        raise
 
 
 def _train_part(job: Job, resources: TrainingResources, told: ActorHandle) -> None:

@@ -13,7 +13,7 @@ from raypurify.data import Source, open_source
 from raypurify.evaluation import preflight, units
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import attempt_at, hold
+from raypurify.jobs.attempt import FINISHED, attempt_at, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
 from raypurify.jobs.work import undone
@@ -95,6 +95,7 @@ def attack(
     identity["unit"] = size
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         if run.finished:
+            log.tell(FINISHED)
             return _figures(output, source)
         work = Generation(config=config, networks=networks, output=output)
         # By its name a reader of the images knows which split they are, and takes them all.

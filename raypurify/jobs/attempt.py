@@ -19,6 +19,8 @@ from raypurify.report import formats
 from raypurify.runs.progress import Progress
 from raypurify.runs.tally import Tally
 
+FINISHED = "already finished: nothing is left to do"
+"""What a job says of a run that is whole."""
 ENOUGH = 1000
 """How many images are done before the share of rejects is judged."""
 

@@ -18,7 +18,7 @@ from raypurify import runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
 from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
-from raypurify.jobs.attempt import attempt_at, check_rejects, hold
+from raypurify.jobs.attempt import FINISHED, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Made, Make, undone
 from raypurify.report import formats
@@ -125,7 +125,7 @@ def clean(
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         is_whole = run.finished and accounts.is_complete(output)
         if is_whole and not update:
-            log.tell("already finished: nothing is left to do; --update looks for what is new or has changed")
+            log.tell(f"{FINISHED}; --update looks for what is new or has changed")
             return accounts.add_up(output)
         is_behind = update and not is_whole and bool(plan.generations(output))
         _begin(run, work.cleaning, is_update=is_whole)

@@ -22,7 +22,7 @@ from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import Attempt, attempt_at, check_rejects, hold
+from raypurify.jobs.attempt import FINISHED, Attempt, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.jobs.rows import Prepare, Process, RowWork
 from raypurify.jobs.work import Todo, undone
@@ -140,6 +140,8 @@ def evaluate(
                 _conclude(work, attempt, cells, planned, max_rejects)
             write_report(output, curves=results.curves(config), sections=sections)
             run.finish()
+        else:
+            log.tell(FINISHED)
     return results.read_summary(output, [cell.hash for cell in grid.cells])
 
 

@@ -1,7 +1,8 @@
-"""What the user has made in this process, networks and images, where a job wants names and URLs."""
+"""What the user has made in this process, networks, attacks and images, where a job wants names and URLs."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from raypurify import models
+from raypurify import models, plugins
 from raypurify.evaluation.tensors import write_images
 
 DATASETS = ("data", "input")
@@ -17,8 +18,11 @@ DATASETS = ("data", "input")
 
 
 def named(value: Any) -> Any:
-    """The value of a flag as YAML would have it: paths as text, NumPy's numbers as Python's, and a name for each
-    network: see :func:`raypurify.models.give_name`.
+    """The value of a flag as YAML would have it: paths as text, NumPy's numbers as Python's, an attack as its name and
+    parameters, and a name for each network: see :func:`raypurify.models.give_name`.
+
+    Raises:
+        ValueError: an attack of a class that workers cannot import.
     """
     if isinstance(value, list | tuple):
         return [named(item) for item in value]
@@ -26,7 +30,9 @@ def named(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return models.give_name(value) if isinstance(value, nn.Module) else value
+    if isinstance(value, nn.Module):
+        return models.give_name(value)
+    return str(plugins.spec_of(value)) if dataclasses.is_dataclass(value) else value
 
 
 def modules() -> set[str]:

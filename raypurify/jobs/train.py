@@ -18,7 +18,7 @@ from torch import nn
 from raypurify import models, runs, storage
 from raypurify.data import Source, check_ids, labels_of, open_source, shape_of
 from raypurify.evaluation import preflight
-from raypurify.jobs.attempt import hold, ready
+from raypurify.jobs.attempt import FINISHED, hold, ready
 from raypurify.jobs.engine import Engine, engine_of
 from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
@@ -252,7 +252,9 @@ def train(
     identity = {**_identity(job), "epochs": min(config.epochs, begun.get("epochs", config.epochs))}
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         job = _with_more_epochs(job, run)
-        if not run.finished:
+        if run.finished:
+            log.tell(f"{FINISHED}; with more --epochs it goes on")
+        else:
             log.tell(*job.about)
             engine, hardware = ready([resources], output, shared_filesystem=shared_filesystem)
             if settle:

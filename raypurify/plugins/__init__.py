@@ -63,6 +63,35 @@ class Spec:
         return ",".join([self.name, *(f"{key}={written(value)}" for key, value in self.params.items())])
 
 
+def spec_of(built: Any) -> Spec:
+    """The spec that builds an equal object: a plugin's name or a dotted path, and what differs from its defaults.
+
+    Args:
+        built: an instance of a dataclass.
+
+    Raises:
+        ValueError: of a class that other processes cannot import by its name.
+    """
+    kind = type(built)
+    families = (base.__module__.rpartition(".")[2] for base in kind.__mro__)
+    package, _, file = kind.__module__.rpartition(".")
+    family = next((name for name in families if name in FAMILIES), None)
+    if family is None and (kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__):
+        raise ValueError(
+            f"{kind.__qualname__} is defined in {kind.__module__}, where other processes cannot import it: put it at "
+            "the top of a module of your own"
+        )
+    given = {
+        item.name: getattr(built, item.name)
+        for item in dataclasses.fields(built)
+        if item.init and not (item.default is not dataclasses.MISSING and getattr(built, item.name) == item.default)
+    }
+    if family is not None:
+        return Spec(name=f"{family}.{kind.__name__}", params=given)
+    is_ours = package.startswith(f"{__package__.partition('.')[0]}.")
+    return Spec(name=file if is_ours else f"{kind.__module__}:{kind.__name__}", params=given)
+
+
 def resolved(spec: Spec, built: Any) -> Spec:
     """``spec`` with every parameter of the dataclass that it built: specs that mean the same get one text.
 

@@ -239,10 +239,11 @@ _OF_FLAG = re.compile(r"(?:Error parsing |(?:Missing value|invalid choice '.*?')
 
 
 def _values(argv: Sequence[str], flag: str) -> str:
-    """The words behind a flag."""
+    """The words behind a flag, where it stands last: there it counts."""
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     words = [word.replace("_", "-") if word.startswith("--") else word for word in words]
-    behind = words[words.index(f"--{flag}") + 1 :] if f"--{flag}" in words else []
+    places = [place for place, word in enumerate(words) if word == f"--{flag}"]
+    behind = words[places[-1] + 1 :] if places else []
     return " ".join(map(repr, takewhile(lambda word: not word.startswith("--"), behind)))
 
 

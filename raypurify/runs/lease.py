@@ -17,6 +17,7 @@ the next heartbeat of the one that wrote first finds the other's lease, and :met
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -169,7 +170,7 @@ def hold(
     try:
         version = _take(url, holder)
     except OSError as error:
-        if error.errno not in storage.UNWRITABLE:
+        if error.errno not in (*storage.UNWRITABLE, errno.ENOENT):  # the last: no folder can be made there
             raise
         reason = os.strerror(error.errno)
         raise ValueError(f"{output} cannot be written to: {reason}. Give another --output, or mend this") from error

@@ -3,16 +3,19 @@
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import raypurify
 from raypurify import models, storage
+from raypurify.attacks import Attacked, counted, torchattacks
+from raypurify.attacks.pgd import PGD
 from raypurify.runs import schema
 
 SCRIPT = """
@@ -128,6 +131,17 @@ class Means(nn.Module):
         return self.head(x.mean(dim=(1, 3)) * self.scale)
 
 
+@dataclass(frozen=True)
+class Half:
+    """An attack of the user's."""
+
+    by: float = 0.5
+    norm = "linf"
+
+    def __call__(self, victim: nn.Module, x: Tensor, y: Tensor, *, seeds: Any, target: Any = None) -> Attacked:
+        return counted(x * (1 - self.by), steps=1, queries=0)
+
+
 def means(scale: float = 1.0, seed: int = 0) -> Means:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -147,6 +161,29 @@ def test_paths_and_numpys_numbers_are_taken(tmp_path: Path) -> None:
         engine="local",
     )
     assert (summary["n"].to_pylist(), summary["eps"].to_pylist()) == ([3, 3], [0.1, 0.2])
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    """An attack of a class that is not at the top of a module under its own name."""
+
+
+Unnamed.__qualname__ = "Outer.Unnamed"
+
+
+def test_attacks_that_were_made_are_taken_by_their_names(tmp_path: Path) -> None:
+    attacks = [PGD(epsilon=8 / 255, steps=2), Half(by=0.25), "fgsm", torchattacks.build_named("FGSM")(eps=0.2)]
+    given: dict[str, Any] = {"classifiers": [means()], "data": "digits", "limit": 4, "engine": "local"}
+    summary = raypurify.evaluate(attacks=attacks, purifiers=["identity"], output=tmp_path / "run", **given)
+    assert storage.read_json(str(tmp_path / "run/run.json"))["attempts"][0]["config"]["attacks"] == [
+        "pgd,epsilon=0.03137254901960784,steps=2",
+        f"{__name__}:Half,by=0.25",
+        "fgsm",
+        "torchattacks.FGSM,eps=0.2",
+    ]
+    assert len(summary) == 4
+    with pytest.raises(ValueError, match=r"Outer\.Unnamed is defined in .*put it at the top of a module"):
+        raypurify.evaluate(attacks=[Unnamed()], output=tmp_path / "other", **given)
 
 
 def test_networks_and_images_of_ones_own(tmp_path: Path) -> None:

@@ -35,6 +35,19 @@ class Diverging(nn.Module):
         return self.linear(x.flatten(1)) * (torch.inf if self.seen > self.steps else 1)
 
 
+class Broken(nn.Module):
+    """A linear classifier of digits that is broken in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("no such thing")
+        return self.linear(x.flatten(1))
+
+
 class Coarse(nn.Sequential):
     """A classifier of colour images of any size, into two classes, that takes little memory itself."""
 

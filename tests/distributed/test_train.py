@@ -216,6 +216,14 @@ def test_a_training_that_diverges_stops_and_keeps_its_last_good_checkpoint(local
     assert not storage.is_success(str(output))
 
 
+def test_what_a_network_raises_is_told_with_a_file_of_its_traceback(local_ray: None, tmp_path: Path) -> None:
+    config = dataclasses.replace(CLASSIFIER, model="networks:Broken")
+    with pytest.raises(runs.FailedError, match=r"^ValueError: no such thing$"):
+        train(config, RESOURCES, str(tmp_path / "run"))
+    (kept,) = (tmp_path / "run/errors").iterdir()
+    assert 'raise ValueError("no such thing")' in kept.read_text()
+
+
 def test_a_killed_worker_is_replaced_and_the_curve_is_undisturbed(twelve_epochs: np.ndarray, tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     killed: list[int] = []

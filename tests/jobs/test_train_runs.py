@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import struct
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,9 @@ def test_a_logger_whose_library_lacks_says_what_to_install(tmp_path: Path) -> No
         patch.syspath_prepend(tmp_path)
         with pytest.raises(ImportError, match="needs the package no_such_library: pip install no_such_library"):
             build_logger("no_library:Logger")
+        patch.setitem(sys.modules, "mlflow", None)
+        with pytest.raises(ImportError, match=r"needs the package mlflow: pip install 'raypurify\[mlflow\]'"):
+            build_logger("mlflow")
 
 
 def test_mlflow_is_told_how_a_training_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

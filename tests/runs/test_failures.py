@@ -61,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["3 of 40 images are not 28x28", "7.png 28x32", "19.png", "33.png", "--resize 28 --crop 28"],
         ),
         ("--data digits --precision fp16", 2, ["'fp16'", "--precision", "float32", "bfloat16"]),
-        ("--data digits --limit many", 2, ["many", "--limit"]),
+        ("--data digits --limit 40 --limit many", 2, ["'many'", "--limit"]),
         ("--data digits --atacks fgsm", 2, ["--atacks", "--attacks"]),
         ("--data digits --config wrong.yaml", 2, ["wrong.yaml: unknown atacks", "did you mean attacks for atacks?"]),
         ("--data s3://no-such-bucket/images", 2, ["s3://no-such-bucket/images", "there is no such bucket"]),

@@ -408,6 +408,12 @@ def test_an_output_that_cannot_be_written_to_is_refused_by_its_name(place: str, 
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is of Linux")
+def test_an_output_whose_folder_cannot_be_made_is_refused_by_its_name() -> None:
+    with pytest.raises(ValueError, match="/proc/run cannot be written to: No such file"), lease.hold("/proc/run"):
+        pass
+
+
 def test_a_disk_that_is_full_or_read_only_is_refused_as_such(tmp_path: Path) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "raypurify", str(tmp_path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:

@@ -7,6 +7,7 @@ called in the process that the command was given in: workers need nothing of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
 
 from raypurify import plugins
@@ -50,10 +51,13 @@ def build_logger(text: str) -> Logger:
         ValueError: an unknown name or parameter, or what is built is no logger.
         ImportError: its library is not installed.
     """
+    spec = plugins.Spec.parse(text)
     try:
-        logger = plugins.build(__name__, plugins.Spec.parse(text))
+        logger = plugins.build(__name__, spec)
     except ModuleNotFoundError as error:
-        raise ImportError(f"logger: {text} needs the package {error.name}: pip install {error.name}") from error
+        extras = metadata.metadata("raypurify").get_all("Provides-Extra") or []
+        package = f"'raypurify[{spec.name}]'" if spec.name in extras else error.name
+        raise ImportError(f"logger: {text} needs the package {error.name}: pip install {package}") from error
     if not isinstance(logger, Logger):
         raise ValueError(f"logger: {text} builds {type(logger).__name__}, which lacks start, epoch or finish")
     return logger
