@@ -62,11 +62,11 @@ class Plan:
     """Dollars for requests to the object store."""
 
 
-CLEANING = 1 / 7.7
+CLEANING = 1 / 8.9
 """CPU seconds for an image of 256x256 by CRU-Net, of width 16, with decoding and encoding (benchmarks/rates.py)."""
-FILES = 1 / 48
+FILES = 1 / 61
 """The part of it that is no network: by the identity (benchmarks/rates.py)."""
-GRADIENT = 1 / 3.8
+GRADIENT = 1 / 4.5
 """CPU seconds for an image of 224x224 through ResNet-50 and back (benchmarks/rates.py)."""
 RESNET50, CRU_NET = 4.09e9, 3.90e9
 """Multiplications of a forward pass, at 224x224 and at 256x256; a gradient of the input takes as many again."""

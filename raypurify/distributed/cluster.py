@@ -19,7 +19,9 @@ from typing import Any
 import ray
 from ray._private import worker as ray_driver
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
 from ray.experimental.internal_kv import _internal_kv_get
 
 from raypurify import runs, storage
@@ -53,6 +55,8 @@ def connect(*needs: Needs) -> dict[str, Any]:
         waits = pool.check(free, grows=pool.room(free) < pool.count and _grows())
         if waits:
             log.tell(waits, stderr=True)
+            if not pool.room(nodes):
+                _await_room(pool, nodes)
         free = pool.left(free)
     return {**runs.machine(), "nodes": len(nodes), "cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0)}
 
@@ -84,6 +88,39 @@ def _grows() -> bool:
     told = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
     types = told.get("autoscaler_report", {}).get("node_type_mapping") or {}
     return any(not name.startswith("node_") for name in types.values())
+
+
+LASTING = 10
+"""Looks, a second apart, at which an autoscaler has to say that none of its machines would do: at a single one it may
+not have heard of a change yet."""
+
+
+def _await_room(needs: Needs, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Wait until the cluster has grown by room for one of them, since some are of a kind that it can never have.
+
+    Raises:
+        ValueError: its autoscaler has no machine that they fit on.
+    """
+    group = ray.util.placement_group([needs.asked])
+    lacking = 0
+    try:
+        while not group.wait(1):
+            lacking = lacking + 1 if _has_no_machine(needs.asked) else 0
+            if lacking == LASTING:
+                raise needs.refusal(nodes, ", and its autoscaler has no machine that one of them fits on")
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+def _has_no_machine(asked: Mapping[str, float]) -> bool:
+    """Whether the autoscaler (version 2) says that it can start no machine with these resources."""
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status())
+    gangs = reply.autoscaling_state.infeasible_gang_resource_requests
+    requests = [*reply.autoscaling_state.infeasible_resource_requests]
+    for gang in gangs:
+        requests += [*gang.requests, *(one for bundle in gang.bundle_selectors for one in bundle.resource_requests)]
+    return any(asked.items() <= dict(request.resources_bundle).items() for request in requests)
 
 
 def _start(**options: Any) -> None:

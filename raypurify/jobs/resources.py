@@ -55,19 +55,27 @@ class Needs:
         Raises:
             ValueError: they do not fit, and the cluster will not grow; gives the figures and the flag that helps.
         """
-        room = self.room(nodes)
-        if room >= self.count:
+        if self.room(nodes) >= self.count:
             return None
+        if grows:
+            return f"waiting for the cluster to grow: {self._beside(nodes)}"
+        raise self.refusal(nodes)
+
+    def refusal(self, nodes: Sequence[Mapping[str, float]], why: str = "") -> ValueError:
+        """What is raised where they do not fit into nodes with these resources; ``why`` more will not come."""
+        room, largest = self.room(nodes), max((node.get("CPU", 0) for node in nodes), default=0)
+        advice = self._advice(room, largest, sum(node.get("GPU", 0) for node in nodes))
+        return ValueError(f"{self._beside(nodes)}{why}. Give {advice}, or join a larger cluster")
+
+    def _beside(self, nodes: Sequence[Mapping[str, float]]) -> str:
+        """The needs, beside what a cluster of these nodes has."""
         cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
         declared = "".join(f", {sum(node.get(name, 0) for node in nodes):g} {name}" for name in self.custom)
         largest = max((node.get("CPU", 0) for node in nodes), default=0)
-        told = (
-            f"{self.told()} are asked for; this Ray cluster has {cpus:g} CPU(s) and "
-            f"{gpus:g} GPU(s){declared} on {len(nodes)} node(s), {largest:g} CPU(s) on the largest: room for {room}"
+        return (
+            f"{self.told()} are asked for; this Ray cluster has {cpus:g} CPU(s) and {gpus:g} GPU(s){declared} on "
+            f"{len(nodes)} node(s), {largest:g} CPU(s) on the largest: room for {self.room(nodes)}"
         )
-        if grows:
-            return f"waiting for the cluster to grow: {told}"
-        raise ValueError(f"{told}. Give {self._advice(room, largest, gpus)}, or join a larger cluster")
 
     def told(self) -> str:
         """The needs, in words."""

@@ -97,6 +97,22 @@ def test_it_grows_from_a_head_alone_shrinks_and_ends_on_ctrl_c(
     assert scores(output) == undisturbed
 
 
+@pytest.mark.parametrize(
+    ("flags", "lacks"),
+    [(["--gpus-per-actor", "1"], "Give --gpus-per-actor 0"), (["--cpus-per-actor", "4"], "room for 0, and its")],
+)
+def test_what_no_machine_of_the_autoscaler_has_is_refused(
+    flags: list[str], lacks: str, small_classifier: str, small_purifier: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    command = evaluation(small_classifier, small_purifier, tmp_path / "run", "--actors", "1", *flags)
+    with local_cluster(command, log) as process:
+        assert process.wait(120) == 2
+    (line,) = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    assert "and its autoscaler has no machine that one of them fits on" in line
+    assert lacks in line
+
+
 def test_a_job_survives_a_node_that_is_lost(
     undisturbed: dict[str, list[object]], small_classifier: str, small_purifier: str, tmp_path: Path
 ) -> None:

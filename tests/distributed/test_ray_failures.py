@@ -1,5 +1,6 @@
 """What reaches the terminal of a job on Ray: its own lines, and of a failure one that names the traceback's file."""
 
+import json
 import os
 import signal
 import subprocess
@@ -27,24 +28,27 @@ class Slow(torch.nn.Module):
 """
 
 
-def job(tmp_path: Path, classifier: str, purifier: str) -> subprocess.Popen[str]:
+def job(tmp_path: Path, classifier: str, purifier: str, *flags: str) -> subprocess.Popen[str]:
     (tmp_path / "own_plugins.py").write_text(PLUGINS)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(ROOT)])
     words = ["--data", "digits", "--limit", "80", "--classifiers", classifier, "--purifiers", f"own_plugins:{purifier}"]
     words += ["--attacks", "none", "--actors", "2", "--batch", "8", "--output", str(tmp_path / "run")]
-    command = [sys.executable, str(ROOT / "jobs/evaluate.py"), *words]
+    command = [sys.executable, str(ROOT / "jobs/evaluate.py"), *words, *flags]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_plugin_that_raises_in_a_worker_is_told_in_one_line(small_classifier: str, tmp_path: Path) -> None:
-    process = job(tmp_path, small_classifier, "Fails")
+def test_a_plugin_that_raises_in_a_worker_is_told_in_one_line_of_json(small_classifier: str, tmp_path: Path) -> None:
+    process = job(tmp_path, small_classifier, "Fails", "--log-format", "json")
     said, failed = process.communicate(timeout=240)
     assert process.returncode == 1, said + failed
     (kept,) = (tmp_path / "run/errors").iterdir()
-    (line,) = [line for line in failed.splitlines() if not line.startswith("evaluating: ")]
-    assert line.startswith("error: digits#")
-    assert line.endswith(f"(8 images): KeyError: 'no such place'. The traceback is in {kept}")
+    lines = [json.loads(line) for line in (said + failed).splitlines()]
+    assert all(line["job"] == "evaluate" and line["output"] == str(tmp_path / "run") for line in lines)
+    (line,) = [line for line in lines if line["level"] == "error"]
+    assert line["message"].startswith("digits#")
+    assert line["message"].endswith(f"(8 images): KeyError: 'no such place'. The traceback is in {kept}")
+    assert line["exit_code"] == 1
     text = kept.read_text()
     assert "own_plugins.py" in text
     assert "KeyError: 'no such place'" in text
