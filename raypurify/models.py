@@ -67,10 +67,10 @@ class Model:
         return hashlib.sha256(f"{self.sha256} {self.code}".encode()).hexdigest() if self.code else self.sha256
 
     @property
-    def trained_for(self) -> str | None:
-        """Hash of the classifier that a purifier was trained for, or None: for any."""
+    def trained_for(self) -> tuple[str, ...]:
+        """Hashes of the classifiers that a purifier was trained for; empty: for any."""
         victim = self.config.get("trained_for")
-        return victim["sha256"] if victim else None
+        return tuple(one["sha256"] for one in (victim, *victim.get("more", ()))) if victim else ()
 
 
 def untrained(kind: Kind, spec: plugins.Spec) -> nn.Module:

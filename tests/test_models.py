@@ -55,7 +55,7 @@ def test_identity_follows_the_weights_and_the_parameters(checkpoint: str, tmp_pa
 def test_a_trivial_purifier_needs_no_weights() -> None:
     model = models.load("purifier", "rounding,bits=3")
     assert model.name == "rounding,bits=3"
-    assert model.trained_for is None
+    assert model.trained_for == ()
     assert model.build()(torch.full((1, 1, 2, 2), 0.4)).unique().tolist() == pytest.approx([3 / 7])
 
 
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_code_of_ones_own_is_identified_by_the_code_too(
 def test_a_purifier_knows_whom_it_was_trained_for(tmp_path: Path) -> None:
     victim = {"classifier": "small", "sha256": "abc"}
     url = save(tmp_path / "p", "purifier", "cru_net", cru_net.build(width=2), {"width": 2}, trained_for=victim)
-    assert models.load("purifier", url).trained_for == "abc"
+    assert models.load("purifier", url).trained_for == ("abc",)
 
 
 def test_a_network_is_shaped_to_its_data() -> None:

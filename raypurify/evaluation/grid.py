@@ -311,7 +311,8 @@ class _Layout:
     def _own(self, classifier: int) -> list[int]:
         """The purifiers that were trained for a classifier, or for none."""
         sha256 = self.classifiers[classifier].sha256
-        return [index for index, purifier in enumerate(self.purifiers) if purifier.trained_for in (None, sha256)]
+        known = (purifier.trained_for for purifier in self.purifiers)
+        return [index for index, hashes in enumerate(known) if not hashes or sha256 in hashes]
 
     def _adaptive(self, victim: int) -> list[int]:
         chosen = self.config.adaptive_purifiers or self.config.purifiers

@@ -28,6 +28,7 @@ from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 from raypurify.storage.published import redacted
 from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS, TrainingConfig, saved
+from raypurify.training.answers import last_linear
 from raypurify.training.loggers import Logger, build_logger
 from raypurify.training.objectives import build_attacks, build_pairs
 from raypurify.training.order import ORDER, epoch_batches, hold_out, limited
@@ -72,15 +73,18 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     victim = None if config.classifier is None else models.load("classifier", config.classifier)
     kind: models.Kind = "classifier" if victim is None else "purifier"
     _check_names(kind, config)
+    more = tuple(models.load("classifier", text) for text in config.more_classifiers)
     initial = None if config.initial is None else models.load(kind, config.initial)
-    given = [model for model in (victim, initial) if model is not None]
+    given = [model for model in (victim, *more, initial) if model is not None]
     # A purifier to start from knows no classes: those of its own data do not bind this training's.
     source = preflight.matched(source, [model for model in given if model.kind == "classifier"])
     preflight.check_one_shape(source, given)
     training, held_out, classes, about = _shared_out(source, config)
     shape = shape_of(training)
-    if victim is not None:
-        preflight.check_network(victim, source, labels_of(training), shape)
+    for model in () if victim is None else (victim, *more):
+        preflight.check_network(model, source, labels_of(training), shape)
+        if config.feature_weight:
+            last_linear(model.build())
     network = models.shaped_for(kind, config.model, shape, source.number_of_classes)
     built = models.untrained(kind, network)
     if initial is not None and initial.spec != network:
@@ -105,6 +109,7 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         network=network,
         initial=initial,
         victim=victim,
+        more_victims=more,
     )
     for workers in resources.numbers:
         job.order(0, workers)
@@ -310,7 +315,10 @@ def _with_more_epochs(job: Job, run: runs.Run) -> Job:
     return job
 
 
-LATER = ("train_against", "pixel_weight", "label_weight", "patience")
+LATER = (
+    *("train_against", "pixel_weight", "label_weight", "patience"),
+    *("more_classifiers", "kl_weight", "feature_weight", "ema"),
+)
 """Fields that runs of earlier versions do not name in their identity; they go on where these have their defaults."""
 
 
@@ -327,6 +335,9 @@ def _identity(job: Job) -> dict[str, Any]:
     for name, model in (("classifier", job.victim), ("initial", job.initial)):
         if model is not None:
             identity[f"{name}_sha256"] = model.identity
+    if job.more_victims:
+        identity["more_classifiers"] = list(config.more_classifiers)
+        identity["more_classifiers_sha256"] = [model.identity for model in job.more_victims]
     return identity
 
 

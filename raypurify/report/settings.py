@@ -7,8 +7,8 @@ from raypurify.report import attempts, formats
 from raypurify.report.sections import Page, Section
 from raypurify.storage.published import redacted
 
-OF_PURIFIERS = ("attacks", "clean_share")
-"""Settings that a classifier's identity has too, where they change nothing."""
+OF_PAIRS = ("attacks", "clean_share")
+"""Settings of adversarial images, which change nothing of a training on clean ones."""
 
 
 def section(page: Page) -> Section | None:
@@ -16,7 +16,8 @@ def section(page: Page) -> Section | None:
     if page.trained is None:
         return None
     identity = redacted(page.run.get("identity") or {})
-    left_out = ("dataset", *(OF_PURIFIERS if identity.get("classifier") is None else ()))
+    on_clean_images = identity.get("classifier") is None and "train_against" not in identity
+    left_out = ("dataset", *(OF_PAIRS if on_clean_images else ()))
     given = {
         name: value
         for name, value in identity.items()

@@ -26,6 +26,7 @@ CONTENTS = {
     "data": "dataset",
     "input": "dataset",
     "classifier": "classifier_sha256",
+    "more_classifiers": "more_classifiers_sha256",
     "purifier": "purifier_sha256",
     "initial": "initial_sha256",
 }

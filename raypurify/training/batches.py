@@ -26,6 +26,12 @@ class Batch:
     seeds: Sequence[int]
     ids: Sequence[str] = ()
 
+    def taken(self, rows: Sequence[int]) -> Batch:
+        """Some of the images."""
+        x = self.x[rows].contiguous(memory_format=torch.channels_last)
+        ids = [self.ids[row] for row in rows] if self.ids else ()
+        return Batch(x=x, y=self.y[rows], seeds=[self.seeds[row] for row in rows], ids=ids)
+
 
 def batch_of(
     images: np.ndarray, labels: np.ndarray, seeds: Sequence[int], device: str, ids: Sequence[str] = ()

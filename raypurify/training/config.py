@@ -28,6 +28,8 @@ PHOTOGRAPH_ATTACKS = (
 CLEAN_SHARE = 0.15
 ATTACKS = "attacks"
 """The source of a purifier's pairs, in ``raypurify.training.pairs``, that is taken where none is named."""
+ANSWER_WEIGHTS = ("label_weight", "kl_weight", "feature_weight")
+"""Weights of losses in what the classifier behind a purifier answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +42,32 @@ class TrainingConfig:
     """Classifier or purifier to train: NAME[,KEY=VALUE...], or my_package.module:callable."""
     classifier: str | None = None
     """Checkpoint of the classifier that a purifier is trained for. With None a classifier is trained."""
+    more_classifiers: tuple[str, ...] = ()
+    """Checkpoints of further classifiers that a purifier is trained for. Each image is attacked before one of all, and
+    held against the answers of that one. Its seed picks which."""
     initial: str | None = None
     """Checkpoint whose weights the training starts from. By default they are random; a new CRU-Net is the identity."""
     train_against: str = ATTACKS
-    """Where a purifier's adversarial images come from: attacks (on the classifier), adaptive (the attacks, through the
-    purifier as it is), attacked,url=URL (images that raypurify attack made of the same data), noise[,sigma=0.25]
-    (Gaussian; no attack), or my_package.module:callable[,KEY=VALUE...]."""
+    """Where adversarial images come from: attacks (on the classifier that a purifier is trained for), adaptive (the
+    attacks, on all as it is at that step), attacked,url=URL (images that raypurify attack made of the same data),
+    noise[,sigma=0.25] (Gaussian; no attack), or my_package.module:callable[,KEY=VALUE...]. With attacks, a classifier
+    is trained on clean images; with each of the others, on these."""
     attacks: tuple[str, ...] = DIGIT_ATTACKS
-    """Attacks that make a purifier's adversarial images: NAME[,KEY=VALUE...] each. They have equal shares, so an attack
-    that is named twice has twice the share."""
+    """Attacks that make the adversarial images: NAME[,KEY=VALUE...] each. They have equal shares, so an attack that is
+    named twice has twice the share."""
     clean_share: float = CLEAN_SHARE
-    """Share of a purifier's images that are left clean, in [0, 1]."""
+    """Share of the images that are left clean, in [0, 1], of those that are trained on adversarial ones."""
     pixel_weight: float = 1.0
     """Weight of a purifier's own loss, which holds its output against the clean images."""
     label_weight: float = 0.0
     """Weight of the cross-entropy of the true labels, by the classifier behind a purifier. Training against adaptive
     attacks needs it."""
+    kl_weight: float = 0.0
+    """Weight of the loss of TRADES (Zhang et al. 2019): how far the classifier's answer to the adversarial image is
+    from that to the clean one, both purified where there is a purifier, as the Kullback-Leibler divergence."""
+    feature_weight: float = 0.0
+    """Weight of a loss in the classifier's features, as JATP's (Zhou et al. 2021): the mean squared difference of what
+    enters its last linear layer, of a purified image and of the clean one."""
     augmentation: Augmentation = "none"
     """How each image is changed at random. affine turns, scales and shifts, for digits; flip_crop mirrors and shifts,
     for photographs."""
@@ -70,6 +82,9 @@ class TrainingConfig:
     """Weight decay of AdamW."""
     clip_norm: float = 1.0
     """Longer gradients are shortened to this norm."""
+    ema: float = 0.0
+    """Decay, in a step, of an exponential moving average of the weights, such as 0.999. With a number above 0, the
+    average is what is scored and published."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """The type that networks compute in; weights and sums are always float32. auto takes what the workers' hardware is
     fast in: bfloat16 on GPUs since Ampere and on CPUs with AVX512_BF16, else float32. The choice is recorded, and a
@@ -95,11 +110,12 @@ class TrainingConfig:
         for name in ("epochs", "batch", "rate", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
-        if min(self.pixel_weight, self.label_weight) < 0 or not self.pixel_weight + self.label_weight:
-            raise ValueError(
-                "pixel_weight and label_weight must be at least 0, and one of them above; got "
-                f"{self.pixel_weight!r}, {self.label_weight!r}"
-            )
+        weights = {name: getattr(self, name) for name in ("pixel_weight", *ANSWER_WEIGHTS)}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            told = ", ".join(f"{name} = {value!r}" for name, value in weights.items())
+            raise ValueError(f"the weights of losses must be at least 0, and one of them above; got {told}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must be at least 0 and below 1; got {self.ema!r}")
         if self.validation < 0 or self.weight_decay < 0:
             raise ValueError(
                 f"validation and weight_decay must be at least 0: {self.validation!r}, {self.weight_decay!r}"
@@ -114,20 +130,34 @@ class TrainingConfig:
                 f"crop = {self.view.crop!r} takes other places than those of the attacked images; leave it out, or "
                 "train_against"
             )
-        if self.classifier is not None and not self.attacks:
-            raise ValueError("attacks must name at least one attack to train a purifier against")
+        if self.trains_on_pairs and not self.attacks:
+            raise ValueError("attacks must name at least one attack to train against")
         self._check_classifiers_flags()
+
+    @property
+    def trains_on_pairs(self) -> bool:
+        """Whether adversarial images are made: always for a purifier; for a classifier, where their source is named."""
+        return self.classifier is not None or self.train_against != ATTACKS
+
+    @property
+    def weighs_answers(self) -> bool:
+        """Whether a purifier's loss asks the classifier behind it."""
+        return any(getattr(self, name) for name in ANSWER_WEIGHTS)
 
     def _check_classifiers_flags(self) -> None:
         if self.classifier is not None:
             return
-        usual = {"attacks": (DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS), "clean_share": (CLEAN_SHARE,)}
-        usual |= {"train_against": (ATTACKS,), "pixel_weight": (1.0,), "label_weight": (0.0,)}
+        usual: dict[str, tuple[object, ...]] = {"pixel_weight": (1.0,), "label_weight": (0.0,)}
+        usual |= {"feature_weight": (0.0,), "more_classifiers": ((),)}
+        if not self.trains_on_pairs:
+            usual |= {"attacks": (DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS), "clean_share": (CLEAN_SHARE,)}
+            usual |= {"kl_weight": (0.0,)}
+        trained = "against adversarial ones" if self.trains_on_pairs else "on clean images"
         for name, values in usual.items():
             if getattr(self, name) not in values:
                 raise ValueError(
                     f"{name} = {getattr(self, name)!r} would change nothing: with classifier = None a classifier is "
-                    f"trained, on clean images. Leave {name} out, or name the classifier that a purifier is trained for"
+                    f"trained, {trained}. Leave {name} out, or name the classifier that a purifier is trained for"
                 )
 
 

@@ -1,8 +1,8 @@
 """What a training does with a batch: the loss, the optimisers and the score.
 
 A plugin file of a network may name ``objective``, a callable ``(setup) -> Objective``: a loss of its own, or optimisers
-and steps of its own. Without one a classifier is trained by :class:`ClassifierObjective`, a purifier by
-:class:`PurifierObjective`.
+and steps of its own. Without one a classifier is trained by :class:`ClassifierObjective`, or by
+:class:`RobustClassifierObjective` where a source of pairs is named, and a purifier by :class:`PurifierObjective`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from raypurify import plugins
 from raypurify.attacks import Attack
 from raypurify.models import autocast, full_float32
+from raypurify.seeds import seed_of
+from raypurify.training.answers import divergence, loss_of_answers
 from raypurify.training.batches import Batch, augment
 from raypurify.training.config import TrainingConfig, precision_of
 from raypurify.training.pairs import Pairs, PairSetup
@@ -44,6 +46,8 @@ class Setup:
     """Of the cycle of the learning rate: where a finished training ended that is gone on with."""
     classifier: nn.Module | None = None
     """The classifier that a purifier is trained for, in eval and frozen."""
+    more_classifiers: tuple[nn.Module, ...] = ()
+    """Further ones."""
     attacks: tuple[Attack, ...] = ()
     """The config's attacks."""
     pairs: Pairs | None = None
@@ -246,12 +250,9 @@ class ClassifierObjective(Objective):
         return {"accuracy": (self.setup.network(batch.x).argmax(dim=1) == batch.y).sum()}
 
 
-class PurifierObjective(Objective):
-    """On adversarial pairs, an attacked image and its clean one: a purifier's own ``training_loss``, and the
-    cross-entropy of the frozen classifier behind it, each by its weight in the config.
-    """
+class PairsObjective(Objective):
+    """On adversarial pairs, an attacked image and its clean one, as the config's source makes them."""
 
-    criterion = "accuracy_purified"
     progress = 0.0
     """Share of the steps of the training, in its first cycle, that lie behind; 1 in later cycles."""
 
@@ -259,18 +260,6 @@ class PurifierObjective(Objective):
         """See :meth:`Objective.step`."""
         self.progress = 1.0 if self.setup.first_step else step / self.setup.total_steps
         return super().step(batch, step)
-
-    def loss(self, batch: Batch) -> Tensor:
-        config, network = self.setup.config, cast(Any, self.setup.network)
-        x_adv, x = self.pairs(batch)
-        if not config.label_weight:
-            return config.pixel_weight * cast(Tensor, network.training_loss(x_adv, x))
-        if config.pixel_weight:
-            restored, pixel_loss = restored_and_loss(network, x_adv, x)
-        else:
-            restored, pixel_loss = network(x_adv), x.new_zeros(())
-        logits = cast(Any, self.setup.classifier)(restored)
-        return config.pixel_weight * pixel_loss + config.label_weight * F.cross_entropy(logits.float(), batch.y)
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Attacked images, or clean ones in their share, and the clean images that they were made of: (N, C, H, W)."""
@@ -288,28 +277,97 @@ class PurifierObjective(Objective):
             clean_share: share of them, in [0, 1], that are left as they are.
             more: other fields of :class:`raypurify.training.pairs.PairSetup` that differ from batch to batch.
         """
+        return self.made(batch, self.setup.classifier, clean_share, **more)
+
+    def made(self, batch: Batch, classifier: nn.Module | None, clean_share: float, **more: Any) -> Tensor:
+        """The images of a batch as the source of pairs makes them before one classifier."""
         setup = self.setup
         assert setup.pairs is not None
-        assert setup.classifier is not None
         making = PairSetup(
-            network=setup.network,
-            classifier=setup.classifier,
-            attacks=setup.attacks,
-            clean_share=clean_share,
-            **more,
+            network=setup.network, classifier=classifier, attacks=setup.attacks, clean_share=clean_share, **more
         )
         return setup.pairs(batch, making)
 
+
+class RobustClassifierObjective(PairsObjective):
+    """Cross-entropy of adversarial images: adversarial training (Madry et al. 2017), or training on noise.
+
+    With the config's ``kl_weight``, there is TRADES' loss beside it.
+    """
+
+    criterion = "accuracy_adversarial"
+
+    def loss(self, batch: Batch) -> Tensor:
+        config, network = self.setup.config, self.setup.network
+        x_adv, x = self.pairs(batch)
+        logits = network(x_adv)
+        loss = F.cross_entropy(logits.float(), batch.y)
+        return loss + config.kl_weight * divergence(network(x), logits) if config.kl_weight else loss
+
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        """Clean and adversarial images classified right."""
+        images = {"accuracy": batch.x, "accuracy_adversarial": self.attacked(batch, clean_share=0)}
+        return {name: (self.setup.network(x).argmax(dim=1) == batch.y).sum() for name, x in images.items()}
+
+
+class PurifierObjective(PairsObjective):
+    """A purifier's own ``training_loss`` of pairs, and losses in what the frozen classifier behind it answers, each by
+    its weight in the config. Where there are several classifiers, each image is of one, which its seed picks.
+    """
+
+    criterion = "accuracy_purified"
+
+    def loss(self, batch: Batch) -> Tensor:
+        config, network = self.setup.config, cast(Any, self.setup.network)
+        x_adv, x = self.pairs(batch)
+        if not config.weighs_answers:
+            return config.pixel_weight * cast(Tensor, network.training_loss(x_adv, x))
+        if config.pixel_weight:
+            restored, pixel_loss = restored_and_loss(network, x_adv, x)
+        else:
+            restored, pixel_loss = network(x_adv), x.new_zeros(())
+        clean = network(x) if config.kl_weight else x
+        loss = config.pixel_weight * pixel_loss
+        for classifier, own in self.shared_out(batch):
+            of_answers = loss_of_answers(classifier, config, restored[own], x[own], clean[own], batch.y[own])
+            loss = loss + len(batch.y[own]) / len(batch.y) * of_answers
+        return loss
+
+    def attacked(self, batch: Batch, clean_share: float, **more: Any) -> Tensor:
+        """See :meth:`PairsObjective.attacked`; each image before its classifier."""
+        parts = self.shared_out(batch)
+        if len(parts) == 1:
+            return self.made(batch, parts[0][0], clean_share, **more)
+        x_adv = torch.empty_like(batch.x)
+        change = more.pop("augment", None)
+        for classifier, own in parts:
+            part = batch.taken(cast(Tensor, own).tolist())
+            again = {} if change is None else {"augment": partial(change, seeds=part.seeds)}
+            x_adv[own] = self.made(part, classifier, clean_share, **more, **again)
+        return x_adv
+
+    def shared_out(self, batch: Batch) -> list[tuple[nn.Module, Tensor | slice]]:
+        """The classifiers, and the images of a batch that are held against each: all, where there is one."""
+        classifiers = [cast(nn.Module, self.setup.classifier), *self.setup.more_classifiers]
+        if len(classifiers) == 1:
+            return [(classifiers[0], slice(None))]
+        picks = torch.tensor([seed_of(seed, "classifier") % len(classifiers) for seed in batch.seeds])
+        rows = [torch.nonzero(picks == number).flatten().to(batch.x.device) for number in range(len(classifiers))]
+        return [(classifier, own) for classifier, own in zip(classifiers, rows, strict=True) if len(own)]
+
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Attacked images classified right when purified, and not; clean ones when purified."""
-        classifier, purifier = cast(Any, self.setup.classifier), self.setup.network
-        x_adv = self.attacked(batch, clean_share=0)
-        logits = {
-            "accuracy_purified": classifier(purifier(x_adv)),
-            "accuracy_adversarial": classifier(x_adv),
-            "accuracy_clean_purified": classifier(purifier(batch.x)),
+        purifier, x_adv = self.setup.network, self.attacked(batch, clean_share=0)
+        images = {
+            "accuracy_purified": purifier(x_adv),
+            "accuracy_adversarial": x_adv,
+            "accuracy_clean_purified": purifier(batch.x),
         }
-        return {name: (values.argmax(dim=1) == batch.y).sum() for name, values in logits.items()}
+        parts = self.shared_out(batch)
+        return {
+            name: sum((classifier(x[own]).argmax(dim=1) == batch.y[own]).sum() for classifier, own in parts)
+            for name, x in images.items()
+        }
 
 
 def restored_and_loss(network: Any, x_adv: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

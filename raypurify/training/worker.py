@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from raypurify.storage import checkpoints
 from raypurify.storage.published import published, redacted
 from raypurify.storage.retries import RefusedError
 from raypurify.training.arithmetic import drop_pages
+from raypurify.training.average import Average
 from raypurify.training.batches import Batch, batch_of
 from raypurify.training.config import TrainingConfig
 from raypurify.training.global_batch import Run, average, share_weights, with_global_batch
@@ -35,6 +37,7 @@ from raypurify.training.objectives import (
     DivergedError,
     Objective,
     PurifierObjective,
+    RobustClassifierObjective,
     Setup,
     build_attacks,
     build_pairs,
@@ -52,6 +55,8 @@ Progressed = Callable[[int, int, float], None]
 """Is told, within an epoch (counted from 1), how many of its images are trained on, and the seconds that takes at the
 pace of this process."""
 
+TRAINED = "trained/"
+"""Before the names of the weights that are trained, in a checkpoint whose model is their moving average."""
 LOOK = 8
 """Steps between looks at the clock of the first worker, by which all write a checkpoint within an epoch."""
 
@@ -82,10 +87,17 @@ class Job:
     network: plugins.Spec
     initial: models.Model | None
     victim: models.Model | None
+    more_victims: tuple[models.Model, ...] = ()
+    """Further classifiers that a purifier is trained for."""
 
     @property
     def kind(self) -> models.Kind:
         return "classifier" if self.victim is None else "purifier"
+
+    @property
+    def victims(self) -> tuple[models.Model, ...]:
+        """All classifiers that a purifier is trained for."""
+        return () if self.victim is None else (self.victim, *self.more_victims)
 
     @property
     def earlier(self) -> dict[str, list[int]]:
@@ -105,7 +117,8 @@ class Job:
 
     def checkpoint_config(self) -> dict[str, Any]:
         """``config.json`` of the model."""
-        victim = self.victim
+        victims = [{"classifier": model.name, "sha256": model.sha256} for model in self.victims]
+        trained_for = {**victims[0], **({"more": victims[1:]} if victims[1:] else {})} if victims else None
         return {
             "format": 1,
             "kind": self.kind,
@@ -117,7 +130,7 @@ class Job:
             "classes": self.source.number_of_classes,
             "class_names": None if isinstance(self.source.classes, int) else list(self.source.classes),
             "trained_on": dataclasses.asdict(self.source.origin),
-            "trained_for": None if victim is None else {"classifier": victim.name, "sha256": victim.sha256},
+            "trained_for": trained_for,
             "training": redacted({**dataclasses.asdict(self.config), **self.earlier}),
         }
 
@@ -142,6 +155,7 @@ class Worker:
             self.network.load_state_dict(dict(job.initial.state))
         self.masks = {lane: self._run(lane) for lane in self.order.lanes}
         self.network = self._prepared(self.network)
+        self.average = Average(self.network, self.config.ema) if self.config.ema else None
         self.objective = self._objective()
 
     def _run(self, lane: int) -> Run:
@@ -156,21 +170,24 @@ class Worker:
         return share_weights(placed)
 
     def _objective(self) -> Objective:
-        job, victim = self.job, self.job.victim
+        job, on_pairs = self.job, self.config.trains_on_pairs
         make = models.beside(job.kind, job.network, "objective")
+        classifiers = [models.placed(victim.build(), self.device) for victim in job.victims]
         setup = Setup(
             config=self.config,
             network=self.network,
-            classifier=None if victim is None else models.placed(victim.build(), self.device),
-            attacks=() if victim is None else build_attacks(self.config.attacks),
-            pairs=None if victim is None else build_pairs(self.config.train_against),
+            classifier=classifiers[0] if classifiers else None,
+            more_classifiers=tuple(classifiers[1:]),
+            attacks=build_attacks(self.config.attacks) if on_pairs else (),
+            pairs=build_pairs(self.config.train_against) if on_pairs else None,
             total_steps=self.config.epochs * self.order.steps,
             first_step=max(job.cycles, default=0) * self.order.steps,
             device=self.device,
             prepared=self._prepared,
             average=average,
         )
-        objective: Objective = (make or (ClassifierObjective if victim is None else PurifierObjective))(setup)
+        usual = RobustClassifierObjective if on_pairs else ClassifierObjective
+        objective: Objective = (make or (PurifierObjective if classifiers else usual))(setup)
         return objective
 
     def epochs(
@@ -243,6 +260,8 @@ class Worker:
             for name, loss in of_step.items():
                 losses.setdefault(name, []).append(loss.float())
             rates.append(rate)
+            if self.average is not None:
+                self.average.update(first + len(rates))
             times.append(time.perf_counter())
             self.steps += 1
             pace = (times[-1] - times[0]) / len(rates)
@@ -282,7 +301,8 @@ class Worker:
 
     def _validate(self) -> dict[str, float]:
         """Scores of the held-out images, shared out among the workers."""
-        sums = validate(self.objective, self._held_out())
+        with nullcontext() if self.average is None else self.average.applied():
+            sums = validate(self.objective, self._held_out())
         names = sorted(sums) if self.job.held_out.rows else []
         if self.workers > 1:
             names = _all_names(names)
@@ -310,7 +330,11 @@ class Worker:
             raise ValueError(f"patience: {criterion!r} is the objective's criterion, and its scores are {known}")
         if scores and (self.best is None or scores[-1] > scores[self.best - 1]):
             self.best = self.epoch
-            self.best_state = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+            self.best_state = {name: value.detach().cpu().clone() for name, value in self._published().items()}
+
+    def _published(self) -> Mapping[str, Tensor]:
+        """The weights that are scored and published."""
+        return self.network.state_dict() if self.average is None else self.average.state
 
     def _is_to_stop(self) -> bool:
         patience = self.config.patience
@@ -361,7 +385,9 @@ class Worker:
         rejects = pa.Table.from_pylist(published([*self.rejects.values()]), schema.REJECTS)
         storage.write_table(storage.join(folder, "rejects.parquet"), rejects.sort_by("id"))
         storage.write_table(storage.join(folder, "metrics.parquet"), pa.concat_tables(self.curve))
-        optimizer = {name: value.contiguous().cpu() for name, value in self.objective.state().items()}
+        trained = {} if self.average is None else self.network.state_dict()
+        state = {**self.objective.state(), **{TRAINED + name: value for name, value in trained.items()}}
+        optimizer = {name: value.detach().contiguous().cpu() for name, value in state.items()}
         storage.write_bytes(storage.join(folder, "optimizer.safetensors"), safetensors.torch.save(optimizer))
         config = self.job.checkpoint_config()
         if self.steps:
@@ -369,7 +395,7 @@ class Worker:
         if self.best is not None and (self.best < self.epoch or self.steps):
             checkpoints.save(storage.join(folder, "best"), config, self.best_state, self._progress(self.best))
         checkpoints.save(
-            storage.join(folder, "model"), config, self.network.state_dict(), self._progress(self.epoch, self.steps)
+            storage.join(folder, "model"), config, self._published(), self._progress(self.epoch, self.steps)
         )
 
     def _progress(self, epoch: int, steps: int = 0) -> dict[str, Any]:
@@ -387,9 +413,12 @@ class Worker:
     def restore(self, folder: str) -> None:
         """Go on from what :meth:`save` wrote."""
         _, state, _ = checkpoints.load(storage.join(folder, "model"))
-        self.network.load_state_dict(state)
-        optimizer = storage.read_bytes(storage.join(folder, "optimizer.safetensors"))
-        self.objective.load_state(safetensors.torch.load(optimizer))
+        tensors = safetensors.torch.load(storage.read_bytes(storage.join(folder, "optimizer.safetensors")))
+        trained = {name.removeprefix(TRAINED): value for name, value in tensors.items() if name.startswith(TRAINED)}
+        self.network.load_state_dict(trained or state)
+        if self.average is not None:
+            self.average.restore(state)
+        self.objective.load_state(tensors)
         metrics = storage.read_json(storage.join(folder, "model/metrics.json"))
         self.epoch, self.validations = metrics["epoch"], metrics["validation"]
         self.steps = metrics.get("steps", 0)

@@ -345,7 +345,6 @@ def test_an_objective_with_two_optimisers_learns_and_resumes(precision: Precisio
         ({"patience": 3, "validation": 0}, "patience = 3 needs held-out images"),
         ({"classifier": "x/y", "attacks": ()}, "attacks"),
         ({"attacks": ("fgsm",)}, r"attacks = \('fgsm',\) would change nothing"),
-        ({"train_against": "noise"}, "train_against = 'noise' would change nothing"),
         ({"clean_share": 0.0}, r"clean_share = 0\.0 would change nothing"),
     ],
 )

@@ -24,9 +24,9 @@ class PairSetup:
     """What a source may make adversarial images with."""
 
     network: nn.Module
-    """The purifier that is trained; a source leaves its mode as it was found."""
-    classifier: nn.Module
-    """The classifier that is attacked, in eval and frozen."""
+    """The purifier or classifier that is trained; a source leaves its mode as it was found."""
+    classifier: nn.Module | None
+    """The classifier that a purifier is trained for, in eval and frozen; None where ``network`` is a classifier."""
     attacks: tuple[Attack, ...]
     """The attacks that the training's config names."""
     clean_share: float

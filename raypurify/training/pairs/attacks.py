@@ -16,6 +16,7 @@ class Attacks:
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """See :class:`raypurify.training.pairs.Pairs`."""
+        assert setup.classifier is not None
         return mixture(batch, setup.classifier, setup)
 
 

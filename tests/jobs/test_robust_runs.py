@@ -1,0 +1,92 @@
+"""Runs of trainings that are to withstand an attacker who knows the network."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from test_train_runs import ONE_WORKER, TRAINING, lose_the_last_epoch, run_of, weights
+
+import raypurify
+from raypurify import models, storage
+from raypurify.classifiers import b_net
+from raypurify.jobs.train import train
+from raypurify.storage import checkpoints
+
+PURIFIER = dataclasses.replace(
+    TRAINING, model="cru_net,width=2", classifier="a/b", attacks=("fgsm,epsilon=0.1",), limit=200
+)
+
+
+@pytest.fixture(scope="module")
+def other_classifier(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """B-net with random weights."""
+    folder = str(tmp_path_factory.mktemp("weights") / "small_b_net")
+    torch.manual_seed(5)
+    checkpoints.save(folder, {"kind": "classifier", "plugin": "b_net", "params": {}}, b_net.build().state_dict())
+    return folder
+
+
+def test_a_moving_average_is_scored_published_and_gone_on_with(tmp_path: Path) -> None:
+    averaged = dataclasses.replace(TRAINING, ema=0.9, epochs=3)
+    for name in ("undisturbed", "cut off"):
+        train(averaged, ONE_WORKER, str(tmp_path / name))
+    lose_the_last_epoch(tmp_path / "cut off")
+    train(averaged, ONE_WORKER, str(tmp_path / "cut off"))
+    for folder in ("model", "best"):
+        assert weights(tmp_path / "cut off", folder) == weights(tmp_path / "undisturbed", folder)
+    train(dataclasses.replace(averaged, ema=0.0), ONE_WORKER, str(tmp_path / "plain"))
+    (kept,) = (tmp_path / "undisturbed/checkpoints").glob("checkpoint_000003")
+    trained = safetensors.torch.load((kept / "optimizer.safetensors").read_bytes())
+    plain = safetensors.torch.load(weights(tmp_path / "plain", "model"))
+    for name, value in plain.items():
+        assert torch.equal(trained[f"trained/{name}"], value), "the average changes nothing of the training"
+    published = safetensors.torch.load(weights(tmp_path / "undisturbed", "model"))
+    assert any(not torch.equal(published[name], value) for name, value in plain.items())
+    metrics = [storage.read_json(str(tmp_path / name / "model/metrics.json")) for name in ("undisturbed", "plain")]
+    assert metrics[0]["validation"] != metrics[1]["validation"]
+
+
+def test_a_purifier_of_several_classifiers_is_none_of_them_strange(
+    small_classifier: str, other_classifier: str, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(PURIFIER, classifier=small_classifier, more_classifiers=(other_classifier,))
+    config = dataclasses.replace(config, train_against="adaptive", label_weight=1.0, kl_weight=0.5, feature_weight=0.5)
+    model = train(config, ONE_WORKER, str(tmp_path / "both"))
+    alone = train(dataclasses.replace(config, more_classifiers=()), ONE_WORKER, str(tmp_path / "alone"))
+    hashes = tuple(models.load("classifier", url).sha256 for url in (small_classifier, other_classifier))
+    assert models.load("purifier", model).trained_for == hashes
+    assert models.load("purifier", alone).trained_for == hashes[:1]
+    identity = run_of(tmp_path / "both")["identity"]
+    assert identity["more_classifiers_sha256"] == [models.load("classifier", other_classifier).identity]
+    assert "more_classifiers" not in run_of(tmp_path / "alone")["identity"]
+    with pytest.raises(ValueError, match="holds a run with more_classifiers_sha256 = "):
+        train(dataclasses.replace(config, more_classifiers=(small_classifier,)), ONE_WORKER, str(tmp_path / "both"))
+    summary = raypurify.evaluate(
+        data="digits",
+        limit=20,
+        classifiers=[small_classifier, other_classifier],
+        purifiers=[model, alone],
+        attacks=["fgsm,epsilon=0.1"],
+        settings=["white-box", "black-box"],
+        output=tmp_path / "run",
+        engine="local",
+    )
+    settings = [(row["classifier"], row["purifier"], row["setting"]) for row in summary.to_pylist()]
+    assert sorted(settings) == [
+        ("small_a_net", "alone", "white-box"),
+        ("small_a_net", "both", "white-box"),
+        ("small_b_net", "alone", "black-box"),
+        ("small_b_net", "both", "white-box"),
+    ]
+
+
+def test_a_classifier_is_trained_against_attacks_on_itself(tmp_path: Path) -> None:
+    robust = dataclasses.replace(TRAINING, train_against="adaptive,ramp=0.5", attacks=("pgd,epsilon=0.1,steps=3",))
+    model = train(dataclasses.replace(robust, epochs=4, kl_weight=1.0), ONE_WORKER, str(tmp_path / "run"))
+    config = storage.read_json(f"{model}/config.json")
+    assert (config["kind"], config["trained_for"]) == ("classifier", None)
+    metrics = storage.read_json(f"{model}/metrics.json")
+    assert metrics["criterion"] == "accuracy_adversarial"
+    assert 0.3 < metrics["validation"][-1]["accuracy_adversarial"] <= metrics["validation"][-1]["accuracy"]
