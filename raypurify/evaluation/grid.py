@@ -380,6 +380,15 @@ def built_attack(spec: plugins.Spec) -> Attack:
     return attack
 
 
+def attack_text(attack: Any) -> str:
+    """What a flag names an attack by that was made in this process: the other way round than :func:`built_attack`.
+
+    Raises:
+        ValueError: of a class that workers cannot import.
+    """
+    return str(plugins.spec_of(attack))
+
+
 def built_metrics(config: EvaluationConfig) -> tuple[Metric, ...]:
     """The user's metrics.
 

@@ -127,16 +127,14 @@ def evaluate(
     size = units.rows_of_unit(output, source.rows, coupled=resources.batch * grid.couples_batch, overwrite=overwrite)
     who, identity = [resources, *(pools or {}).values()], identity_of(config, source.fingerprint, size)
     with hold(who, output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
-        earlier = results.earlier_cells(output)
-        cells = results.merged_cells(earlier, grid)
+        cells = results.merged_cells(earlier := results.earlier_cells(output), grid)
         work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells), pools=pools or {})
         todo = undone(work, planned := units.units_of(source, size))
         if todo or cells != earlier or not run.finished:
             log.tell(*preflight.told(about, warnings))
             run.counts.update(warnings=warnings, images=source.rows)
             with attempt_at(run, resources, work, asdict(config), shared_filesystem=shared_filesystem) as attempt:
-                storage.write_table(storage.join(output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
-                _score(work, attempt, todo, planned, max_rejects)
+                _score(work, attempt, cells, todo, planned, max_rejects)
                 _conclude(work, attempt, cells, planned, max_rejects)
             write_report(output, curves=results.curves(config), sections=sections)
             run.finish()
@@ -146,9 +144,15 @@ def evaluate(
 
 
 def _score(
-    work: Evaluation, attempt: Attempt, todo: Sequence[Todo[Unit]], planned: Sequence[Unit], max_rejects: float
+    work: Evaluation,
+    attempt: Attempt,
+    cells: Sequence[Mapping[str, Any]],
+    todo: Sequence[Todo[Unit]],
+    planned: Sequence[Unit],
+    max_rejects: float,
 ) -> None:
-    """Do what is missing: see :meth:`raypurify.jobs.attempt.Attempt.stream`."""
+    """Write which cells there are, and do what is missing: see :meth:`raypurify.jobs.attempt.Attempt.stream`."""
+    storage.write_table(storage.join(work.output, "cells.parquet"), pa.Table.from_pylist(cells, schema.CELL))
     parts = spread(todo, work.grid, max(pool.most for pool in (attempt.pool, *work.stages.values())))
     attempt.stream(parts, "evaluating", max_rejects)
     if len(parts) > len(todo):

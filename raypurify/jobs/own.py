@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from raypurify import models, plugins
+from raypurify import models
+from raypurify.evaluation.grid import attack_text
 from raypurify.evaluation.tensors import write_images
 
 DATASETS = ("data", "input")
@@ -32,7 +33,7 @@ def named(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, nn.Module):
         return models.give_name(value)
-    return str(plugins.spec_of(value)) if dataclasses.is_dataclass(value) else value
+    return attack_text(value) if dataclasses.is_dataclass(value) else value
 
 
 def modules() -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -70,21 +70,17 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     source = open_source(config.data, split="train", view=config.view)
     if not source.classes:
         raise ValueError(f"{config.data}: a training needs labels, and these images have none")
-    victim = None if config.classifier is None else models.load("classifier", config.classifier)
-    kind: models.Kind = "classifier" if victim is None else "purifier"
+    victims = tuple(models.load("classifier", text) for text in config.classifiers)
+    kind: models.Kind = "purifier" if victims else "classifier"
     _check_names(kind, config)
-    more = tuple(models.load("classifier", text) for text in config.more_classifiers)
     initial = None if config.initial is None else models.load(kind, config.initial)
-    given = [model for model in (victim, *more, initial) if model is not None]
+    given = [model for model in (*victims, initial) if model is not None]
     # A purifier to start from knows no classes: those of its own data do not bind this training's.
     source = preflight.matched(source, [model for model in given if model.kind == "classifier"])
     preflight.check_one_shape(source, given)
     training, held_out, classes, about = _shared_out(source, config)
     shape = shape_of(training)
-    for model in () if victim is None else (victim, *more):
-        preflight.check_network(model, source, labels_of(training), shape)
-        if config.feature_weight:
-            last_linear(model.build())
+    _check_classifiers(victims, config, training, shape)
     network = models.shaped_for(kind, config.model, shape, source.number_of_classes)
     built = models.untrained(kind, network)
     if initial is not None and initial.spec != network:
@@ -108,12 +104,25 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         image_shape=shape,
         network=network,
         initial=initial,
-        victim=victim,
-        more_victims=more,
+        victims=victims,
     )
     for workers in resources.numbers:
         job.order(0, workers)
     return job
+
+
+def _check_classifiers(
+    victims: Sequence[models.Model], config: TrainingConfig, training: Source, shape: tuple[int, int, int]
+) -> None:
+    """Hold the classifiers that a purifier is trained for against the data and the losses.
+
+    Raises:
+        ValueError: one that does not fit.
+    """
+    for victim in victims:
+        preflight.check_network(victim, training, labels_of(training), shape)
+        if config.feature_weight:
+            last_linear(victim.build())
 
 
 def _check_names(kind: models.Kind, config: TrainingConfig) -> None:
@@ -257,9 +266,7 @@ def train(
     identity = {**_identity(job), "epochs": min(config.epochs, begun.get("epochs", config.epochs))}
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         job = _with_more_epochs(job, run)
-        if run.finished:
-            log.tell(f"{FINISHED}; with more --epochs it goes on")
-        else:
+        if not run.finished:
             log.tell(*job.about)
             engine, hardware = ready([resources], output, shared_filesystem=shared_filesystem)
             if settle:
@@ -293,11 +300,15 @@ def _fit(job: Job, resources: TrainingResources, run: runs.Run, engine: Engine, 
 def _with_more_epochs(job: Job, run: runs.Run) -> Job:
     """Let a run that has fewer epochs than the job go on to all, in one more cycle of the learning rate.
 
+    Of one that is whole it says so.
+
     Raises:
         ValueError: it is not done, or ended by its patience.
     """
     folder, done = storage.join(run.output, "checkpoints"), run.identity["epochs"]
     if done == job.config.epochs:
+        if run.finished:
+            log.tell(f"{FINISHED}; with more --epochs it goes on")
         return job
     last = saved.latest(folder)
     trained = 0 if last is None else saved.progress(storage.join(folder, last))[0]
@@ -332,12 +343,13 @@ def _identity(job: Job) -> dict[str, Any]:
     for known in dataclasses.fields(config):
         if known.name in LATER and identity[known.name] == known.default:
             del identity[known.name]
-    for name, model in (("classifier", job.victim), ("initial", job.initial)):
-        if model is not None:
-            identity[f"{name}_sha256"] = model.identity
-    if job.more_victims:
+    if job.initial is not None:
+        identity["initial_sha256"] = job.initial.identity
+    if job.victims:
+        identity["classifier_sha256"] = job.victims[0].identity
+    if job.victims[1:]:
         identity["more_classifiers"] = list(config.more_classifiers)
-        identity["more_classifiers_sha256"] = [model.identity for model in job.more_victims]
+        identity["more_classifiers_sha256"] = [model.identity for model in job.victims[1:]]
     return identity
 
 

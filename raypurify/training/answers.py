@@ -77,7 +77,7 @@ def last_linear(classifier: nn.Module) -> nn.Linear:
     layers = [module for module in classifier.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ValueError(
-            f"feature_weight: {type(classifier).__name__} has no linear layer, whose input would be its features. Leave "
-            "it out"
+            f"feature_weight: {type(classifier).__name__} has no linear layer, whose input would be its features. "
+            "Leave it out"
         )
     return layers[-1]

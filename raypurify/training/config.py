@@ -140,6 +140,11 @@ class TrainingConfig:
         return self.classifier is not None or self.train_against != ATTACKS
 
     @property
+    def classifiers(self) -> tuple[str, ...]:
+        """All classifiers that a purifier is trained for; none where a classifier is trained."""
+        return () if self.classifier is None else (self.classifier, *self.more_classifiers)
+
+    @property
     def weighs_answers(self) -> bool:
         """Whether a purifier's loss asks the classifier behind it."""
         return any(getattr(self, name) for name in ANSWER_WEIGHTS)

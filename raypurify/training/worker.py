@@ -86,18 +86,12 @@ class Job:
     image_shape: tuple[int, int, int]
     network: plugins.Spec
     initial: models.Model | None
-    victim: models.Model | None
-    more_victims: tuple[models.Model, ...] = ()
-    """Further classifiers that a purifier is trained for."""
+    victims: tuple[models.Model, ...]
+    """The classifiers that a purifier is trained for; none where a classifier is trained."""
 
     @property
     def kind(self) -> models.Kind:
-        return "classifier" if self.victim is None else "purifier"
-
-    @property
-    def victims(self) -> tuple[models.Model, ...]:
-        """All classifiers that a purifier is trained for."""
-        return () if self.victim is None else (self.victim, *self.more_victims)
+        return "purifier" if self.victims else "classifier"
 
     @property
     def earlier(self) -> dict[str, list[int]]:
