@@ -57,9 +57,9 @@ def output_name(key: str, kind: Kind, *, extension: str, suffix: str = "", level
     mark = "~" + short_hash(f"{level} {key}") if level >= HASHED else ""
     end = f"{suffix}{mark}.{extension if kind == 'image' else kind}"
     *folders, name = base.split("/")
-    parts = [_cut(_folder(part, extension), SEGMENT) for part in folders]
-    begin = "/".join([*parts, _cut(_quoted(name), SEGMENT)])
-    return _cut(begin, LONGEST_NAME - LONGEST_END) + end
+    parts = [cut(_folder(part, extension), SEGMENT) for part in folders]
+    begin = "/".join([*parts, cut(_quoted(name), SEGMENT)])
+    return cut(begin, LONGEST_NAME - LONGEST_END) + end
 
 
 class UniqueNames:
@@ -149,8 +149,8 @@ def _percent(char: str) -> str:
     return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
 
 
-def _cut(text: str, limit: int) -> str:
-    """The text, or its start and a hash of it."""
+def cut(text: str, limit: int) -> str:
+    """The text, or its start and a hash of it where it has more than ``limit`` bytes."""
     data = text.encode()
     if len(data) <= limit:
         return text

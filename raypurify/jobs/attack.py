@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from raypurify import runs, storage
+from raypurify.cleaning.names import cut
 from raypurify.data import Source, open_source
 from raypurify.evaluation import preflight, units
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
@@ -20,6 +21,9 @@ from raypurify.jobs.work import undone
 from raypurify.runs import log, schema
 from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
+
+PNG_NAME = 251
+"""Bytes of a PNG file's name before ``.png``: the name of a local file has at most 255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +172,6 @@ class Generation(RowWork):
         if self.config.png:
             folder = storage.join(self.output, "png", self.config.split)
             for row in table.select(["id", "label", "image"]).to_pylist():
-                name = f"{quote(row['id'], safe='')}.png"
+                name = cut(quote(row["id"], safe=""), PNG_NAME) + ".png"
                 storage.write_bytes(storage.join(folder, str(row["label"]), name), row["image"])
         super().write(url, table)

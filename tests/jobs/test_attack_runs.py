@@ -3,12 +3,16 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from attacked_digits import config as config
 from attacked_digits import images_of
 
 from raypurify import storage
 from raypurify.evaluation.generation import GenerationConfig
+from raypurify.images import encode_png
 from raypurify.jobs.attack import attack
 from raypurify.jobs.resources import ActorPool
 
@@ -40,6 +44,18 @@ def test_an_attack_through_the_purifier(config: GenerationConfig, small_purifier
     through, plain = images_of(str(tmp_path / "through")), images_of(str(tmp_path / "plain"))
     assert through["clean"].equals(plain["clean"])
     assert not through["image"].equals(plain["image"])
+
+
+def test_png_files_of_long_ids_have_names_that_a_file_may_have(config: GenerationConfig, tmp_path: Path) -> None:
+    ids = ["short/a.png", *(f"{'猫' * 80}/{'x' * 200}{number}.jpg" for number in range(2))]
+    images = [encode_png(np.full((28, 28, 1), 90 * number, np.uint8)) for number in range(3)]
+    pq.write_table(pa.table({"image": images, "label": [0, 1, 1], "id": ids}), tmp_path / "test.parquet")
+    made = dataclasses.replace(config, input=str(tmp_path), limit=None, png=True, attack="none", split="test")
+    attack(made, ONE, str(tmp_path / "run"))
+    names = sorted(path.name for path in (tmp_path / "run" / "png" / "test" / "1").iterdir())
+    assert len(names) == 2
+    assert all(len(name) <= 255 and name.endswith(".png") for name in names)
+    assert (tmp_path / "run" / "png" / "test" / "0" / "short%2Fa.png.png").read_bytes() == images[0]
 
 
 def test_bad_input_is_refused_before_any_work(config: GenerationConfig, tmp_path: Path) -> None:
