@@ -21,6 +21,9 @@ from raypurify.training import batch_of
 ROWS = 1000
 """How many rows a row group has; a row group is read at once."""
 
+SHOWN = 3
+"""How many shapes a message names."""
+
 
 def load_images(
     data: str,
@@ -52,7 +55,9 @@ def load_images(
     images = [image for part in parts for image in part.images]
     shapes = sorted({image.shape for image in images})
     if len(shapes) != 1:
-        raise DataError(f"{data}: expected images of one shape, got {shapes}; give resize and crop")
+        some = ", ".join(map(str, shapes[:SHOWN])) + (f", ... ({len(shapes)} in all)" if len(shapes) > SHOWN else "")
+        mend = "give resize and crop" if len({shape[2] for shape in shapes}) < 2 else "make them all grey, or all RGB"
+        raise DataError(f"{data}: expected images of one shape, got [{some}]; {mend}")
     batch = batch_of(np.stack(images), np.concatenate([part.labels for part in parts]), (), "cpu")
     return batch.x, batch.y
 

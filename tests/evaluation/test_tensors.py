@@ -54,6 +54,13 @@ def test_the_images_of_a_dataset(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected images of one shape, got \[\(8, 8, 1\), \(8, 9, 1\)\]"):
         load_images(str(tmp_path))
     assert load_images(str(tmp_path), resize=6, crop=4)[0].shape == (12, 1, 4, 4)
+    path.write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    with pytest.raises(DataError, match=r"got \[\(4, 4, 1\), \(4, 4, 3\)\]; make them all grey, or all RGB"):
+        load_images(str(tmp_path), resize=6, crop=4)
+    for width in range(9, 14):
+        (tmp_path / "test" / "1" / f"{width}.png").write_bytes(encode_png(np.zeros((8, width, 1), np.uint8)))
+    with pytest.raises(DataError, match=r"\(8, 10, 1\), \.\.\. \(6 in all\)\]"):
+        load_images(str(tmp_path))
     path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"11\.png: "):
         load_images(str(tmp_path))
