@@ -16,13 +16,14 @@ from raypurify.data import DataError, Origin, Shape, Source, View, check_ids, he
 from raypurify.metrics import Metric
 from raypurify.models import Kind, Model
 from raypurify.purifiers import detect, purify
+from raypurify.storage.published import visible
 
 SHOWN = 12
 """Classes, or labels, that a line shows at most."""
 NAMED = 3
 """Images of another shape that a line names at most."""
 SHOWN_NAME = 32
-"""Characters of an image's name that it shows at most: the last ones."""
+"""Characters that a line shows at most: the last ones of an image's name, the first ones of a class's."""
 
 
 def checked(
@@ -95,8 +96,14 @@ def _size(shape: Shape) -> str:
     return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
 
 
+def _begin(name: str) -> str:
+    shown = visible(name)
+    return shown if len(shown) <= SHOWN_NAME else f"{shown[:SHOWN_NAME]}..."
+
+
 def _end(name: str) -> str:
-    return name if len(name) <= SHOWN_NAME else f"...{name[-SHOWN_NAME:]}"
+    shown = visible(name)
+    return shown if len(shown) <= SHOWN_NAME else f"...{shown[-SHOWN_NAME:]}"
 
 
 def _takes(model: Model, shape: Shape) -> bool:
@@ -134,7 +141,8 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
     Data whose classes are numbers are matched where these are names of the classifiers' classes.
 
     Raises:
-        ValueError: a class of the data that a classifier does not know, or classifiers that number theirs differently.
+        ValueError: a class of the data that a classifier does not know, or knows several of; classifiers that number
+            theirs differently.
     """
     named = [(model.name, tuple(names)) for model in classifiers if (names := model.config.get("class_names"))]
     if not named:
@@ -159,6 +167,12 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
         raise ValueError(
             f"{source.name}: its classes are {_listed(given)}; {first} was trained on {_listed(names)}, and "
             f"does not know {_listed(unknown)}"
+        )
+    doubled = sorted({name for name in given if names.count(name) > 1})
+    if doubled:
+        raise ValueError(
+            f"{source.name}: {first} knows several classes of the same name: {_listed(doubled)}. Which one the data "
+            "mean can't be told; leave these classes out, or number all classes as it does"
         )
     numbers = tuple(names.index(name) for name in given)
     return replace(source, classes=names, shards=tuple(replace(shard, renumbered=numbers) for shard in source.shards))
@@ -321,9 +335,9 @@ def _numbered(source: Source, classes: NDArray[np.int64]) -> list[tuple[int, str
 
 def _names(source: Source, classes: NDArray[np.int64]) -> list[str]:
     names = source.classes
-    return [str(index) if isinstance(names, int) else names[index] for index in classes.tolist()]
+    return [str(index) if isinstance(names, int) else _begin(names[index]) for index in classes.tolist()]
 
 
 def _listed(names: Iterable[str]) -> str:
     every: Sequence[str] = list(names)
-    return ", ".join(every[:SHOWN]) + (f", ... ({len(every)} in all)" if len(every) > SHOWN else "")
+    return ", ".join(map(_begin, every[:SHOWN])) + (f", ... ({len(every)} in all)" if len(every) > SHOWN else "")

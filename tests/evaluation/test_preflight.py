@@ -1,5 +1,6 @@
 """What is told of data and networks before the work."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,30 @@ def test_classes_that_do_not_match_are_refused_with_both_lists(tmp_path: Path) -
     other = classifier(tmp_path, "b", class_names=["cat", "bird", "dog"])
     with pytest.raises(ValueError, match="differently: a has bird, cat, dog, b has cat, bird, dog"):
         preflight.matched(source, [known, other])
+
+
+def test_a_name_that_a_classifier_has_for_two_classes_is_refused(tmp_path: Path) -> None:
+    known = classifier(tmp_path, class_names=["crane", "drake", "crane"])
+    source = class_folders(tmp_path / "data", ("crane", "drake"))
+    with pytest.raises(ValueError, match="data: a knows several classes of the same name: crane"):
+        preflight.matched(source, [known])
+    alike = replace(source, classes=("crane", "drake", "crane"))
+    assert preflight.matched(alike, [known]) == alike
+    assert preflight.matched(class_folders(tmp_path / "other", ("drake",)), [known]).classes == alike.classes
+
+
+def test_names_of_classes_stay_on_one_line(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "data", ("cat\nerror: none", "d" * 200))
+    labels = labels_of(source)
+    assert preflight.described(source, labels) == (
+        f"data: data, test: 8 images of 2 classes: cat\\nerror: none 4, {'d' * 32}... 4"
+    )
+    assert preflight.missing_classes(source, labels[labels == 1], "evaluated") == [
+        "no evaluated image of class cat\\nerror: none"
+    ]
+    Image.new("L", (30, 28)).save(tmp_path / "data" / "test" / "cat\nerror: none" / "9.png")
+    line, _ = preflight.shapes_told(open_source(str(tmp_path / "data"), split="test"), []) or ("", [])
+    assert "test/cat\\nerror: none/9.png 30x28 grey" in line
 
 
 def test_without_names_the_number_of_classes_counts(tmp_path: Path) -> None:
