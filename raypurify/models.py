@@ -108,7 +108,7 @@ def load(kind: Kind, text: str) -> Model:
     network = model.build()
     if ":" not in spec.name and any(True for _ in network.parameters()):
         raise ValueError(
-            f"{kind} {spec.name!r} has to be trained first: give a checkpoint's folder, such as weights/mnist/a_net"
+            f"{kind} {spec.name!r} has to be trained first: give a checkpoint's folder, such as runs/{spec.name}/model"
         )
     return _own(model, network) if ":" in spec.name else model
 
