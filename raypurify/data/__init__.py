@@ -6,6 +6,16 @@ the files at any URL. Jobs import from here; ``cleaning`` also imports ``columns
 """
 
 from raypurify.data.base import NO_LABEL, DataError, Found, Origin, Rows, Shard, Source
-from raypurify.data.reading import check_ids, headers_of, ids_of, labels_of, read_parts, read_rows, shape_of, take_rows
+from raypurify.data.reading import (
+    check_ids,
+    headers_of,
+    ids_of,
+    labels_of,
+    names_of,
+    read_parts,
+    read_rows,
+    shape_of,
+    take_rows,
+)
 from raypurify.data.sources import narrowed, open_source, spread
 from raypurify.data.view import AS_STORED, Shape, View

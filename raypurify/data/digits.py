@@ -41,7 +41,12 @@ def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     """Rows of a split; the number in an id is scikit-learn's."""
     images, labels, order = _all()
     chosen = order[shard.first + rows]
-    return Rows(ids=[f"digits#{row}" for row in chosen], images=images[chosen], labels=labels[chosen], rejects=[])
+    return Rows(ids=ids(shard, rows), images=images[chosen], labels=labels[chosen], rejects=[])
+
+
+def ids(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
+    """Ids of rows of a split."""
+    return [f"digits#{row}" for row in _all()[2][shard.first + rows]]
 
 
 def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -108,6 +108,21 @@ def ids_of(source: Source) -> pa.ChunkedArray | None:
     return pa.chunked_array(parts, pa.large_string()) if parts else None
 
 
+def names_of(source: Source) -> list[str]:
+    """The id of each row, without the images.
+
+    Raises:
+        DataError: a format that does not tell.
+    """
+    names: list[str] = []
+    for shard in source.shards:
+        ids = getattr(_format(shard), "ids", None)
+        if ids is None:
+            raise DataError(f"{source.name}: the module {shard.format} names no ids(shard, rows), which is needed here")
+        names += ids(shard, rows_of_file(shard, np.arange(shard.rows)))
+    return names
+
+
 def check_ids(source: Source) -> None:
     """Check that no two rows have one id, where the data bring ids of their own.
 

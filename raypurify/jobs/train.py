@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raypurify import models, runs, storage
-from raypurify.data import Source, check_ids, labels_of, open_source, shape_of
+from raypurify.data import DataError, Source, check_ids, labels_of, names_of, narrowed, open_source, shape_of
 from raypurify.evaluation import preflight
 from raypurify.jobs.attempt import FINISHED, hold, ready
 from raypurify.jobs.engine import Engine, engine_of
@@ -149,8 +149,9 @@ def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source,
     Raises:
         DataError: labels that no network can learn, or ids that are not unique.
     """
-    labels = labels_of(source)
     check_ids(source)
+    source, told = _with_partners(source, config)
+    labels = labels_of(source)
     preflight.check_trainable(source, labels)
     if config.limit is not None:
         source, labels = limited(source, labels, config.limit)
@@ -160,7 +161,27 @@ def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source,
     if held_out.rows:
         missing += preflight.missing_classes(source, parts[1], "held-out")
     about = f"{preflight.described(source, labels)}; {held_out.rows:,} held out"
-    return training, held_out, _counted(source, *parts), preflight.told(about, missing)
+    return training, held_out, _counted(source, *parts), preflight.told(about, [*told, *missing])
+
+
+def _with_partners(source: Source, config: TrainingConfig) -> tuple[Source, list[str]]:
+    """The rows that the source of pairs can make a partner of, and a line where these are not all.
+
+    Raises:
+        DataError: there are none.
+    """
+    has = getattr(build_pairs(config.train_against), "has", None) if config.trains_on_pairs else None
+    if has is None:
+        return source, []
+    rows = np.flatnonzero(has(names_of(source)))
+    if len(rows) == source.rows:
+        return source, []
+    if not len(rows):
+        raise DataError(
+            f"train_against: {config.train_against} has none of the images of {config.data}; attack the data of this "
+            "training, of the same split: raypurify attack --split train --input DATA"
+        )
+    return narrowed(source, rows), [f"trained on {len(rows):,} of {source.rows:,} images: those that were attacked"]
 
 
 def _counted(source: Source, trained: NDArray[np.int64], held_out: NDArray[np.int64]) -> pa.Table:

@@ -1,6 +1,7 @@
 """Runs of trainings that are to withstand an attacker who knows the network."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,26 @@ def test_a_purifier_of_several_classifiers_is_none_of_them_strange(
         ("small_b_net", "alone", "black-box"),
         ("small_b_net", "both", "white-box"),
     ]
+
+
+def test_a_training_against_attacked_datasets_is_of_the_images_that_all_have(
+    small_classifier: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"input": "digits", "split": "train", "classifier": small_classifier, "engine": "local"}
+    for name, attack, limit in (("fgsm", "fgsm,epsilon=0.1", 300), ("pgd", "pgd,epsilon=0.1,steps=2", 200)):
+        raypurify.attack(attack=attack, limit=limit, output=tmp_path / name, **flags)
+    urls = ",".join(f'"{tmp_path / name}/images"' for name in ("fgsm", "pgd"))
+    config = dataclasses.replace(
+        PURIFIER, classifier=small_classifier, train_against=f"attacked,url=[{urls}]", limit=None
+    )
+    train(config, ONE_WORKER, str(tmp_path / "run"))
+    told = capsys.readouterr().out
+    assert "data: digits, train: 200 images of 10 classes" in told
+    assert re.search(r"warning: trained on 200 of 1,\d{3} images: those that were attacked", told)
+    raypurify.attack(attack="none", limit=20, output=tmp_path / "test", **{**flags, "split": "test"})
+    strange = dataclasses.replace(config, train_against=f"attacked,url={tmp_path}/test/images,split=test")
+    with pytest.raises(ValueError, match="has none of the images of digits; attack the data of this training"):
+        train(strange, ONE_WORKER, str(tmp_path / "other"))
 
 
 def test_a_classifier_is_trained_against_attacks_on_itself(tmp_path: Path) -> None:

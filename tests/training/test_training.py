@@ -226,6 +226,25 @@ def test_pairs_of_an_attacked_dataset_are_found_by_their_ids(tmp_path: Path) -> 
         build_pairs(f"attacked,url={nameless}")
 
 
+def test_of_several_attacked_datasets_each_images_seed_picks_one(tmp_path: Path) -> None:
+    urls = [
+        attacked_dataset(tmp_path / str(value), [f"d/{number}.png" for number in numbers], value)
+        for value, numbers in ((100, range(6)), (200, range(5, -1, -1)))
+    ]
+    written = "[" + ",".join(f'"{url}"' for url in urls) + "]"
+    objective = purifier_objective(0.25, f"attacked,url={written}")
+    data = dataclasses.replace(images(6), ids=[f"d/{number}.png" for number in range(6)])
+    picked = []
+    for epoch in range(60):
+        again = dataclasses.replace(data, seeds=[100 * epoch + number for number in range(6)])
+        picked += enumerate((objective.attacked(again, 0.25)[:, 0, 0, 0] * 255).round().tolist())
+    assert {value for number, value in picked if number == 1} == {101, 204, 128}
+    kinds = np.array([0 if value == 128 else 1 + (value > 150) for _, value in picked])
+    assert np.bincount(kinds) / len(kinds) == pytest.approx([0.25, 0.375, 0.375], abs=0.08)
+    has = objective.setup.pairs.has
+    assert has(["d/5.png", "d/6.png", "other"]).tolist() == [True, False, False]
+
+
 def test_attacked_partners_go_through_the_random_change_of_their_images(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
     columns = {"id": list("abcd"), "image": [encode_png(image) for image in pixels], "label": [0] * 4}

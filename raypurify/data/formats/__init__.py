@@ -17,5 +17,6 @@ each of some rows its id, and its image's shape as far as the header tells it. E
 shard's ``view`` says. One of large images does so itself, by :func:`base.decoded`, and holds one at a time as stored.
 
 Where reading row after row would fetch things twice, it also names ``read_parts(shard, parts) -> Iterator[Rows]``: each
-of several lists of rows; and where the data bring ids of their own, ``own_ids(shard)``: these, or None.
+of several lists of rows; where the data bring ids of their own, ``own_ids(shard)``: these, or None; and, for a training
+against images that were attacked beforehand, ``ids(shard, rows) -> list[str]``: those of some rows, without the images.
 """

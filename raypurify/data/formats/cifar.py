@@ -128,11 +128,16 @@ def read_records(path: str, shard: Shard, rows: NDArray[np.int64]) -> Rows:
     records = files.read_records(path, 0, RECORD, rows)
     pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return Rows(
-        ids=[f"{shard.key}#{row}" for row in rows],
+        ids=ids(shard, rows),
         images=np.ascontiguousarray(pixels),
         labels=check_labels(records[:, 0], len(CLASSES), rows=rows, url=shard.url),
         rejects=[],
     )
+
+
+def ids(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
+    """Ids of some rows: the file's name and their numbers."""
+    return [f"{shard.key}#{row}" for row in rows]
 
 
 def read_labels(path: str, shard: Shard) -> NDArray[np.int64]:

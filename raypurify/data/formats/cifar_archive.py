@@ -53,6 +53,9 @@ def _in_archive(archive: File, split: str) -> Found:
     return cifar.found(shards, [by_name[name] for name in names])
 
 
+ids = cifar.ids
+
+
 def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     return cifar.read_records(_unpacked(shard), shard, rows)
 

@@ -66,7 +66,7 @@ def find(place: Place, split: str) -> Found | None:
 
 def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     """Read and decode some of a shard's files. A file that is gone or refused is rejected at the stage ``read``."""
-    keys = [shard.extra["keys"][row] for row in rows]
+    keys = ids(shard, rows)
     return decoded(
         _contents(shard.url, keys),
         shard=shard,
@@ -79,12 +79,17 @@ def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
 def headers(shard: Shard, rows: NDArray[np.int64]) -> list[tuple[str, Shape | None]]:
     """Ids of some of a shard's files, and their images' shapes by the headers."""
     fs, path = storage.filesystem(shard.url)
-    keys = [shard.extra["keys"][row] for row in rows]
+    keys = ids(shard, rows)
     paths = [storage.join(path, key) for key in keys]
     with files.naming(shard.url):
         heads = fs.cat_ranges(paths, [0] * len(paths), [HEADER] * len(paths), on_error="return")
     shapes = [images.shape_by_header(head) if isinstance(head, bytes) else None for head in heads]
     return list(zip(keys, shapes, strict=True))
+
+
+def ids(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
+    """Ids of some of a shard's files: their places below the folder."""
+    return [shard.extra["keys"][row] for row in rows]
 
 
 def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:

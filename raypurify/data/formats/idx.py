@@ -139,11 +139,16 @@ def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     dims = tuple(shard.extra["dimensions"])
     pixels = _values(shard.url, shard.extra["version"], dims, rows)
     return Rows(
-        ids=[f"{shard.key}#{row}" for row in rows],
+        ids=ids(shard, rows),
         images=pixels.reshape(len(rows), *(*dims[1:], 1)[:3]),
         labels=labels(shard, rows),
         rejects=[],
     )
+
+
+def ids(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
+    """Ids of some rows: the file's name and their numbers."""
+    return [f"{shard.key}#{row}" for row in rows]
 
 
 def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:

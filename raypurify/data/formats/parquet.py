@@ -165,6 +165,12 @@ def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return _labels(_column(shard, columns.label_column), shard, every_row)[rows]
 
 
+def ids(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
+    """Ids of some rows of a row group: its column ``id``, or the file's name and their numbers."""
+    own = own_ids(shard)
+    return [f"{shard.key}#{shard.first + row}" for row in rows] if own is None else own.take(rows).to_pylist()
+
+
 def own_ids(shard: Shard) -> pa.ChunkedArray | None:
     """The column ``id`` of a row group, where there is one."""
     return _column(shard, lambda schema: "id" if "id" in schema.names else None)

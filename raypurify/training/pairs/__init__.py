@@ -38,7 +38,11 @@ class PairSetup:
 
 
 class Pairs(Protocol):
-    """Makes the adversarial images of a batch."""
+    """Makes the adversarial images of a batch.
+
+    A source that has images beforehand may name ``has(names) -> (N,) bool``: which of the clean images, by their ids,
+    it can make a partner of. The training is on these.
+    """
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """The adversarial partners of ``batch.x``: (N, C, H, W) in [0, 1], each beside the image it was made of.

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,44 +19,36 @@ from raypurify.training.pairs import PairSetup, choices
 
 KEPT_BYTES = 256 * 2**20
 
+Split = Literal["train", "test"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class AttackedDataset:
-    """An attacked dataset; no attack is made while training.
+class AttackedDatasets:
+    """Attacked datasets; no attack is made while training. The training is on the images that all of them have.
 
-    Each worker keeps the first 256 MiB of pixels that it reads. What lies beyond is read again at every step.
+    Each worker keeps the first 256 MiB of pixels that it reads of a dataset. What lies beyond is read again at every
+    step.
     """
 
-    url: str
-    """``OUTPUT/images`` of ``raypurify attack``, or another dataset whose column ``id`` has the training's ids."""
-    split: Literal["train", "test"] = "train"
-    """The split of the attacked dataset that is read."""
+    url: str | Sequence[str]
+    """``OUTPUT/images`` of ``raypurify attack``, or another dataset whose column ``id`` has the training's ids; or
+    several, url=["A","B"]: an image's seed, another in each epoch, picks one."""
+    split: Split = "train"
+    """The split of the attacked datasets that is read."""
 
     def __post_init__(self) -> None:
-        if self._ids is None:
-            raise DataError(f"{self.url}: these images have no column 'id', by which a clean image finds its partner")
+        for dataset in self.datasets:
+            dataset.check()
 
     @cached_property
-    def source(self) -> Source:
-        """The attacked images."""
-        return open_source(self.url, split=self.split)
+    def datasets(self) -> list[_Dataset]:
+        """Each of the datasets."""
+        urls = [self.url] if isinstance(self.url, str) else self.url
+        return [_Dataset(url=url, split=self.split) for url in urls]
 
-    @cached_property
-    def _ids(self) -> pa.ChunkedArray | None:
-        return ids_of(self.source)
-
-    @cached_property
-    def _kept(self) -> dict[int, NDArray[np.uint8]]:
-        """All images of a shard, by its number."""
-        return {}
-
-    @cached_property
-    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Hashes of all ids, ascending, and the row of each, counted through the shards."""
-        assert self._ids is not None
-        hashes = np.array([seed_of(name) for name in self._ids.to_pylist()], np.int64)
-        order = np.argsort(hashes)
-        return hashes[order], order
+    def has(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of the images, by their ids, all datasets have: (N,)."""
+        return np.logical_and.reduce([dataset.has(names) for dataset in self.datasets])
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """See :class:`raypurify.training.pairs.Pairs`.
@@ -65,17 +56,45 @@ class AttackedDataset:
         Raises:
             DataError: an image has no attacked partner, or one that cannot be decoded or has another shape.
         """
-        wanted = choices(batch, 1, setup.clean_share) == 0
-        names = [name for name, is_wanted in zip(batch.ids, wanted.tolist(), strict=True) if is_wanted]
+        chosen = choices(batch, len(self.datasets), setup.clean_share)
         _, channels, height, width = batch.x.shape
-        images = self._read(names, (height, width, channels))
-        chosen = torch.from_numpy(wanted).to(batch.x.device)
+        device = batch.x.device
         x_adv = torch.zeros_like(batch.x)
-        x_adv[chosen] = batch_of(images, np.zeros(len(names), np.int64), (), str(batch.x.device)).x
-        return torch.where(chosen[:, None, None, None], setup.augment(x_adv), batch.x)
+        for number, dataset in enumerate(self.datasets):
+            rows = np.flatnonzero(chosen == number)
+            images = dataset.read([batch.ids[row] for row in rows.tolist()], (height, width, channels))
+            x_adv[torch.from_numpy(rows).to(device)] = batch_of(
+                images, np.zeros(len(rows), np.int64), (), str(device)
+            ).x
+        attacked = torch.from_numpy(chosen >= 0).to(device)[:, None, None, None]
+        return torch.where(attacked, setup.augment(x_adv), batch.x)
 
-    def _read(self, names: Sequence[str], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-        """The attacked images of these ids: (N, H, W, C)."""
+
+@dataclass(frozen=True, kw_only=True)
+class _Dataset:
+    """One of the datasets."""
+
+    url: str
+    split: Split
+
+    @cached_property
+    def source(self) -> Source:
+        return open_source(self.url, split=self.split)
+
+    def check(self) -> None:
+        """Read the ids.
+
+        Raises:
+            DataError: there are none.
+        """
+        _ = self._index
+
+    def has(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of the ids are there: (N,)."""
+        return np.isin(_hashes(names), self._index[0])
+
+    def read(self, names: Sequence[str], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+        """The images of these ids: (N, H, W, C)."""
         rows, shards = self._rows(names), self.source.shards
         starts = np.cumsum([0, *(shard.rows for shard in shards)])
         within = np.searchsorted(starts, rows, side="right") - 1
@@ -84,6 +103,21 @@ class AttackedDataset:
             places = np.flatnonzero(within == shard)
             images[places] = self._of_shard(shard, rows[places] - starts[shard], shape)
         return images
+
+    @cached_property
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Hashes of all ids, ascending, and the row of each, counted through the shards."""
+        ids = ids_of(self.source)
+        if ids is None:
+            raise DataError(f"{self.url}: these images have no column 'id', by which a clean image finds its partner")
+        hashes = _hashes(ids.to_pylist())
+        order = np.argsort(hashes)
+        return hashes[order], order
+
+    @cached_property
+    def _kept(self) -> dict[int, NDArray[np.uint8]]:
+        """All images of a shard, by its number."""
+        return {}
 
     def _of_shard(self, index: int, rows: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         shard = self.source.shards[index]
@@ -94,7 +128,7 @@ class AttackedDataset:
 
     def _rows(self, names: Sequence[str]) -> NDArray[np.int64]:
         known, rows = self._index
-        hashes = np.array([seed_of(name) for name in names], np.int64)
+        hashes = _hashes(names)
         places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
         missing = np.flatnonzero(known[places] != hashes)
         if len(missing):
@@ -103,6 +137,10 @@ class AttackedDataset:
                 "same split: raypurify attack --split train --input DATA"
             )
         return rows[places]
+
+
+def _hashes(names: Sequence[str]) -> NDArray[np.int64]:
+    return np.array([seed_of(name) for name in names], np.int64)
 
 
 def _decoded(shard: Shard, rows: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -115,4 +153,4 @@ def _decoded(shard: Shard, rows: NDArray[np.int64], shape: tuple[int, int, int])
     return np.stack(list(read.images))
 
 
-build = AttackedDataset
+build = AttackedDatasets
