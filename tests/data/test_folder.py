@@ -86,6 +86,13 @@ def test_unreadable_files_are_rejects(tmp_path: Path) -> None:
     assert "FileNotFoundError" in rows.rejects[0]["reason"]
 
 
+def test_names_with_the_signs_of_patterns(tmp_path: Path) -> None:
+    written = write(tmp_path / "train", {"[cats]*": 2, "dogs?": 2, "#1 {a,b}": 2})
+    source = open_source(str(tmp_path), split="train")
+    rows = read_rows(source.shards[0], 0, source.rows)
+    assert (sorted(rows.ids), rows.rejects) == (sorted(f"train/{key}" for key in written), [])
+
+
 def test_no_images_and_no_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data of the train split found here; expected MNIST's IDX files"):
         open_source(str(tmp_path), split="train")

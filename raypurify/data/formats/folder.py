@@ -127,8 +127,8 @@ def _contents(root: str, keys: list[str]) -> list[bytes | Exception]:
     fs, path = storage.filesystem(root)
     paths = [storage.join(path, key) for key in keys]
     with files.naming(root):
-        fetched = fs.cat(paths, on_error="return") if paths else {}
-        contents = [fetched[name] for name in paths]
+        # Not cat(), which takes a name with [ or * in it for a pattern.
+        contents = fs.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return")
         for content in contents:
             if isinstance(content, Exception) and not isinstance(content, (FileNotFoundError, PermissionError)):
                 raise content
