@@ -14,10 +14,9 @@ from raypurify.runs.schema import NO_ATTACK
 
 def section(page: Page) -> Section | None:
     """One chart for each setting, classifier, surrogate and featured purifier; each attack at one radius."""
-    if not page.rows:
-        return None
+    drawn = list(charts(page))
     several = any(table.others for table in page.tables)
-    return page.section("bars", "Accuracy", charts=list(charts(page)), several=several)
+    return page.section("bars", "Accuracy", charts=drawn, several=several) if drawn else None
 
 
 def charts(page: Page) -> Iterator[dict[str, Any]]:

@@ -298,7 +298,7 @@ def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str)
             _log_axis(axes, loss[loss > 0])
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        _whole_numbers(axes)
         axes.margins(x=0.01)
         axes.grid(axis="y")
         axes.tick_params(which="both", length=0)
@@ -325,13 +325,18 @@ def score_curves(epochs: Sequence[int], scores: Mapping[str, Sequence[float]], *
         if best is not None:
             axes.axvline(best, color=_VARIABLES["text"], linestyle=(0, (3, 2)), lw=1.0, label="best epoch")
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+        _whole_numbers(axes)
         axes.margins(x=0.03)
         axes.grid(axis="y")
         axes.tick_params(length=0)
         _bare(axes)
         figure.legend(loc="outside upper left", frameon=False, fontsize=8.0)
         return _svg(figure, name=name)
+
+
+def _whole_numbers(axes: Axes) -> None:
+    """Ticks at a few whole numbers of x, or at the only one."""
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def _log_axis(axes: Axes, positive: NDArray[np.float64]) -> None:

@@ -10,9 +10,12 @@ from raypurify.storage.published import redacted
 OF_PAIRS = ("attacks", "clean_share")
 """Settings of adversarial images, which change nothing of a training on clean ones."""
 
+FEW_CLASSES = 40
+"""Classes that the page shows without being asked."""
+
 
 def section(page: Page) -> Section | None:
-    """The settings that are given, and a row for each class."""
+    """The settings that are given, and a row for each class: folded where they are many."""
     if page.trained is None:
         return None
     identity = redacted(page.run.get("identity") or {})
@@ -30,4 +33,5 @@ def section(page: Page) -> Section | None:
         "What was trained",
         asked={"parameters": formats.integer(size), **asked},
         classes=page.trained.classes.to_pylist(),
+        folded=len(page.trained.classes) > FEW_CLASSES,
     )

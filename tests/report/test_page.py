@@ -338,6 +338,32 @@ def test_the_page_of_a_training_tells_of_its_epochs_classes_and_settings(
     assert "12,345" in text
 
 
+def test_many_classes_are_folded(tmp_path: Path, metrics: pa.Table, run: dict[str, Any]) -> None:
+    write_training(tmp_path, metrics, run)
+    assert "<summary id=" not in Path(write_report(str(tmp_path))).read_text(encoding="utf-8")
+    rows = [{"label": label, "name": f"class {label}", "trained": 1, "held_out": 0} for label in range(1000)]
+    storage.write_table(str(tmp_path / "classes.parquet"), pa.Table.from_pylist(rows, schema.CLASSES))
+    text = Path(write_report(str(tmp_path))).read_text(encoding="utf-8")
+    page = Parsed(text)
+    assert len(page.tables[1]["rows"]) == 1002
+    assert '<summary id="classes">1,000 classes</summary>' in text
+
+
+def test_one_epoch_is_a_whole_number(tmp_path: Path, metrics: pa.Table, run: dict[str, Any]) -> None:
+    write_training(tmp_path, metrics.slice(0, 500), run)
+    told = {"epoch": 1, "images": 500, "validation": [{"accuracy": 0.3}], "best": 1, "criterion": "accuracy"}
+    storage.write_json(str(tmp_path / "model/metrics.json"), told)
+    text = Path(write_report(str(tmp_path))).read_text(encoding="utf-8")
+    scores = text[text.index("Scores of the held-out images") :]
+    assert [tick for tick in ("0.98", "1.00", "1.02") if f">{tick}</text>" in scores or f"<!-- {tick}" in scores] == []
+
+
+def test_without_a_purifier_to_draw_there_are_no_bars() -> None:
+    text = render(summary_of(cell(purifier="identity", purified=0.0123)), None, {}, {})
+    assert "Accuracy under each attack" not in text
+    assert "Accuracy under each attack" in render(summary_of(cell()), None, {}, {})
+
+
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected summary.parquet .* or metrics.parquet"):
         write_report(str(tmp_path))
