@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import models
-from raypurify.attacks import Attack, Attacked, radius_of, run_attack
+from raypurify.attacks import Attack, Attacked, radius_of
+from raypurify.evaluation.attacking import attack_batch
 from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_metrics
 from raypurify.evaluation.masking import MaskingCheck
 from raypurify.metrics import METRICS, measured
@@ -168,7 +169,9 @@ class Evaluator:
         victim = self._victim(group, str(group.resolved))
         seeds = [seed_of(self.grid.config.seed, str(group.resolved), name, 0, 0) for name in shared.ids]
         with stages.spending("attack"):
-            attacked = run_attack(attack, victim, shared.x, shared.y, seeds=seeds)
+            attacked = attack_batch(
+                attack, victim, shared.x, shared.y, seeds=seeds, device=self.device, precision=group.precision
+            )
         return attacked, self._masking(group, attack, shared) if group.known_purifier is not None else {}
 
     def purify(self, purifier: int, x: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor | None]:

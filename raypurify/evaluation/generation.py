@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import metrics, models, plugins
-from raypurify.attacks import Attack, run_attack
+from raypurify.attacks import Attack
 from raypurify.data import AS_STORED, View
 from raypurify.evaluation import results
+from raypurify.evaluation.attacking import AttackPrecision, attack_batch, is_mixed, settled
 from raypurify.images import encode_png, to_uint8_nhwc
 from raypurify.purifiers import is_random, purify, victim_of
 from raypurify.runs import fields, schema, stages
@@ -43,6 +44,10 @@ class GenerationConfig:
     """The attacker averages over this number of draws of a random purifier."""
     precision: models.Precision = "float32"
     """The type that the networks compute in. float32 goes without TF32."""
+    attack_precision: AttackPrecision = "float32"
+    """The type that attacks compute in. bfloat16: an attack in a ball goes on in float32 with the images that are still
+    right, so that it is never weaker; the others compute in float32. auto: bfloat16 where the hardware is fast in it.
+    Whether an image is right is always told in the type of --precision."""
     png: bool = False
     """Also write each attacked image as png/SPLIT/LABEL/ID.png."""
     seed: int = 0
@@ -89,8 +94,10 @@ def identity_of(config: GenerationConfig, dataset: str, networks: Networks, batc
     spec = plugins.Spec.parse(config.attack)
     attack = plugins.build("raypurify.attacks", spec)
     identity = {**asdict(config), "attack": str(plugins.resolved(spec, attack)), "dataset": dataset}
-    del identity["view"]
+    del identity["view"], identity["attack_precision"]
     identity |= config.view.given
+    if begins_in(config, networks) == "bfloat16":
+        identity["attack_precision"] = "bfloat16"
     if networks.purifier is None or not is_random(networks.purifier.build()):
         del identity["eot"]
     identity |= {"names": "SPLIT-UNIT", **{f"{model.kind}_sha256": model.identity for model in networks.all}}
@@ -102,12 +109,21 @@ def identity_of(config: GenerationConfig, dataset: str, networks: Networks, batc
     return identity
 
 
+def begins_in(config: GenerationConfig, networks: Networks) -> models.Precision:
+    """What the attack begins in: see :func:`raypurify.evaluation.attacking.attack_batch`."""
+    attack: Attack = plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack))
+    draws = networks.purifier is not None and is_random(networks.purifier.build())
+    mixed = not draws and is_mixed(attack, settled(config.attack_precision, "cpu"))
+    return "bfloat16" if mixed else "float32"
+
+
 class Generator:
     """Attacks batches on a device."""
 
     def __init__(self, config: GenerationConfig, networks: Networks, device: str) -> None:
         self.config, self.device = config, device
         self.attack: Attack = plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack))
+        self.precision = begins_in(config, networks)
         self.attack_text = str(plugins.resolved(plugins.Spec.parse(config.attack), self.attack))
         self.classifier = models.placed(networks.classifier.build(), device)
         self.purifier = models.placed(networks.purifier.build(), device) if networks.purifier else None
@@ -126,7 +142,9 @@ class Generator:
         with torch.no_grad(), models.autocast(self.device, self.config.precision):
             seeds = [seed_of(self.config.seed, self.attack_text, name, 0, 0) for name in ids]
             with stages.spending("attack"):
-                attacked = run_attack(self.attack, self._victim(), x, y, seeds=seeds)
+                attacked = attack_batch(
+                    self.attack, self._victim(), x, y, seeds=seeds, device=self.device, precision=self.precision
+                )
             pixels = to_uint8_nhwc(attacked.x_adv)
             rounded = torch.from_numpy(pixels).to(x.device).permute(0, 3, 1, 2).float().div(255)
             images = {"clean": x, "adversarial": attacked.x_adv, "rounded": rounded}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from raypurify import models, plugins
 from raypurify.attacks import Attack, radius_name, radius_of
 from raypurify.data import AS_STORED, View
+from raypurify.evaluation.attacking import AttackPrecision, is_mixed, settled
 from raypurify.metrics import Metric
 from raypurify.purifiers import is_differentiable, is_random
 from raypurify.runs import fields, schema
@@ -62,6 +63,10 @@ class EvaluationConfig:
     returns a raypurify.metrics.Metric."""
     precision: models.Precision = "float32"
     """The type that the networks compute in. float32 goes without TF32; final figures are float32."""
+    attack_precision: AttackPrecision = "float32"
+    """The type that attacks compute in. bfloat16: an attack in a ball goes on in float32 with the images that are still
+    right, so that it is never weaker; the others compute in float32. auto: bfloat16 where the hardware is fast in it.
+    Whether an image is right is always told in the type of --precision."""
     seed: int = 0
     """Seed of everything that an attack or a purifier draws at random."""
 
@@ -109,6 +114,8 @@ class Group:
     cells: tuple[Cell, ...]
     couples_batch: bool
     """Whether an attacked image depends on the batch that it came in."""
+    precision: models.Precision
+    """What the attack begins in: see :func:`raypurify.evaluation.attacking.attack_batch`."""
 
     @property
     def hashes(self) -> frozenset[str]:
@@ -324,6 +331,9 @@ class _Layout:
         attack, attacked = built_attack(spec), self.classifiers[victim]
         resolved = plugins.resolved(spec, attack)
         params = dict(resolved.params)
+        precision = self._begins_in(attack, known_purifier)
+        if precision == "bfloat16":
+            params["attack_precision"] = precision
         couples_batch = bool(getattr(attack, "couples_batch", False))
         if couples_batch:
             params["batch"] = self.batch
@@ -362,7 +372,14 @@ class _Layout:
             known_purifier=known_purifier,
             cells=tuple(cells),
             couples_batch=couples_batch,
+            precision=precision,
         )
+
+    def _begins_in(self, attack: Attack, known_purifier: int | None) -> models.Precision:
+        """What an attack begins in: float32 through a purifier whose answer to an image is another each time."""
+        draws = known_purifier is not None and is_random(self.purifiers[known_purifier].build())
+        mixed = not draws and is_mixed(attack, settled(self.config.attack_precision, "cpu"))
+        return "bfloat16" if mixed else "float32"
 
     def _adaptation(self, known_purifier: int) -> dict[str, Any]:
         """What an adaptive attacker adds to an attack's parameters, where the purifier asks for it."""

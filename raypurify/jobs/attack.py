@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +12,7 @@ from raypurify import runs, storage
 from raypurify.cleaning.names import cut
 from raypurify.data import Source, open_source
 from raypurify.evaluation import preflight, units
+from raypurify.evaluation.attacking import settled
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
 from raypurify.jobs import rows
 from raypurify.jobs.attempt import FINISHED, attempt_at, hold
@@ -93,7 +94,7 @@ def attack(
         RuntimeError: images that are neither written nor rejected.
     """
     output = storage.absolute(output)
-    source, networks, about = _prepare(config)
+    config, source, networks, about = _prepare(config, resources)
     identity = identity_of(config, source.fingerprint, networks, resources.batch)
     size = units.rows_of_unit(output, source.rows, coupled=identity.get("batch", 0), overwrite=overwrite)
     identity["unit"] = size
@@ -116,17 +117,20 @@ def attack(
 
 def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
     """What :func:`raypurify.jobs.rows.dry_run` tells of an attack; lines on the data are printed."""
-    source, networks, about = _prepare(config)
+    config, source, networks, about = _prepare(config, resources)
     log.tell(*about)
     return rows.dry_run(source, resources, Generation(config=config, networks=networks, output=""))
 
 
-def _prepare(config: GenerationConfig) -> tuple[Source, Networks, tuple[str, ...]]:
-    """Open the data and the networks, and hold them against each other: lines on the data."""
+def _prepare(
+    config: GenerationConfig, resources: ActorPool
+) -> tuple[GenerationConfig, Source, Networks, tuple[str, ...]]:
+    """Settle the precision, open data and networks, and hold them against each other; with lines on the data."""
+    config = replace(config, attack_precision=settled(config.attack_precision, resources.device))
     source = open_source(config.input, split=config.split, limit=config.limit, view=config.view)
     networks = Networks.load(config)
     source, about, warnings = preflight.checked(config.input, source, networks.all, job="an attack", done="attacked")
-    return source, networks, preflight.told(about, warnings)
+    return config, source, networks, preflight.told(about, warnings)
 
 
 def _figures(output: str, source: Source) -> dict[str, Any]:

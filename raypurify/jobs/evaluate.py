@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from raypurify import runs, storage
 from raypurify.data import Source, open_source, shape_of
 from raypurify.evaluation import preflight, results, samples, units
+from raypurify.evaluation.attacking import settled
 from raypurify.evaluation.batch import Evaluator, Prepared
 from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics, identity_of
 from raypurify.evaluation.masking import FINDINGS, weaknesses
@@ -206,6 +207,7 @@ def dry_run(config: EvaluationConfig, resources: ActorPool) -> dict[str, Any]:
 def _prepare(config: EvaluationConfig, resources: ActorPool) -> tuple[Source, Grid, str, list[str]]:
     """Open the data and the networks, and hold them against each other: a line on the data, and warnings."""
     source = open_source(config.data, split=config.split, limit=config.limit, view=config.view)
+    config = replace(config, attack_precision=settled(config.attack_precision, resources.device))
     grid = build_grid(config, source.name, source.rows, resources.batch)
     networks = (*grid.classifiers, *grid.purifiers)
     stand_ins = () if grid.stand_in is None else (grid.stand_in,)

@@ -1,0 +1,72 @@
+"""The arithmetic of attacks: fast where that cannot make them weaker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from raypurify import models
+from raypurify.attacks import Attack, Attacked, radius_of, run_attack
+
+AttackPrecision = Literal["auto", "float32", "bfloat16"]
+
+
+def settled(precision: AttackPrecision, device: str) -> models.Precision:
+    """``precision``, where auto is what is fast on a device: bfloat16 on a GPU and on CPUs with instructions for it."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.startswith("cuda") else models.fast_precision(device)
+
+
+def is_mixed(attack: Attack, precision: models.Precision) -> bool:
+    """Whether an attack begins in bfloat16.
+
+    Only one in a ball does: it is over when the image is wrong. The distance of one that minimises it would grow, and
+    one whose images depend on their batch cannot go on with some of them.
+    """
+    in_ball = attack.norm is not None and radius_of(attack) is not None
+    return precision == "bfloat16" and in_ball and not getattr(attack, "couples_batch", False)
+
+
+def attack_batch(
+    attack: Attack,
+    victim: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seeds: Sequence[int],
+    device: str,
+    precision: models.Precision,
+) -> Attacked:
+    """What an attack makes of a batch, in an arithmetic; whether an image is wrong is always told in float32.
+
+    In bfloat16, an attack in a ball is made in bfloat16, and then made in float32 of those images that the victim still
+    gets right. So it fools each image that it fools in bfloat16, and each of the others that it fools in float32.
+
+    Args:
+        attack: see :func:`is_mixed`.
+        victim: see :class:`raypurify.attacks.Attack`; it draws nothing at random.
+        x: (N, C, H, W) float32 in [0, 1], on the device.
+        y: (N,) int64, the labels.
+        seeds: one for each image.
+        device: of the tensors.
+        precision: of the attack.
+    """
+    if not is_mixed(attack, precision):
+        return run_attack(attack, victim, x, y, seeds=seeds)
+    with models.autocast(device, "bfloat16"):
+        made = run_attack(attack, victim, x, y, seeds=seeds)
+    with torch.no_grad(), models.autocast(device, "float32"):
+        right = torch.nonzero(victim(made.x_adv).argmax(dim=1) == y).flatten()
+        if not len(right):
+            return made
+        again = run_attack(attack, victim, x[right], y[right], seeds=[seeds[row] for row in right.tolist()])
+    x_adv, steps, queries = made.x_adv.clone(), made.steps.clone(), made.queries.clone()
+    x_adv[right] = again.x_adv
+    steps[right.to(steps.device)] += again.steps
+    queries[right.to(queries.device)] += again.queries
+    return replace(made, x_adv=x_adv, steps=steps, queries=queries)
