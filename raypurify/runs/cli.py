@@ -12,12 +12,12 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from functools import partial
 from itertools import takewhile
 from types import FrameType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -30,6 +30,8 @@ Arguments = TypeVar("Arguments")
 
 SHOWN = 8
 """Names of flags that a line lists at most."""
+OTHER_NAMES = {"--data": "--input", "--input": "--data"}
+"""What other verbs call the images that come in."""
 SENT_AGAIN = 0.1
 """Seconds after which a signal is sent anew that came where no exception gets out."""
 
@@ -212,9 +214,16 @@ def _check_flags(argv: Sequence[str], kinds: Mapping[str, Any]) -> None:
     flags = [word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")]
     unknown = [flag for flag in flags if flag not in known and flag != "--help" and not flag.startswith("--tyro-")]
     if unknown:
-        near = dict.fromkeys(found[0] for flag in unknown if (found := difflib.get_close_matches(flag, known, n=1)))
+        near = dict.fromkeys(meant for flag in unknown if (meant := _meant(flag, known)))
         guess = f"; did you mean {', '.join(near)}?" if near else "."
         raise ValueError(f"unknown {', '.join(unknown)}{guess} --help tells of each flag")
+
+
+def _meant(flag: str, known: Collection[str]) -> str | None:
+    """The known flag that an unknown one is most like, if any is."""
+    other = OTHER_NAMES.get(flag)
+    found = [other] if other in known else difflib.get_close_matches(flag, known, n=1)
+    return found[0] if found else None
 
 
 def _told(box: str, argv: Sequence[str], kinds: Mapping[str, Any]) -> str:
@@ -229,8 +238,21 @@ def _told(box: str, argv: Sequence[str], kinds: Mapping[str, Any]) -> str:
     if flag is not None and flag[1].replace("-", "_") in kinds:
         # On the command line null is written None.
         expected = described(kinds[flag[1].replace("-", "_")]).replace("null", "None")
-        return f"--{flag[1]}: expected {expected}; got {_values(argv, flag[1]) or 'nothing'}"
+        return f"--{flag[1]}: expected {expected}; got {' '.join(map(repr, _values(argv, flag[1]))) or 'nothing'}"
+    if text.startswith("Unrecognized") and (several := _several(argv, kinds)):
+        return several
     return re.sub(r"^Error parsing [\w.]+: ", "", text)
+
+
+def _several(argv: Sequence[str], kinds: Mapping[str, Any]) -> str | None:
+    """A line on a flag that takes one value, where several stand behind it."""
+    for name, kind in kinds.items():
+        flag = name.replace("_", "-")
+        values = _values(argv, flag)
+        if len(values) > 1 and kind is not bool and get_origin(kind) is not tuple:
+            shown = " ".join(map(repr, values))
+            return f"--{flag}: expected one value; got {shown}. Quote one that has a space or a * in it"
+    return None
 
 
 _ARGUMENT = re.compile(r"^(?:│ | {2}) {4}(\S+)", re.MULTILINE)
@@ -238,13 +260,13 @@ _ARGUMENT = re.compile(r"^(?:│ | {2}) {4}(\S+)", re.MULTILINE)
 _OF_FLAG = re.compile(r"(?:Error parsing |(?:Missing value|invalid choice '.*?') for argument ')--([\w-]+)")
 
 
-def _values(argv: Sequence[str], flag: str) -> str:
+def _values(argv: Sequence[str], flag: str) -> list[str]:
     """The words behind a flag, where it stands last: there it counts."""
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     words = [word.replace("_", "-") if word.startswith("--") else word for word in words]
     places = [place for place, word in enumerate(words) if word == f"--{flag}"]
     behind = words[places[-1] + 1 :] if places else []
-    return " ".join(map(repr, takewhile(lambda word: not word.startswith("--"), behind)))
+    return list(takewhile(lambda word: not word.startswith("--"), behind))
 
 
 FLAGS = tyro.constructors.ConstructorRegistry()

@@ -261,6 +261,7 @@ class Asked:
         (["--victims", "a"], "--data must be given; --help tells of each flag"),
         ([], "--data and --victims must be given; --help tells of each flag"),
         (["--dta", "a"], "unknown --dta; did you mean --data? --help tells of each flag"),
+        (["--input", "a"], "unknown --input; did you mean --data? --help tells of each flag"),
         (["--no-data"], "unknown --no-data; did you mean --data? --help tells of each flag"),
         (["--limit", "ten"], "--limit: expected a whole number or None; got 'ten'"),
         (["--limit=ten"], "--limit: expected a whole number or None; got 'ten'"),
@@ -268,6 +269,10 @@ class Asked:
         (["--rate", "--overwrite"], "--rate: expected a number; got nothing"),
         (["--precision", "fp16"], "--precision: expected one of float32, bfloat16; got 'fp16'"),
         (["--overwrite", "yes"], "Unrecognized options: yes"),
+        (
+            ["--data", "my photos", "b.png", "--rate", "1"],
+            "--data: expected one value; got 'my photos' 'b.png'. Quote one that has a space or a * in it",
+        ),
     ],
 )
 def test_a_command_line_is_refused_by_one_line(
