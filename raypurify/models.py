@@ -103,7 +103,12 @@ def load(kind: Kind, text: str) -> Model:
     spec = plugins.Spec.parse(text)
     if "/" in spec.name:
         return _from_checkpoint(kind, spec)
-    plugins.find(PACKAGES[kind], spec.name)
+    try:
+        plugins.find(PACKAGES[kind], spec.name)
+    except ValueError as error:
+        if ":" in spec.name or not storage.exists(storage.join(spec.name, "config.json")):
+            raise
+        raise ValueError(f"{error}. The checkpoint in this folder is given as ./{spec.name}") from error
     model = Model(kind=kind, name=str(spec), spec=spec, state=None, sha256=_hash(spec, ""))
     network = model.build()
     if ":" not in spec.name and any(True for _ in network.parameters()):

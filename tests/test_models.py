@@ -65,6 +65,18 @@ def test_a_built_in_network_without_weights_is_refused() -> None:
             models.load(kind, name)
 
 
+def test_a_folder_that_is_called_like_no_plugin_is_given_with_a_slash(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(checkpoint).parent)
+    with pytest.raises(ValueError, match=r"'small' .* The checkpoint in this folder is given as \./small$"):
+        models.load("classifier", "small")
+    with pytest.raises(ValueError, match=r"my_package\.module:callable$"):
+        models.load("classifier", "other")
+    with pytest.raises(FileNotFoundError, match=r"expected config\.json and model\.safetensors in it"):
+        models.load("classifier", "./small/config.json")
+
+
 def test_the_wrong_kind_is_refused(checkpoint: str) -> None:
     with pytest.raises(ValueError, match="expected a purifier, but this checkpoint holds a classifier"):
         models.load("purifier", checkpoint)

@@ -160,7 +160,7 @@ def exists(url: str) -> bool:
         on_store(url, lambda fs, path: fs.info(path))
     except NoBucketError:
         raise
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the second one: nothing is below a file
         return False
     return True
 
