@@ -116,7 +116,8 @@ def weaknesses(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         share, survived = row["zero_gradient_share"] or 0, row["accuracy_adversarial"] or row["accuracy_purified"]
         if row["masking"] is None and share > ZERO:
             found.append(f"{name}: {FINDINGS['zero_gradient']} ({share:.1%}), which the attack can't follow")
-        if survived and row["norm"] == "linf" and row["linf_max"] < REACH * min(row["eps"], 0.5):
+        in_ball = row["norm"] == "linf" and row["eps"] is not None
+        if survived and in_ball and row["linf_max"] < REACH * min(row["eps"], 0.5):
             found.append(
                 f"{name}: no pixel moved by more than {row['linf_max']:.3g}; longer or more steps would use the ball"
             )

@@ -203,23 +203,20 @@ class StagePools:
         """
         if self.stages == "fused" or last.local:
             return {}
-        attack = ActorPool(
-            actors=self.attack_actors,
-            max_actors=self.attack_max_actors,
-            cpus_per_actor=self.attack_cpus,
-            gpus_per_actor=self.attack_gpus,
-            actor_resources=self.attack_resources,
-            batch=last.batch,
+        return {stage: self._pool(stage, last.batch) for stage in ("attack", "purify")}
+
+    def _pool(self, stage: str, batch: int) -> ActorPool:
+        """The pool of a stage, by the flags that begin with its name."""
+        flags = ("actors", "max_actors", "cpus", "gpus", "resources")
+        actors, max_actors, cpus, gpus, resources = (getattr(self, f"{stage}_{flag}") for flag in flags)
+        return ActorPool(
+            actors=actors,
+            max_actors=max_actors,
+            cpus_per_actor=cpus,
+            gpus_per_actor=gpus,
+            actor_resources=resources,
+            batch=batch,
         )
-        purify = ActorPool(
-            actors=self.purify_actors,
-            max_actors=self.purify_max_actors,
-            cpus_per_actor=self.purify_cpus,
-            gpus_per_actor=self.purify_gpus,
-            actor_resources=self.purify_resources,
-            batch=last.batch,
-        )
-        return {"attack": attack, "purify": purify}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,6 +123,7 @@ def test_attacks_that_are_too_weak_are_named_once(changes: dict[str, object], wo
         {"zero_gradient_share": None},
         {"zero_gradient_share": 0.5, "masking": ["zero_gradient"]},  # told with the check's other findings
         {"linf_max": 0.0, "norm": None, "eps": None},
+        {"linf_max": 0.0, "eps": None},  # an attack of the user's that names a norm and no radius
         {"linf_max": 0.5, "eps": 1.0},  # grey pixels can go no further
         {"linf_max": 0.1, "accuracy_adversarial": 0.0, "accuracy_purified": 0.0},
     ],
