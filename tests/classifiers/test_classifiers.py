@@ -50,23 +50,45 @@ def test_refuses_pixels_statistics_that_do_not_fit(name: str) -> None:
         module.build(**{**module.params_for((32, 32, 3), 10), "mean": (0.5,)})
 
 
-def test_a_net_and_b_net_are_the_papers_table_1() -> None:
-    def layers(name: str) -> list[str]:
-        kinds = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.Dropout)
-        network = importlib.import_module(f"raypurify.classifiers.{name}").build()
-        found = [module for module in network.modules() if isinstance(module, kinds)]
-        return [
-            f"conv{m.out_channels} {m.kernel_size[0]}x{m.kernel_size[1]} s{m.stride[0]}"
-            if isinstance(m, nn.Conv2d)
-            else f"fc{m.out_features}"
-            if isinstance(m, nn.Linear)
-            else type(m).__name__
-            for m in found
-        ]
+def layers(name: str) -> list[str]:
+    kinds = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.Dropout)
+    network = importlib.import_module(f"raypurify.classifiers.{name}").build()
+    found = [module for module in network.modules() if isinstance(module, kinds)]
+    return [
+        f"conv{m.out_channels} {m.kernel_size[0]}x{m.kernel_size[1]} s{m.stride[0]}"
+        if isinstance(m, nn.Conv2d)
+        else f"fc{m.out_features}"
+        if isinstance(m, nn.Linear)
+        else type(m).__name__
+        for m in found
+    ]
 
+
+def test_a_net_and_b_net_are_the_papers_table_1() -> None:
     conv = "conv64 3x3 s1"
     assert layers("a_net") == ["conv64 5x5 s1", "conv64 3x3 s2", "Dropout", "fc10"]
     assert layers("b_net") == [
         *(conv, conv, "MaxPool2d", conv, conv, "MaxPool2d"),
         *("fc200", "Dropout", "fc200", "Dropout", "fc10"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model_a", ["conv64 5x5 s1", "conv64 5x5 s2", "Dropout", "fc128", "Dropout", "fc10"]),
+        ("model_b", ["Dropout", "conv64 8x8 s2", "conv128 6x6 s2", "conv128 5x5 s1", "Dropout", "fc10"]),
+        ("model_c", ["conv128 3x3 s1", "conv64 5x5 s2", "Dropout", "fc128", "Dropout", "fc10"]),
+        ("model_d", ["fc200", "Dropout", "fc200", "Dropout", "fc10"]),
+    ],
+)
+def test_models_a_to_d_are_defense_gans(name: str, expected: list[str]) -> None:
+    assert layers(name) == expected
+
+
+@pytest.mark.parametrize(("name", "least"), [("model_a", 5), ("model_b", 28), ("model_c", 5)])
+def test_images_that_are_too_small_are_refused(name: str, least: int) -> None:
+    module = importlib.import_module(f"raypurify.classifiers.{name}")
+    assert module.build(image_size=least).eval()(torch.rand(1, 1, least, least)).shape == (1, 10)
+    with pytest.raises(ValueError, match=f"image_size must be at least {least}; got {least - 1}"):
+        module.build(image_size=least - 1)

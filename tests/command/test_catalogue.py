@@ -32,7 +32,7 @@ def test_each_plugin_has_docs_and_a_source(kind: str) -> None:
         ("torchattacks.PGD", {"eps=8/255", "alpha=2/255", "steps=10"}, "number of steps"),
         ("jpeg", {"quality=75"}, "the JPEG quality"),
         ("d_net", {"growth=16", "layers=[6,8,8]"}, "Maps that each layer adds."),
-        ("attacked", {"url", "split=train"}, "The split of the attacked dataset that is read."),
+        ("attacked", {"url", "split=train"}, "The split of the attacked datasets that is read."),
     ],
 )
 def test_a_plugins_parameters_are_told_with_their_defaults_and_docs(name: str, parameters: set[str], doc: str) -> None:
