@@ -18,7 +18,7 @@ class ModelB(nn.Module):
 
     def __init__(self, config: ImageConfig) -> None:
         super().__init__()
-        side = ((config.image_size + 1) // 2 - 6) // 2 + 1 - 4
+        side = (config.image_size // 2 - 6) // 2 + 1 - 4
         if side < 1:
             raise ValueError(f"image_size must be at least 28; got {config.image_size!r}")
         self.normalize = Normalize(config.mean, config.std)
