@@ -235,10 +235,14 @@ def _told(box: str, argv: Sequence[str], kinds: Mapping[str, Any]) -> str:
     told = takewhile(lambda line: not line.startswith(("For full helptext", "Argument helptext")), lines)
     text = " ".join(line for line in told if line.strip("-"))
     flag = _OF_FLAG.match(text)
-    if flag is not None and flag[1].replace("-", "_") in kinds:
+    name = flag[1].replace("-", "_") if flag is not None else ""
+    if flag is not None and name in kinds:
         # On the command line null is written None.
-        expected = described(kinds[flag[1].replace("-", "_")]).replace("null", "None")
-        return f"--{flag[1]}: expected {expected}; got {' '.join(map(repr, _values(argv, flag[1]))) or 'nothing'}"
+        expected = described(kinds[name]).replace("null", "None")
+        values = _values(argv, flag[1])
+        # What begins with a dash is taken for a flag, but behind an equals sign.
+        hint = f". Write --{flag[1]}={values[0]}" if kinds[name] is str and values else ""
+        return f"--{flag[1]}: expected {expected}; got {' '.join(map(repr, values)) or 'nothing'}{hint}"
     if text.startswith("Unrecognized") and (several := _several(argv, kinds)):
         return several
     return re.sub(r"^Error parsing [\w.]+: ", "", text)

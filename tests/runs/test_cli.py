@@ -269,6 +269,7 @@ class Asked:
         (["--rate", "--overwrite"], "--rate: expected a number; got nothing"),
         (["--precision", "fp16"], "--precision: expected one of float32, bfloat16; got 'fp16'"),
         (["--overwrite", "yes"], "Unrecognized options: yes"),
+        (["--data", "-dash"], "--data: expected text; got '-dash'. Write --data=-dash"),
         (
             ["--data", "my photos", "b.png", "--rate", "1"],
             "--data: expected one value; got 'my photos' 'b.png'. Quote one that has a space or a * in it",
