@@ -108,6 +108,8 @@ def test_an_import_error_inside_a_plugin_is_shown_as_it_is(package: str) -> None
     for name in ("broken", f"{package}.broken:build"):
         with pytest.raises(ModuleNotFoundError, match="No module named 'no_such_library_of_the_plugin'"):
             find(package, name)
+    with pytest.raises(ModuleNotFoundError, match=rf"^'{package}\.broken:build' cannot be imported: No module"):
+        find(package, name)
 
 
 def test_parameters_that_a_plugin_does_not_take_are_named(package: str) -> None:

@@ -170,14 +170,18 @@ def find(package: str, name: str) -> Callable[..., Any]:
 
     Raises:
         ValueError: no such plugin, module or attribute; the message lists the known plugins.
-        ImportError: the plugin's own failing import, as it is.
+        ImportError: the plugin's own failing import, which the message names the plugin of.
     """
     if ":" in name:
         module_name, _, attribute = name.partition(":")
         package_name = module_name.partition(".")[0]
         if importlib.util.find_spec(package_name) is None:
             raise ValueError(f"{name!r}: there is no module {package_name!r} to import; is it on PYTHONPATH?")
-        module = importlib.import_module(module_name)
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            error.msg = f"{name!r} cannot be imported: {error.msg}"
+            raise
         if not callable(getattr(module, attribute, None)):
             raise ValueError(f"{name!r}: module {module_name!r} has no callable {attribute!r}")
         return getattr(module, attribute)
