@@ -203,9 +203,15 @@ def _check_identity(output: str, there: Mapping[str, Any], wanted: Mapping[str, 
             continue
         if there.get(name) != wanted.get(name):
             raise ValueError(
-                f"{output} holds a run with {name} = {there.get(name)!r}; this one has {name} = {wanted.get(name)!r}. "
-                "Give another --output, or --overwrite to start afresh"
+                f"{output} holds a run with {name} = {there.get(name)!r}; this one has {name} = {wanted.get(name)!r}"
+                f"{_other_content(name, wanted)}. Give another --output, or --overwrite to start afresh"
             )
+
+
+def _other_content(name: str, wanted: Mapping[str, Any]) -> str:
+    """What a hash of another content means, for the end of a sentence."""
+    place = next((place for place, content in CONTENTS.items() if content == name and wanted.get(place)), None)
+    return "" if place is None else f": {place} = {wanted[place]!r} holds something else than the run began with"
 
 
 def versions() -> dict[str, str]:

@@ -38,6 +38,14 @@ def test_another_identity_is_refused_by_the_field_that_differs(tmp_path: Path) -
     assert storage.exists(output)
 
 
+def test_changed_data_are_named_beside_their_hash(tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    attempt(output, {"data": "photos", "dataset": "12ab"})
+    runs.open_run(output, {"data": "elsewhere", "dataset": "12ab"})
+    with pytest.raises(ValueError, match="'34cd': data = 'photos' holds something else than the run began with"):
+        runs.open_run(output, {"data": "photos", "dataset": "34cd"})
+
+
 def test_a_run_of_another_job_is_refused_by_the_jobs(tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     attempt(output, {"attack": "fgsm", "input": "digits", "limit": 3})
