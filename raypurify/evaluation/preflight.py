@@ -58,7 +58,7 @@ def checked(
         warnings.append(line)
     shape = shape_of(source)
     for model in networks:
-        check_network(model, source, labels, shape)
+        warnings += check_network(model, source, labels, shape)
     warnings += _other_views(source, networks, shape)
     return source, described(source, labels), warnings
 
@@ -213,8 +213,11 @@ def check_trainable(source: Source, labels: NDArray[np.int64]) -> None:
         )
 
 
-def check_network(model: Model, source: Source, labels: NDArray[np.int64], shape: tuple[int, int, int]) -> None:
+def check_network(model: Model, source: Source, labels: NDArray[np.int64], shape: tuple[int, int, int]) -> list[str]:
     """Build a model and send a black image through it.
+
+    Returns:
+        A warning where a classifier's logits are not finite.
 
     Raises:
         ValueError: it does not take such images, or knows fewer classes than the data have.
@@ -227,8 +230,11 @@ def check_network(model: Model, source: Source, labels: NDArray[np.int64], shape
             raise
         by = f", by {view.flags}" if (view := _view_of(model)) else ""
         raise ValueError(f"{error}; it was trained on {tuple(trained)}{by}") from error
-    if model.kind == "classifier":
-        check_classes(out.shape[1], model.name, source, labels)
+    if model.kind != "classifier":
+        return []
+    check_classes(out.shape[1], model.name, source, labels)
+    broken = "its logits of a black image are not finite. The prediction of an image with such logits means nothing"
+    return [] if out.isfinite().all() else [f"{model.name}: {broken}"]
 
 
 def check_classes(known: int, name: str, source: Source, labels: NDArray[np.int64]) -> None:

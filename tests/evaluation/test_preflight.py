@@ -126,6 +126,15 @@ def test_networks_that_do_not_take_the_images_are_named(tmp_path: Path) -> None:
         preflight.tried(torch.nn.MaxPool2d(2, return_indices=True), "classifier", "pair", SHAPE)
 
 
+def test_a_classifier_whose_logits_are_not_finite_is_warned_of(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "data", ("cat", "dog"))
+    sound = classifier(tmp_path, class_names=["cat", "dog"])
+    state = {name: torch.full_like(value, torch.nan) for name, value in (sound.state or {}).items()}
+    broken = replace(sound, state=state)
+    warnings = preflight.checked("data", source, [sound, broken], job="an evaluation", done="evaluated")[2]
+    assert [text.partition(". ")[0] for text in warnings] == ["a: its logits of a black image are not finite"]
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
