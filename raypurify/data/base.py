@@ -111,6 +111,11 @@ class Source:
     def number_of_classes(self) -> int:
         return self.classes if isinstance(self.classes, int) else len(self.classes)
 
+    @property
+    def named_classes(self) -> dict[str, list[str]]:
+        """``class_names``, where the classes have names."""
+        return {} if isinstance(self.classes, int) else {"class_names": list(self.classes)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:

@@ -106,7 +106,7 @@ def attack(
         # By its name a reader of the images knows which split they are, and takes them all.
         todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
         log.tell(*about)
-        run.counts["images"] = source.rows
+        run.counts.update(images=source.rows, **source.named_classes)
         with attempt_at(run, resources, work, shared_filesystem=shared_filesystem) as attempt:
             attempt.stream(todo, "attacking", max_rejects)
             figures = _figures(output, source)

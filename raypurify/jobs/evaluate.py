@@ -133,7 +133,7 @@ def evaluate(
         todo = undone(work, planned := units.units_of(source, size))
         if todo or cells != earlier or not run.finished:
             log.tell(*preflight.told(about, warnings))
-            run.counts.update(warnings=warnings, images=source.rows)
+            run.counts.update(warnings=warnings, images=source.rows, **source.named_classes)
             with attempt_at(run, resources, work, asdict(config), shared_filesystem=shared_filesystem) as attempt:
                 _score(work, attempt, cells, todo, planned, max_rejects)
                 _conclude(work, attempt, cells, planned, max_rejects)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ Pixels = NDArray[np.float32]
 
 Sample = dict[str, Any]
 """One row of ``samples/``, its images as :data:`Pixels`."""
+
+Named = Callable[[int], str]
+"""What a class is called, by its number."""
 
 KINDS = {"random": "Chosen at random", "worst": "The worst: least like the original after purification"}
 COLUMNS = 8  # of a gallery with few attacks; with many, two examples each
@@ -48,7 +51,7 @@ def galleries(page: Page) -> Iterator[dict[str, Any]]:
     names = ("setting", "dataset", "classifier", "purifier")
     for cells in grouped(attacked, lambda row: (*(row[name] for name in names), surrogate(row))).values():
         of_cells = [(cell, by_cell.get((cell["cell"],), [])) for cell in cells]
-        tables = [table for kind in KINDS if (table := _table(of_cells, kind))]
+        tables = [table for kind in KINDS if (table := _table(of_cells, kind, page.class_name))]
         if tables:
             yield {"row": cells[0], "surrogate": surrogate(cells[0]), "tables": tables}
 
@@ -65,7 +68,7 @@ def _samples(table: pa.Table) -> list[Sample]:
     return samples
 
 
-def _table(cells: Sequence[tuple[Row, Sequence[Sample]]], kind: str) -> dict[str, Any] | None:
+def _table(cells: Sequence[tuple[Row, Sequence[Sample]]], kind: str, named: Named) -> dict[str, Any] | None:
     """Examples of one kind: attacks side by side, and a row for each sort of picture."""
     per_attack = max(2, COLUMNS // len(cells))
     attacks, pictures = [], []
@@ -73,22 +76,22 @@ def _table(cells: Sequence[tuple[Row, Sequence[Sample]]], kind: str) -> dict[str
         examples = [sample for sample in samples if sample["kind"] == kind][:per_attack]
         if examples:
             attacks.append((cell["attack"], formats.ball(cell["norm"], cell["eps"]), examples))
-            pictures += _pictures(examples)
+            pictures += _pictures(examples, named)
     names = ("Original", "Perturbation", "Adversarial", "Restored")
     rows = dict(zip(names, zip(*pictures, strict=True), strict=True)) if pictures else {}
     return {"kind": kind, "title": KINDS[kind], "attacks": attacks, "rows": rows} if attacks else None
 
 
-def _pictures(examples: Sequence[Sample]) -> list[tuple[dict[str, Any], ...]]:
+def _pictures(examples: Sequence[Sample], named: Named) -> list[tuple[dict[str, Any], ...]]:
     """Four pictures for each example of one attack; their perturbations are amplified alike."""
     changes = [sample["adversarial"] - sample["clean"] for sample in examples]
     gain = amplification(max(float(np.abs(change).max()) for change in changes))
     return [
         (
-            classified(sample, "clean", "Original"),
+            classified(sample, "clean", "Original", named),
             _perturbation(sample["id"], change, gain),
-            classified(sample, "adversarial", "Adversarial"),
-            classified(sample, "purified", "Restored"),
+            classified(sample, "adversarial", "Adversarial", named),
+            classified(sample, "purified", "Restored", named),
         )
         for sample, change in zip(examples, changes, strict=True)
     ]
@@ -103,13 +106,13 @@ def amplification(largest: float) -> float:
     return float(np.floor(gain / digit + 1e-4) * digit)
 
 
-def classified(sample: Sample, kind: str, name: str) -> dict[str, Any]:
-    """A picture of one kind of a sample, called ``name``, with what the classifier takes it for."""
+def classified(sample: Sample, kind: str, name: str, named: Named) -> dict[str, Any]:
+    """A picture of one kind of a sample, called ``name``, with the class that the classifier takes it for."""
     label, prediction = sample["label"], sample[f"pred_{kind}"]
     right = prediction == label
     verdict = "right" if right else "wrong"
-    alt = f"{name} image {sample['id']}, label {label}, classified as {prediction}: {verdict}"
-    return _picture(sample[kind], alt, str(prediction), right)
+    alt = f"{name} image {sample['id']}, label {named(label)}, classified as {named(prediction)}: {verdict}"
+    return _picture(sample[kind], alt, named(prediction), right)
 
 
 def _perturbation(key: str, change: Pixels, gain: float) -> dict[str, Any]:

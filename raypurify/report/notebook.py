@@ -11,7 +11,7 @@ from raypurify import storage
 from raypurify.cleaning import accounts
 from raypurify.report import attempts, bars, cleaning, formats, images, security, templates, training
 from raypurify.report.page import read_page
-from raypurify.report.sections import Page
+from raypurify.report.sections import Page, naming
 from raypurify.runs.status import job_of
 
 IMAGES = 10
@@ -96,15 +96,16 @@ def _attack(output: str, run: Mapping[str, Any]) -> Mapping[str, Any]:
     figures = {name: counts[-1].get(name) for name in FIGURES} if counts else {}
     urls = storage.list_files(storage.join(output, "images"), ".parquet")
     rows = storage.read_table(urls[0]).slice(0, IMAGES).to_pylist() if urls else []
-    columns = [_attacked(row) for row in rows]
+    columns = [_attacked(row, naming(run)) for row in rows]
     return {"page": None, "figures": figures, "curve": None, "names": ("Original", "Attacked"), "columns": columns}
 
 
-def _attacked(row: Mapping[str, Any]) -> Column:
+def _attacked(row: Mapping[str, Any], named: images.Named) -> Column:
     """An image of an attacked dataset, before the attack and after it."""
     sample = {**row, "clean": images.pixels(row["clean"]), "rounded": images.pixels(row["image"])}
-    pictures = images.classified(sample, "clean", "Original"), images.classified(sample, "rounded", "Attacked")
-    return Column(heading=f"label {row['label']}", pictures=pictures)
+    names = {"clean": "Original", "rounded": "Attacked"}
+    pictures = tuple(images.classified(sample, kind, name, named) for kind, name in names.items())
+    return Column(heading=f"label {named(row['label'])}", pictures=pictures)
 
 
 def _cleaning(output: str, run: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raypurify.report import templates
+from raypurify.report import attempts, formats, templates
 from raypurify.report.cells import Row
 from raypurify.report.tables import Table, read_tables
 
@@ -65,6 +65,25 @@ class Trained:
         return self.metrics.get("best")
 
 
+NAME = 24
+"""Characters of a class's name that are shown."""
+
+
+def naming(run: Mapping[str, Any]) -> Callable[[int], str]:
+    """What a class is called, by its number, in the run of this ``run.json``."""
+    names: Sequence[str] = ()
+    for attempt in attempts.listed(run):
+        names = (attempt.get("counts") or {}).get("class_names") or names
+
+    def named(number: int) -> str:
+        if not 0 <= number < len(names):
+            return str(number)
+        shown = formats.visible(names[number])
+        return shown if len(shown) <= NAME else f"{shown[: NAME - 1]}…"
+
+    return named
+
+
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """What a run wrote. Names in it are not yet escaped; credentials are not in them."""
@@ -88,6 +107,11 @@ class Page:
     def tables(self) -> list[Table]:
         """The rows grouped by setting and attack."""
         return read_tables(self.rows)
+
+    @functools.cached_property
+    def class_name(self) -> Callable[[int], str]:
+        """What a class is called, by its number: by its name, where the data name their classes."""
+        return naming(self.run)
 
     @functools.cached_property
     def datasets(self) -> list[str]:

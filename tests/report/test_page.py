@@ -166,6 +166,15 @@ def test_charts_and_images_are_described(summary: pa.Table, samples: pa.Table, m
     assert "Restored image image-0, label 0, classified as 0: right" in [image["alt"] for image in images]
 
 
+def test_classes_are_called_by_their_names(summary: pa.Table, samples: pa.Table) -> None:
+    run = {"attempts": [{"counts": {"class_names": ["<b>bag", *["x" * 40] * 9]}}]}
+    page = parse(summary, samples=samples, run=run)
+    alts = [image["alt"] for image in page.all("img")]
+    assert f"Adversarial image image-0, label <b>bag, classified as {'x' * 23}…: wrong" in alts
+    cells = {text for table in page.tables for row in table["rows"] for text in row}
+    assert {"<b>bag", "✓ <b>bag", f"✗ {'x' * 23}…"} <= cells
+
+
 def test_headers_have_scopes_and_ids_are_unique(
     summary: pa.Table, samples: pa.Table, metrics: pa.Table, rejects: pa.Table, run: dict[str, Any]
 ) -> None:
