@@ -33,7 +33,8 @@ def named(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, nn.Module):
         return models.give_name(value)
-    return attack_text(value) if dataclasses.is_dataclass(value) else value
+    is_attack = dataclasses.is_dataclass(value) and not isinstance(value, type)
+    return attack_text(value) if is_attack else value
 
 
 def modules() -> set[str]:

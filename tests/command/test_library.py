@@ -96,6 +96,7 @@ def test_a_network_is_trained_loaded_attacked_and_evaluated(tmp_path: Path) -> N
             {"data": "digits", "classifiers": torch.zeros(99)},
             f"got {' '.join(repr(torch.zeros(99)).split())[:100]}… (Tensor)",
         ),
+        ({"data": "digits", "classifiers": ["c"], "attacks": [PGD]}, "attacks: expected text; got <class"),
         ({"engine": "spark"}, "engine: expected 'ray' or 'local', got 'spark'"),
         ({"data": "digits", "classifiers": [], "engine": "local"}, "classifiers must name at least one"),
     ],
