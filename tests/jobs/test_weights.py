@@ -29,3 +29,20 @@ def test_weights_keep_what_their_note_says(name: str, attacked: float, tmp_path:
         assert row["accuracy_purified"] >= 0.93
         assert row["accuracy_clean_purified"] >= 0.97
         assert row["linf_max"] <= 0.3 + 1e-6
+
+
+@pytest.mark.skipif("RAYPURIFY_DATA" not in os.environ, reason="RAYPURIFY_DATA is unset: there is no real MNIST here")
+def test_the_adaptively_trained_purifier_withstands_who_knows_it(tmp_path: Path) -> None:
+    config = EvaluationConfig(
+        data="mnist",
+        limit=100,
+        classifiers=(str(WEIGHTS / "a_net"),),
+        purifiers=tuple(str(WEIGHTS / name) for name in ("cru_net-a_net", "cru_net-a_net-adaptive")),
+        attacks=("pgd,epsilon=0.3,steps=10",),
+        settings=("adaptive",),
+        masking_images=0,
+    )
+    usual, robust = evaluate(config, ActorPool(actors=1, local=True), str(tmp_path / "run")).to_pylist()
+    assert usual["accuracy_purified"] <= 0.3
+    assert robust["accuracy_purified"] >= 0.85
+    assert robust["accuracy_clean_purified"] >= 0.98
