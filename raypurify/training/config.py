@@ -49,9 +49,9 @@ class TrainingConfig:
     """Checkpoint whose weights the training starts from. By default they are random; a new CRU-Net is the identity."""
     train_against: str = ATTACKS
     """Where adversarial images come from: attacks (on the classifier that a purifier is trained for), adaptive (the
-    attacks, on all as it is at that step), attacked,url=URL (images that raypurify attack made of some of the data),
-    noise[,sigma=0.25] (Gaussian; no attack), or my_package.module:callable[,KEY=VALUE...]. With attacks, a classifier
-    is trained on clean images; with each of the others, on these."""
+    attacks, through the network that is trained, as it is at that step), attacked,url=URL (images that raypurify attack
+    made of some of the data), noise[,sigma=0.25] (Gaussian; no attack), or my_package.module:callable[,KEY=VALUE...].
+    With attacks, a classifier is trained on clean images; with each of the others, on these."""
     attacks: tuple[str, ...] = DIGIT_ATTACKS
     """Attacks that make the adversarial images: NAME[,KEY=VALUE...] each. They have equal shares, so an attack that is
     named twice has twice the share."""
