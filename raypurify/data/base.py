@@ -117,6 +117,11 @@ class Source:
         return {} if isinstance(self.classes, int) else {"class_names": list(self.classes)}
 
 
+def numbered(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
+    """Ids of rows that bring none: the shard's key and their numbers."""
+    return [f"{shard.key}#{row}" for row in rows]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """Decoded rows. ``ids``, ``images`` and ``labels`` are aligned; a rejected row is in none of them."""

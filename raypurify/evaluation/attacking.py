@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raypurify import models
 from raypurify.attacks import Attack, Attacked, radius_of, run_attack
+from raypurify.purifiers import is_random
 
 AttackPrecision = Literal["auto", "float32", "bfloat16"]
 
@@ -30,6 +31,16 @@ def is_mixed(attack: Attack, precision: models.Precision) -> bool:
     """
     in_ball = attack.norm is not None and radius_of(attack) is not None
     return precision == "bfloat16" and in_ball and not getattr(attack, "couples_batch", False)
+
+
+def begins_in(attack: Attack, precision: AttackPrecision, purifier: models.Model | None) -> models.Precision:
+    """What an attack begins in, where the attacker knows a ``purifier``, or none.
+
+    It is float32 through a purifier whose answer to an image is another each time.
+    """
+    mixed = is_mixed(attack, settled(precision, "cpu"))
+    draws = mixed and purifier is not None and is_random(purifier.build())
+    return "bfloat16" if mixed and not draws else "float32"
 
 
 def attack_batch(

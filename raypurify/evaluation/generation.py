@@ -16,7 +16,7 @@ from raypurify import metrics, models, plugins
 from raypurify.attacks import Attack
 from raypurify.data import AS_STORED, View
 from raypurify.evaluation import results
-from raypurify.evaluation.attacking import AttackPrecision, attack_batch, is_mixed, settled
+from raypurify.evaluation.attacking import AttackPrecision, attack_batch, begins_in
 from raypurify.images import encode_png, to_uint8_nhwc
 from raypurify.purifiers import is_random, purify, victim_of
 from raypurify.runs import fields, schema, stages
@@ -96,7 +96,7 @@ def identity_of(config: GenerationConfig, dataset: str, networks: Networks, batc
     identity = {**asdict(config), "attack": str(plugins.resolved(spec, attack)), "dataset": dataset}
     del identity["view"], identity["attack_precision"]
     identity |= config.view.given
-    if begins_in(config, networks) == "bfloat16":
+    if begins_in(attack, config.attack_precision, networks.purifier) == "bfloat16":
         identity["attack_precision"] = "bfloat16"
     if networks.purifier is None or not is_random(networks.purifier.build()):
         del identity["eot"]
@@ -109,21 +109,13 @@ def identity_of(config: GenerationConfig, dataset: str, networks: Networks, batc
     return identity
 
 
-def begins_in(config: GenerationConfig, networks: Networks) -> models.Precision:
-    """What the attack begins in: see :func:`raypurify.evaluation.attacking.attack_batch`."""
-    attack: Attack = plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack))
-    draws = networks.purifier is not None and is_random(networks.purifier.build())
-    mixed = not draws and is_mixed(attack, settled(config.attack_precision, "cpu"))
-    return "bfloat16" if mixed else "float32"
-
-
 class Generator:
     """Attacks batches on a device."""
 
     def __init__(self, config: GenerationConfig, networks: Networks, device: str) -> None:
         self.config, self.device = config, device
         self.attack: Attack = plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack))
-        self.precision = begins_in(config, networks)
+        self.precision = begins_in(self.attack, config.attack_precision, networks.purifier)
         self.attack_text = str(plugins.resolved(plugins.Spec.parse(config.attack), self.attack))
         self.classifier = models.placed(networks.classifier.build(), device)
         self.purifier = models.placed(networks.purifier.build(), device) if networks.purifier else None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from raypurify import models, plugins
 from raypurify.attacks import Attack, radius_name, radius_of
 from raypurify.data import AS_STORED, View
-from raypurify.evaluation.attacking import AttackPrecision, is_mixed, settled
+from raypurify.evaluation.attacking import AttackPrecision, begins_in
 from raypurify.metrics import Metric
 from raypurify.purifiers import is_differentiable, is_random
 from raypurify.runs import fields, schema
@@ -331,7 +331,8 @@ class _Layout:
         attack, attacked = built_attack(spec), self.classifiers[victim]
         resolved = plugins.resolved(spec, attack)
         params = dict(resolved.params)
-        precision = self._begins_in(attack, known_purifier)
+        knows = None if known_purifier is None else self.purifiers[known_purifier]
+        precision = begins_in(attack, self.config.attack_precision, knows)
         if precision == "bfloat16":
             params["attack_precision"] = precision
         couples_batch = bool(getattr(attack, "couples_batch", False))
@@ -374,12 +375,6 @@ class _Layout:
             couples_batch=couples_batch,
             precision=precision,
         )
-
-    def _begins_in(self, attack: Attack, known_purifier: int | None) -> models.Precision:
-        """What an attack begins in: float32 through a purifier whose answer to an image is another each time."""
-        draws = known_purifier is not None and is_random(self.purifiers[known_purifier].build())
-        mixed = not draws and is_mixed(attack, settled(self.config.attack_precision, "cpu"))
-        return "bfloat16" if mixed else "float32"
 
     def _adaptation(self, known_purifier: int) -> dict[str, Any]:
         """What an adaptive attacker adds to an attack's parameters, where the purifier asks for it."""

@@ -32,6 +32,7 @@ from raypurify.training.answers import last_linear
 from raypurify.training.loggers import Logger, build_logger
 from raypurify.training.objectives import build_attacks, build_pairs
 from raypurify.training.order import ORDER, epoch_batches, hold_out, limited
+from raypurify.training.pairs import Pairs
 from raypurify.training.worker import Job, Worker
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -72,13 +73,13 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         raise ValueError(f"{config.data}: a training needs labels, and these images have none")
     victims = tuple(models.load("classifier", text) for text in config.classifiers)
     kind: models.Kind = "purifier" if victims else "classifier"
-    _check_names(kind, config)
+    pairs = _check_names(kind, config)
     initial = None if config.initial is None else models.load(kind, config.initial)
     given = [model for model in (*victims, initial) if model is not None]
     # A purifier to start from knows no classes: those of its own data do not bind this training's.
     source = preflight.matched(source, [model for model in given if model.kind == "classifier"])
     preflight.check_one_shape(source, given)
-    training, held_out, classes, about = _shared_out(source, config)
+    training, held_out, classes, about = _shared_out(source, config, pairs)
     shape = shape_of(training)
     _check_classifiers(victims, config, training, shape)
     network = models.shaped_for(kind, config.model, shape, source.number_of_classes)
@@ -119,20 +120,24 @@ def _check_classifiers(
     Raises:
         ValueError: one that does not fit.
     """
+    labels = labels_of(training) if victims else np.empty(0, np.int64)
     for victim in victims:
-        preflight.check_network(victim, training, labels_of(training), shape)
+        preflight.check_network(victim, training, labels, shape)
         if config.feature_weight:
             last_linear(victim.build())
 
 
-def _check_names(kind: models.Kind, config: TrainingConfig) -> None:
+def _check_names(kind: models.Kind, config: TrainingConfig) -> Pairs:
     """Look up attacks and pairs, and refuse the name of a classifier for a purifier, or the other way round.
+
+    Returns:
+        The source of pairs.
 
     Raises:
         ValueError: a name is unknown, or of the other kind.
     """
     build_attacks(config.attacks)
-    build_pairs(config.train_against)
+    pairs = build_pairs(config.train_against)
     name = config.model.partition(",")[0]
     other: models.Kind = "purifier" if kind == "classifier" else "classifier"
     known = {of: models.known(of) for of in models.PACKAGES}
@@ -141,16 +146,19 @@ def _check_names(kind: models.Kind, config: TrainingConfig) -> None:
             f"model: {name} is a {other}, and with classifier = {config.classifier} a {kind} is trained; give another "
             f"--model, such as {known[kind][0]}"
         )
+    return pairs
 
 
-def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source, pa.Table, tuple[str, ...]]:
+def _shared_out(
+    source: Source, config: TrainingConfig, pairs: Pairs
+) -> tuple[Source, Source, pa.Table, tuple[str, ...]]:
     """The rows that are trained on, those that are held out, how many of each class, and what is to be said of them.
 
     Raises:
         DataError: labels that no network can learn, or ids that are not unique.
     """
     check_ids(source)
-    source, told = _with_partners(source, config)
+    source, told = _with_partners(source, config, pairs)
     labels = labels_of(source)
     preflight.check_trainable(source, labels)
     if config.limit is not None:
@@ -164,13 +172,13 @@ def _shared_out(source: Source, config: TrainingConfig) -> tuple[Source, Source,
     return training, held_out, _counted(source, *parts), preflight.told(about, [*told, *missing])
 
 
-def _with_partners(source: Source, config: TrainingConfig) -> tuple[Source, list[str]]:
+def _with_partners(source: Source, config: TrainingConfig, pairs: Pairs) -> tuple[Source, list[str]]:
     """The rows that the source of pairs can make a partner of, and a line where these are not all.
 
     Raises:
         DataError: there are none.
     """
-    has = getattr(build_pairs(config.train_against), "has", None) if config.trains_on_pairs else None
+    has = getattr(pairs, "has", None)
     if has is None:
         return source, []
     rows = np.flatnonzero(has(names_of(source)))

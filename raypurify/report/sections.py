@@ -13,6 +13,7 @@ import pyarrow as pa
 from raypurify.report import attempts, formats, templates
 from raypurify.report.cells import Row
 from raypurify.report.tables import Table, read_tables
+from raypurify.runs import failures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,7 @@ def naming(run: Mapping[str, Any]) -> Callable[[int], str]:
     def named(number: int) -> str:
         if not 0 <= number < len(names):
             return str(number)
-        shown = formats.visible(names[number])
-        return shown if len(shown) <= NAME else f"{shown[: NAME - 1]}…"
+        return failures.shortened(formats.visible(names[number]), NAME)
 
     return named
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raypurify.data import files
-from raypurify.data.base import DataError, Found, Rows, Shard, check_labels
+from raypurify.data.base import DataError, Found, Rows, Shard, check_labels, numbered
 from raypurify.data.files import File, Place
 from raypurify.data.formats import _cifar_pickle
 
@@ -135,9 +135,7 @@ def read_records(path: str, shard: Shard, rows: NDArray[np.int64]) -> Rows:
     )
 
 
-def ids(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
-    """Ids of some rows: the file's name and their numbers."""
-    return [f"{shard.key}#{row}" for row in rows]
+ids = numbered
 
 
 def read_labels(path: str, shard: Shard) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raypurify import storage
 from raypurify.data import files
-from raypurify.data.base import DataError, Found, Rows, Shard, check_labels
+from raypurify.data.base import DataError, Found, Rows, Shard, check_labels, numbered
 from raypurify.data.files import File, Place
 
 RANK = 1
@@ -146,9 +146,7 @@ def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
     )
 
 
-def ids(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
-    """Ids of some rows: the file's name and their numbers."""
-    return [f"{shard.key}#{row}" for row in rows]
+ids = numbered
 
 
 def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 
 from raypurify import images, storage
 from raypurify.data import columns, files
-from raypurify.data.base import NO_LABEL, SPLIT_NAMES, DataError, Found, Rows, Shard, check_labels, decoded, in_split
+from raypurify.data.base import (
+    NO_LABEL,
+    SPLIT_NAMES,
+    DataError,
+    Found,
+    Rows,
+    Shard,
+    check_labels,
+    decoded,
+    in_split,
+    numbered,
+)
 from raypurify.data.files import File, Place
 from raypurify.data.view import Shape
 
@@ -144,7 +155,7 @@ def _decoded(table: pa.Table, rows: NDArray[np.int64], shard: Shard) -> Rows:
 def _ids(table: pa.Table, rows: NDArray[np.int64], shard: Shard) -> list[str]:
     if "id" in table.column_names:
         return list(table["id"].to_pylist())
-    return [f"{shard.key}#{shard.first + row}" for row in rows]
+    return numbered(shard, shard.first + rows)
 
 
 def headers(shard: Shard, rows: NDArray[np.int64]) -> list[tuple[str, Shape | None]]:
@@ -168,7 +179,7 @@ def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def ids(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
     """Ids of some rows of a row group: its column ``id``, or the file's name and their numbers."""
     own = own_ids(shard)
-    return [f"{shard.key}#{shard.first + row}" for row in rows] if own is None else own.take(rows).to_pylist()
+    return numbered(shard, shard.first + rows) if own is None else own.take(rows).to_pylist()
 
 
 def own_ids(shard: Shard) -> pa.ChunkedArray | None:
