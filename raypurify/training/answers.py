@@ -31,10 +31,14 @@ def loss_of_answers(
     if config.feature_weight:
         logits, features = logits_and_features(classifier, restored)
         with torch.no_grad():
-            _, expected = logits_and_features(classifier, x)
+            expected_logits, expected = logits_and_features(classifier, x)
         loss = loss + config.feature_weight * F.mse_loss(features.float(), expected.float())
     else:
         logits = classifier(restored)
+        with torch.no_grad():
+            expected_logits = classifier(x) if config.logit_weight else logits
+    if config.logit_weight:
+        loss = loss + config.logit_weight * F.l1_loss(logits.float(), expected_logits.float())
     if config.label_weight:
         loss = loss + config.label_weight * F.cross_entropy(logits.float(), y)
     if config.kl_weight:

@@ -28,7 +28,7 @@ PHOTOGRAPH_ATTACKS = (
 CLEAN_SHARE = 0.15
 ATTACKS = "attacks"
 """The source of a purifier's pairs, in ``raypurify.training.pairs``, that is taken where none is named."""
-ANSWER_WEIGHTS = ("label_weight", "kl_weight", "feature_weight")
+ANSWER_WEIGHTS = ("label_weight", "kl_weight", "feature_weight", "logit_weight")
 """Weights of losses in what the classifier behind a purifier answers."""
 
 
@@ -68,6 +68,9 @@ class TrainingConfig:
     feature_weight: float = 0.0
     """Weight of a loss in the classifier's features, as JATP's (Zhou et al. 2021): the mean squared difference of what
     enters its last linear layer, of a purified image and of the clean one."""
+    logit_weight: float = 0.0
+    """Weight of the loss of HGD (Liao et al. 2018): the mean absolute difference of the classifier's logits, of a
+    purified image and of the clean one. It needs no labels."""
     augmentation: Augmentation = "none"
     """How each image is changed at random. affine turns, scales and shifts, for digits; flip_crop mirrors and shifts,
     for photographs."""
@@ -153,7 +156,7 @@ class TrainingConfig:
         if self.classifier is not None:
             return
         usual: dict[str, tuple[object, ...]] = {"pixel_weight": (1.0,), "label_weight": (0.0,)}
-        usual |= {"feature_weight": (0.0,), "more_classifiers": ((),)}
+        usual |= {"feature_weight": (0.0,), "logit_weight": (0.0,), "more_classifiers": ((),)}
         if not self.trains_on_pairs:
             usual |= {"attacks": (DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS), "clean_share": (CLEAN_SHARE,)}
             usual |= {"kl_weight": (0.0,)}
