@@ -111,11 +111,16 @@ def load(kind: Kind, text: str) -> Model:
         raise ValueError(f"{error}. The checkpoint in this folder is given as ./{spec.name}") from error
     model = Model(kind=kind, name=str(spec), spec=spec, state=None, sha256=_hash(spec, ""))
     network = model.build()
-    if ":" not in spec.name and any(True for _ in network.parameters()):
+    if ":" in spec.name:
+        return _own(model, network)
+    if getattr(network, "pretrained", False):
+        # Workers get it by value: none of them asks a hub for the weights.
+        return replace(model, sha256=_hash(spec, _weights_hash(network)), network=network)
+    if any(True for _ in network.parameters()):
         raise ValueError(
             f"{kind} {spec.name!r} has to be trained first: give a checkpoint's folder, such as runs/{spec.name}/model"
         )
-    return _own(model, network) if ":" in spec.name else model
+    return model
 
 
 def load_network(text: str, kind: Kind | None = None) -> nn.Module:

