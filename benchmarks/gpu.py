@@ -119,7 +119,7 @@ def evaluation(config: EvaluationConfig, device: str, folder: str) -> tuple[floa
     run = storage.read_json(f"{folder}/run/run.json")
     source = open_source(config.data, split=config.split, limit=BATCH)
     evaluator = Evaluator(build_grid(config, source.name, source.rows), device)
-    ids, images, labels = next(batches_of(next(iter(units_of(source, BATCH))).read(), BATCH))
+    ids, images, labels = next(batches_of(next(iter(units_of(source, BATCH))).read(), lambda shape: BATCH))
     batch = batch_of(images, labels, (), device)
     with Operations() as counted:
         list(evaluator.evaluate(batch.x, batch.y, ids))

@@ -51,7 +51,7 @@ def score(evaluator: Evaluator, units: Sequence[Unit], output: str) -> None:
     """Do units one after the other."""
     for unit in units:
         scores: dict[str, list[pa.Table]] = {}
-        for ids, images, labels in batches_of(unit.read(), BATCH):
+        for ids, images, labels in batches_of(unit.read(), lambda shape: BATCH):
             batch = batch_of(images, labels, (), "cpu")
             for scored in evaluator.evaluate(batch.x, batch.y, ids):
                 scores.setdefault(scored.cell.hash, []).append(scored.scores)

@@ -10,9 +10,10 @@ import json
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -79,10 +80,37 @@ def untrained(kind: Kind, spec: plugins.Spec) -> nn.Module:
     Raises:
         ValueError: an unknown plugin, or a callable that returns something else.
     """
-    network = plugins.build(PACKAGES[kind], spec)
+    normalisation = _normalisation(spec) if kind == "classifier" else {}
+    own = plugins.Spec(name=spec.name, params={k: v for k, v in spec.params.items() if k not in normalisation})
+    network = plugins.build(PACKAGES[kind], own)
     if not isinstance(network, nn.Module):
         raise ValueError(f"{spec}: expected a callable that returns a torch.nn.Module, got {network!r}")
-    return network
+    # Found by its name, as plugins are: this module knows no network.
+    normalized = importlib.import_module(PACKAGES["classifier"]).Normalized
+    return cast(nn.Module, normalized(network, **normalisation)) if normalisation else network
+
+
+def _normalisation(spec: plugins.Spec) -> dict[str, tuple[float, ...]]:
+    """``mean`` and ``std`` of a spec, where they are for this project: beside a dotted path that does not take them.
+
+    Raises:
+        ValueError: one without the other, or no numbers.
+    """
+    if ":" not in spec.name or not {"mean", "std"} & set(spec.params):
+        return {}
+    if {"mean", "std"} & set(inspect.signature(plugins.find(PACKAGES["classifier"], spec.name)).parameters):
+        return {}
+    found = {}
+    for name in ("mean", "std"):
+        value = spec.params.get(name)
+        several = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+        if not several or not all(isinstance(one, int | float) for one in several):
+            raise ValueError(
+                f"{spec}: {name}: expected numbers, one a channel, beside the other of mean and std, got {value!r}; "
+                "give mean=[0.485,0.456,0.406],std=[0.229,0.224,0.225], as the network was trained"
+            )
+        found[name] = tuple(map(float, several))
+    return found
 
 
 def load(kind: Kind, text: str) -> Model:
@@ -102,7 +130,7 @@ def load(kind: Kind, text: str) -> Model:
         return replace(_given[text], kind=kind)
     spec = plugins.Spec.parse(text)
     if "/" in spec.name:
-        return _from_checkpoint(kind, spec)
+        return _from_checkpoint(kind, replace(spec, name=shipped(spec.name)))
     try:
         plugins.find(PACKAGES[kind], spec.name)
     except ValueError as error:
@@ -115,12 +143,23 @@ def load(kind: Kind, text: str) -> Model:
         return _own(model, network)
     if getattr(network, "pretrained", False):
         # Workers get it by value: none of them asks a hub for the weights.
-        return replace(model, sha256=_hash(spec, _weights_hash(network)), network=network)
+        sha256 = _hash(spec, _weights_hash(network))
+        return replace(model, sha256=sha256, network=network, config=_recipe(network))
     if any(True for _ in network.parameters()):
         raise ValueError(
             f"{kind} {spec.name!r} has to be trained first: give a checkpoint's folder, such as runs/{spec.name}/model"
         )
     return model
+
+
+def shipped(url: str) -> str:
+    """A checkpoint of the project's own, ``weights/...``, where it is, if there is none at that path; else ``url``."""
+    here = Path(__file__).parent
+    if url.startswith("weights/") and not storage.exists(storage.join(url, "config.json")):
+        for place in (here / url, here.parent / url):  # in a wheel, and in a checkout
+            if (place / "config.json").is_file():
+                return str(place)
+    return url
 
 
 def load_network(text: str, kind: Kind | None = None) -> nn.Module:
@@ -140,7 +179,7 @@ def load_network(text: str, kind: Kind | None = None) -> nn.Module:
 def _kind_of(text: str) -> Kind:
     name = plugins.Spec.parse(text).name
     if "/" in name:
-        told = checkpoints.load(name)[0].get("kind")
+        told = checkpoints.load(shipped(name))[0].get("kind")
         return "purifier" if told == "purifier" else "classifier"
     known = {kind: plugins.known(package) for kind, package in PACKAGES.items()}
     if ":" not in name and name not in [*known["classifier"], *known["purifier"]]:
@@ -226,7 +265,14 @@ def _own(model: Model, network: nn.Module) -> Model:
             f"{model.name} has other weights each time it is called, so no two workers would have the same network: "
             "load weights in it, or call torch.manual_seed"
         )
-    return replace(model, sha256=_hash(model.spec, weights), code=_code_of(model.spec, network))
+    code = _code_of(model.spec, network)
+    return replace(model, sha256=_hash(model.spec, weights), code=code, config=_recipe(network))
+
+
+def _recipe(network: nn.Module) -> dict[str, Any]:
+    """What a network that was not trained here says of the images that it was trained on, as a checkpoint does."""
+    view = getattr(network, "view", None)
+    return {} if view is None else {"view": dict(view)}
 
 
 def known(kind: Kind) -> list[str]:

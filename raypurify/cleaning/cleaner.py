@@ -24,16 +24,19 @@ from raypurify.cleaning.accounts import Cleaned
 from raypurify.cleaning.plan import Unit
 from raypurify.cleaning.reader import Item
 from raypurify.cleaning.tiles import NotFiniteError, Tiling, compare, purify_pixels
+from raypurify.data import BATCH_PIXELS, View, batch_size
 from raypurify.images import Picture
 from raypurify.runs import fields, stages
 from raypurify.seeds import seed_of
 
 Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
 
-BATCH_PIXELS = 1 << 22
-"""Pixels that are purified at once, if they come in images small enough to go whole."""
+READ_PIXELS = 1 << 22
+"""Pixels of images that may wait for others of their shape, in one of ``PENDING``."""
 PENDING = 4
-"""Batches' worth of images of other shapes that may pass before an image that waits for its like is purified alone."""
+"""Such lots of images of other shapes that may pass before an image that waits for its like is purified alone."""
+PHOTOGRAPHS = "weights/photos/cru_net"
+"""The purifier of photographs that comes with the project."""
 LOSSY = ("jpeg", "webp")
 """Formats that change pixels: an image is measured, and labelled, as it was written."""
 TRIAL = (32, 32)
@@ -46,10 +49,12 @@ class CleaningConfig:
 
     input: str
     """A path or a URL: a folder, file, glob or list of images, or Parquet files or WebDataset tars of them."""
-    purifier: str
-    """The purifier that cleans: a checkpoint, or NAME[,KEY=VALUE...], or my_package.module:callable."""
+    purifier: str = PHOTOGRAPHS
+    """The purifier that cleans: a checkpoint, or NAME[,KEY=VALUE...], or my_package.module:callable. The default comes
+    with the project, for photographs."""
     classifier: str | None = None
-    """A classifier that labels each image before and after, where it takes images of that shape."""
+    """A classifier that labels each image before and after, where it takes images of that shape. It sees an image as
+    those that it was trained on were shown, if it says how."""
     shards: writer.Shards = "mirror"
     """mirror: an image for each image, a Parquet file for each range of rows of one, a tar for each tar, under their
     own names. parquet, webdataset: a shard for each unit, images only."""
@@ -115,10 +120,18 @@ class Cleaner:
     """Cleans units on a device."""
 
     def __init__(
-        self, work: Cleaning, device: str, *, batch: int, threads: int, check_lease: writer.Check = lambda: None
+        self,
+        work: Cleaning,
+        device: str,
+        *,
+        batch: int,
+        threads: int,
+        batch_pixels: int = BATCH_PIXELS,
+        check_lease: writer.Check = lambda: None,
     ) -> None:
         """``check_lease``: raises where another attempt may hold the output; called before each write and removal."""
         self.work, self.device, self.batch, self.threads, self.check_lease = work, device, batch, threads, check_lease
+        self.batch_pixels = batch_pixels
         self.purifier = models.placed(work.purifier.build(), device)
         self.classifier = models.placed(work.classifier.build(), device) if work.classifier else None
         self.channels = channels_of(work.purifier, self.purifier, device)
@@ -174,9 +187,9 @@ class Cleaner:
                 behind += size
                 alike = waiting.setdefault(shape, [])
                 alike.append(item)
-                if len(alike) >= min(self.batch, BATCH_PIXELS // size):
+                if len(alike) >= batch_size(self.batch, self.batch_pixels, shape):
                     self._purify(waiting.pop(shape))
-                if behind > PENDING * BATCH_PIXELS:
+                if behind > PENDING * READ_PIXELS:
                     behind = self._purify_all(waiting)
             while line and not line[0].waits:
                 yield line.popleft()
@@ -252,11 +265,12 @@ class Cleaner:
     def _labels(self, pixels: NDArray[np.uint8]) -> Sequence[int | None]:
         """The classifier's labels of (N, H, W, C), or None for each where there is no classifier of such images."""
         model = self.work.classifier
-        if self.classifier is None or model is None or not takes(model, pixels.shape[1:]):
+        shown = None if model is None else _shown(model, pixels)
+        if self.classifier is None or shown is None:
             return [None] * len(pixels)
         try:
             with stages.spending("classify"), torch.no_grad(), models.autocast(self.device, self.work.config.precision):
-                x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).float().div(255)
+                x = torch.from_numpy(shown).to(self.device).permute(0, 3, 1, 2).float().div(255)
                 labels: list[int] = self.classifier(x).argmax(dim=1).tolist()
                 return labels
         except Exception as error:
@@ -342,6 +356,17 @@ def takes(classifier: models.Model, shape: tuple[int, ...]) -> bool:
     """Whether a classifier, by its checkpoint, takes images of (H, W, C); one that does not say takes all."""
     known = classifier.config.get("image_shape")
     return known is None or tuple(known) == tuple(shape)
+
+
+def _shown(classifier: models.Model, pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """(N, H, W, C) as the images of a classifier's training were shown; None where it does not take them."""
+    view = View(**classifier.config.get("view", {}))
+    if view.given and not (takes(classifier, pixels.shape[1:]) and "image_shape" in classifier.config):
+        try:
+            pixels = np.stack([view.show(image) for image in pixels])
+        except ValueError:  # smaller than the crop
+            return None
+    return pixels if takes(classifier, pixels.shape[1:]) else None
 
 
 def _reread(encoded: Future[tuple[bytes, tuple[str, ...]]], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ file a format, ``columns`` the images in tables, ``view`` says how images are sh
 the files at any URL. Jobs import from here; ``cleaning`` also imports ``columns`` and ``files``.
 """
 
-from raypurify.data.base import NO_LABEL, DataError, Found, Origin, Rows, Shard, Source
+from raypurify.data.base import BATCH_PIXELS, NO_LABEL, DataError, Found, Origin, Rows, Shard, Source, batch_size
 from raypurify.data.reading import (
     check_ids,
     headers_of,
@@ -17,5 +17,5 @@ from raypurify.data.reading import (
     shape_of,
     take_rows,
 )
-from raypurify.data.sources import narrowed, open_source, spread
+from raypurify.data.sources import narrowed, open_source, shown, spread
 from raypurify.data.view import AS_STORED, Shape, View

@@ -227,3 +227,12 @@ def decoded(
         kept=np.array(kept, np.int64),
         shown=True,
     )
+
+
+BATCH_PIXELS = 1 << 19
+"""Pixels (height times width) of a batch at most, where nobody says otherwise: 668 images of 28x28, 10 of 224x224."""
+
+
+def batch_size(most: int, pixels: int, shape: tuple[int, ...]) -> int:
+    """How many images of a shape (H, W, C) go through networks at once: ``most``, of so many ``pixels`` in all."""
+    return max(1, min(most, pixels // max(1, shape[0] * shape[1])))

@@ -46,11 +46,11 @@ def open_source(
         raise ValueError(f"limit: expected at least 1 row, got {limit}")
     name, found = resolve(data, split, url)
     source = Source(
-        name=f"{name} ({view.told})" if view.given else name,
+        name=name,
         split=split,
-        shards=tuple(replace(shard, view=view) for shard in found.shards),
-        image_shape=None if found.image_shape is None else view.shape(found.image_shape),
-        view=view,
+        shards=found.shards,
+        image_shape=found.image_shape,
+        view=AS_STORED,
         classes=found.classes,
         fingerprint="",
         origin=_origin(found, split),
@@ -61,7 +61,24 @@ def open_source(
         else:
             source = replace(source, shards=_first_rows(source.shards, limit))
     rows = [(shard.key, *_row_range(shard)) for shard in source.shards]
-    return replace(source, fingerprint=_sha256([rows, found.contents]))
+    return shown(replace(source, fingerprint=_sha256([rows, found.contents])), view)
+
+
+def shown(source: Source, view: View) -> Source:
+    """A source whose images are as they are stored, in a view.
+
+    Raises:
+        ValueError: all images are smaller than the crop.
+    """
+    if not view.given:
+        return source
+    return replace(
+        source,
+        name=f"{source.name} ({view.told})",
+        shards=tuple(replace(shard, view=view) for shard in source.shards),
+        image_shape=None if source.image_shape is None else view.shape(source.image_shape),
+        view=view,
+    )
 
 
 def spread(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,18 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How images are shown: as they are stored, where neither is given."""
+    """How images are shown. Where neither is given: as the classifier's are that it was trained on, if it says so."""
 
     resize: int | None = None
     """Resize each image: its shorter side to so many pixels, the longer one in proportion (bicubic, antialiased)."""
     crop: int | None = None
     """Cut a square of so many pixels a side out of each image: the centre, or in training a place at random."""
+    as_stored: bool = False
+    """Show images as they are stored, even to a classifier that was trained with a view of its own."""
 
     def __post_init__(self) -> None:
+        if self.as_stored and self.given:
+            raise ValueError(f"as_stored: with {self.flags} images are not as they are stored; leave one out")
         for name, side in self.given.items():
             if side < 1:
                 raise ValueError(f"{name} must be at least 1; got {side!r}")
@@ -32,7 +36,7 @@ class View:
     @property
     def given(self) -> dict[str, int]:
         """What is given, by its name: this view's part of an identity."""
-        return {name: side for name, side in asdict(self).items() if side is not None}
+        return {name: getattr(self, name) for name in ("resize", "crop") if getattr(self, name) is not None}
 
     @property
     def flags(self) -> str:

@@ -167,7 +167,13 @@ class Grid:
         return [cells & {name for group in hand for name in group.hashes} for hand in hands]
 
 
-def build_grid(config: EvaluationConfig, dataset: str, rows: int, batch: int | None = None) -> Grid:
+def build_grid(
+    config: EvaluationConfig,
+    dataset: str,
+    rows: int,
+    batch: int | None = None,
+    loaded: Sequence[models.Model] | None = None,
+) -> Grid:
     """Resolve the names and lay out the cells.
 
     Args:
@@ -175,11 +181,13 @@ def build_grid(config: EvaluationConfig, dataset: str, rows: int, batch: int | N
         dataset: the dataset's name.
         rows: how many images it has.
         batch: images that are attacked at once: a parameter of the attacks whose results depend on it.
+        loaded: the config's classifiers; None: they are loaded.
 
     Raises:
         ValueError, FileNotFoundError: unknown names, missing weights, or settings that leave no cell.
     """
-    classifiers = tuple(models.load("classifier", text) for text in config.classifiers)
+    named = loaded or [models.load("classifier", text) for text in config.classifiers]
+    classifiers = tuple(named)
     surrogates = [models.load("classifier", text) for text in config.surrogates]
     known = {model.identity for model in classifiers}
     everyone = (*classifiers, *(model for model in surrogates if model.identity not in known))

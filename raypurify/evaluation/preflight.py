@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypurify import runs
-from raypurify.data import DataError, Origin, Shape, Source, View, check_ids, headers_of, labels_of, shape_of
+from raypurify.data import DataError, Origin, Shape, Source, View, check_ids, headers_of, labels_of, shape_of, shown
+from raypurify.evaluation import normalisation
 from raypurify.metrics import Metric
 from raypurify.models import Kind, Model
 from raypurify.purifiers import detect, purify
@@ -59,8 +60,31 @@ def checked(
     shape = shape_of(source)
     for model in networks:
         warnings += check_network(model, source, labels, shape)
-    warnings += _other_views(source, networks, shape)
+    warnings += [*_other_views(source, networks, shape), *normalisation.warnings(networks, source)]
     return source, described(source, labels), warnings
+
+
+def as_trained(source: Source, view: View, classifiers: Iterable[Model]) -> Source:
+    """The source in the view that all classifiers were trained with, where no flag gives one.
+
+    It stays as it is where they differ, or know of no view, and where its images are stored as that view shows them.
+
+    Args:
+        source: the dataset, as the flags show it.
+        view: the flags.
+        classifiers: those that its images are for.
+
+    Raises:
+        ValueError: all images are smaller than the view's crop.
+    """
+    views = {_view_of(model) for model in classifiers}
+    if view.given or view.as_stored or len(views) != 1 or (own := views.pop()) is None:
+        return source
+    shapes = [source.image_shape] if source.image_shape else [shape for _, shape in headers_of(source)]
+    sides = None if own.crop is None else (own.crop, own.crop)
+    if all(shape[:2] == (sides or own.shape(shape)[:2]) for shape in shapes):
+        return source
+    return shown(source, own)
 
 
 def shapes_told(source: Source, networks: Iterable[Model]) -> tuple[str, list[Shape]] | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from raypurify import storage
 from raypurify.evaluation.batch import Evaluator, Scored
 from raypurify.evaluation.results import scores_folder
-from raypurify.evaluation.units import Unit, batches_of
+from raypurify.evaluation.units import BatchSize, Unit, batches_of
 from raypurify.runs import schema
 from raypurify.seeds import seed_of
 from raypurify.training import batch_of
@@ -52,7 +52,9 @@ def choose(output: str, cell: str, seed: int) -> list[Sample]:
     return [Sample(id=name, unit=unit, kind=kind) for (name, unit), kind in kinds.items()]
 
 
-def made(evaluator: Evaluator, cell: str, units: Sequence[Unit], chosen: Sequence[Sample], batch: int) -> pa.Table:
+def made(
+    evaluator: Evaluator, cell: str, units: Sequence[Unit], chosen: Sequence[Sample], batch: BatchSize
+) -> pa.Table:
     """Rows of ``schema.SAMPLES``.
 
     Args:
@@ -76,7 +78,7 @@ def made(evaluator: Evaluator, cell: str, units: Sequence[Unit], chosen: Sequenc
 
 
 def _batches_with(
-    unit: Unit, names: AbstractSet[str], size: int, *, whole: bool
+    unit: Unit, names: AbstractSet[str], size: BatchSize, *, whole: bool
 ) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
     """The batches that a unit is scored in, of which some ids are in ``names``: ``whole``, or just these rows."""
     for ids, images, labels in batches_of(unit.read(), size):

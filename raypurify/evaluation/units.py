@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from raypurify import runs
-from raypurify.data import Rows, Shard, Source, read_rows
+from raypurify.data import Rows, Shape, Shard, Source, read_rows
 
 LARGEST = 500
 """Rows of a unit at most: what is written together, and done again when it was cut off."""
@@ -90,13 +90,18 @@ def _with_own_picks(piece: Piece) -> Piece:
     return Piece(shard=dataclasses.replace(piece.shard, rows=len(picked), picked=picked), start=0, stop=len(picked))
 
 
-def batches_of(pieces: Sequence[Rows], size: int) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
-    """Batches of at most ``size`` images of one shape: ids, (N, H, W, C) uint8, labels (N,)."""
+BatchSize = Callable[[Shape], int]
+"""How many images of a shape (H, W, C) go through networks at once."""
+
+
+def batches_of(pieces: Sequence[Rows], size: BatchSize) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Batches of images of one shape: ids, (N, H, W, C) uint8, labels (N,)."""
     by_shape: dict[tuple[int, ...], list[tuple[str, np.ndarray, int]]] = {}
     for piece in pieces:
         for name, image, label in zip(piece.ids, piece.images, piece.labels, strict=True):
             by_shape.setdefault(image.shape, []).append((name, image, int(label)))
-    for rows in by_shape.values():
-        for start in range(0, len(rows), size):
-            ids, images, labels = zip(*rows[start : start + size], strict=True)
+    for shape, rows in by_shape.items():
+        count = size((shape[0], shape[1], shape[2]))
+        for start in range(0, len(rows), count):
+            ids, images, labels = zip(*rows[start : start + count], strict=True)
             yield list(ids), np.stack(images), np.array(labels, dtype=np.int64)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from raypurify import runs, storage
 from raypurify.cleaning.names import cut
-from raypurify.data import Source, open_source
+from raypurify.data import Source, open_source, shape_of
 from raypurify.evaluation import preflight, units
 from raypurify.evaluation.attacking import settled
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
@@ -95,7 +95,7 @@ def attack(
     """
     output = storage.absolute(output)
     config, source, networks, about = _prepare(config, resources)
-    identity = identity_of(config, source.fingerprint, networks, resources.batch)
+    identity = identity_of(config, source.fingerprint, networks, resources.batch_for(shape_of(source)))
     size = units.rows_of_unit(output, source.rows, coupled=identity.get("batch", 0), overwrite=overwrite)
     identity["unit"] = size
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
@@ -127,8 +127,10 @@ def _prepare(
 ) -> tuple[GenerationConfig, Source, Networks, tuple[str, ...]]:
     """Settle the precision, open data and networks, and hold them against each other; with lines on the data."""
     config = replace(config, attack_precision=settled(config.attack_precision, resources.device))
-    source = open_source(config.input, split=config.split, limit=config.limit, view=config.view)
     networks = Networks.load(config)
+    source = open_source(config.input, split=config.split, limit=config.limit, view=config.view)
+    source = preflight.as_trained(source, config.view, [networks.classifier])
+    config = replace(config, view=source.view)
     source, about, warnings = preflight.checked(config.input, source, networks.all, job="an attack", done="attacked")
     return config, source, networks, preflight.told(about, warnings)
 

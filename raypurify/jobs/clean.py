@@ -18,6 +18,7 @@ from raypurify import runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
 from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
+from raypurify.data import BATCH_PIXELS
 from raypurify.jobs.attempt import FINISHED, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Made, Make, undone
@@ -122,6 +123,8 @@ def clean(
     work = CleaningWork(cleaning=Cleaning.load(config, output))
     # The last bit of a pixel may turn on which images share a batch.
     identity = {**work.cleaning.identity(), "batch": resources.batch}
+    if resources.batch_pixels != BATCH_PIXELS:
+        identity["batch_pixels"] = resources.batch_pixels
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         is_whole = run.finished and accounts.is_complete(output)
         if is_whole and not update:
@@ -204,7 +207,14 @@ class CleaningWork:
 
     def start(self, pool: ActorPool, held: lease.Watch) -> Make:
         """Networks on the actor's device. Images are written as they are cleaned, accounts when a unit is published."""
-        clean = Cleaner(self.cleaning, pool.device, batch=pool.batch, threads=pool.threads, check_lease=held.check)
+        clean = Cleaner(
+            self.cleaning,
+            pool.device,
+            batch=pool.batch,
+            batch_pixels=pool.batch_pixels,
+            threads=pool.threads,
+            check_lease=held.check,
+        )
 
         def make(planned: PlannedUnit, unit: Unit, marks: AbstractSet[str]) -> Made:
             try:
@@ -256,7 +266,7 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
 
 def _trial(work: Cleaning, resources: ActorPool, sample: Unit) -> tuple[int, list[dict[str, Any]], float]:
     """Clean a sample, a few inputs at a time, for ``TRIAL_SECONDS`` or so: images, rejects, and images a second."""
-    cleaner = Cleaner(work, "cpu", batch=resources.batch, threads=1)
+    cleaner = Cleaner(work, "cpu", batch=resources.batch, batch_pixels=resources.batch_pixels, threads=1)
     killers = quarantine.inspect(sample, work.config.max_pixels, 2 * TRIED).killers
     rejects: list[dict[str, Any]] = []
     counts, seconds = [], []

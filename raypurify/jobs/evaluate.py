@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypurify import runs, storage
+from raypurify import models, runs, storage
 from raypurify.data import Source, open_source, shape_of
 from raypurify.evaluation import preflight, results, samples, units
 from raypurify.evaluation.attacking import settled
@@ -125,8 +125,9 @@ def evaluate(
     """
     output = storage.absolute(output)
     source, grid, about, warnings = _prepare(config, resources)
-    size = units.rows_of_unit(output, source.rows, coupled=resources.batch * grid.couples_batch, overwrite=overwrite)
-    who, identity = [resources, *(pools or {}).values()], identity_of(config, source.fingerprint, size)
+    coupled = resources.batch_for(shape_of(source)) * grid.couples_batch
+    size = units.rows_of_unit(output, source.rows, coupled=coupled, overwrite=overwrite)
+    who, identity = [resources, *(pools or {}).values()], identity_of(grid.config, source.fingerprint, size)
     with hold(who, output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         cells = results.merged_cells(earlier := results.earlier_cells(output), grid)
         work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells), pools=pools or {})
@@ -206,9 +207,12 @@ def dry_run(config: EvaluationConfig, resources: ActorPool) -> dict[str, Any]:
 
 def _prepare(config: EvaluationConfig, resources: ActorPool) -> tuple[Source, Grid, str, list[str]]:
     """Open the data and the networks, and hold them against each other: a line on the data, and warnings."""
+    classifiers = [models.load("classifier", text) for text in config.classifiers]
     source = open_source(config.data, split=config.split, limit=config.limit, view=config.view)
-    config = replace(config, attack_precision=settled(config.attack_precision, resources.device))
-    grid = build_grid(config, source.name, source.rows, resources.batch)
+    source = preflight.as_trained(source, config.view, classifiers)
+    precision = settled(config.attack_precision, resources.device)
+    config = replace(config, view=source.view, attack_precision=precision)
+    grid = build_grid(config, source.name, source.rows, resources.batch_for(shape_of(source)), classifiers)
     networks = (*grid.classifiers, *grid.purifiers)
     stand_ins = () if grid.stand_in is None else (grid.stand_in,)
     source, about, warnings = preflight.checked(
@@ -290,6 +294,6 @@ def write_samples(
     actors.set_threads()
     evaluator = Evaluator(work.grid, actors.device)
     for cell, wanted in chosen.items():
-        table = samples.made(evaluator, cell, units, wanted, actors.batch)
+        table = samples.made(evaluator, cell, units, wanted, actors.batch_for)
         lease.check(work.output, attempt)
         storage.write_table(storage.join(work.output, "samples", f"{cell}.parquet"), table)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raypurify.data import BATCH_PIXELS, batch_size
 from raypurify.runs import fields
 from raypurify.training.arithmetic import compute_on_cpus
 
@@ -121,12 +122,16 @@ class ActorPool:
     ahead. This is best for actors on GPUs."""
     batch: int = 250
     """How many images go through the networks at once. Another number changes the last bit of float32 sums."""
+    batch_pixels: int = BATCH_PIXELS
+    """Fewer images go through the networks at once where they would have more pixels (height times width) than this, in
+    all. An adaptive attack on CRU-Net takes about 3 KiB a pixel; a GPU with room is faster with more."""
     local: bool = False
     """Work in this process, in plain torch, without Ray: one unit after the other, with the threads of all actors."""
 
     def __post_init__(self) -> None:
         fields.check_choices(self)
-        for name, least in {"actors": 1, "cpus_per_actor": 1, "batch": 1, "gpus_per_actor": 0, "read_cpus": 0}.items():
+        ones = dict.fromkeys(("actors", "cpus_per_actor", "batch", "batch_pixels"), 1)
+        for name, least in {**ones, "gpus_per_actor": 0, "read_cpus": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)!r}")
         _amounts(self.actor_resources)
@@ -159,6 +164,10 @@ class ActorPool:
     def threads(self) -> int:
         """How many threads of arithmetic a process that does the work has."""
         return self.actors * self.cpus_per_actor if self.local else self.cpus_per_actor
+
+    def batch_for(self, shape: tuple[int, ...]) -> int:
+        """How many images (H, W, C) go through the networks at once."""
+        return batch_size(self.batch, self.batch_pixels, shape)
 
     def set_threads(self) -> None:
         """Let this process compute with its threads."""
@@ -203,10 +212,10 @@ class StagePools:
         """
         if self.stages == "fused" or last.local:
             return {}
-        return {stage: self._pool(stage, last.batch) for stage in ("attack", "purify")}
+        return {stage: self._pool(stage, last) for stage in ("attack", "purify")}
 
-    def _pool(self, stage: str, batch: int) -> ActorPool:
-        """The pool of a stage, by the flags that begin with its name."""
+    def _pool(self, stage: str, last: ActorPool) -> ActorPool:
+        """The pool of a stage, by the flags that begin with its name; batches are those of ``last``."""
         flags = ("actors", "max_actors", "cpus", "gpus", "resources")
         actors, max_actors, cpus, gpus, resources = (getattr(self, f"{stage}_{flag}") for flag in flags)
         return ActorPool(
@@ -215,7 +224,8 @@ class StagePools:
             cpus_per_actor=cpus,
             gpus_per_actor=gpus,
             actor_resources=resources,
-            batch=batch,
+            batch=last.batch,
+            batch_pixels=last.batch_pixels,
         )
 
 

@@ -20,7 +20,7 @@ import torch
 
 from raypurify import runs, storage
 from raypurify.data import Source, narrowed, read_rows, shape_of
-from raypurify.evaluation.units import Unit, batches_of
+from raypurify.evaluation.units import BatchSize, Unit, batches_of
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Advance, Made, Make
@@ -48,8 +48,8 @@ class Parts:
     """Ids, (N, H, W, C) uint8, labels (N,), and what the stages before have made of the batch."""
 
     @classmethod
-    def of(cls, content: Any, size: int) -> Parts:
-        """What a unit read, in batches of ``size`` images at most; or the parts that a stage has made of it."""
+    def of(cls, content: Any, size: BatchSize) -> Parts:
+        """What a unit read, in batches; or the parts that a stage has made of it."""
         if isinstance(content, Parts):
             return content
         rejects = [reject for piece in content for reject in piece.rejects]
@@ -103,7 +103,7 @@ class RowWork:
         prepare = self.prepare(stage, pool.device)
 
         def advance(content: Any, marks: AbstractSet[str]) -> Parts:
-            parts = Parts.of(content, pool.batch)
+            parts = Parts.of(content, pool.batch_for)
             batches = []
             for ids, images, labels, made in parts.batches:
                 with _naming(ids):
@@ -118,7 +118,7 @@ class RowWork:
         process, folders, columns, attacked = self.process(pool.device), self.marks, self.columns, self.attacked
 
         def make(unit: Unit, content: Any, marks: AbstractSet[str]) -> Made:
-            parts = Parts.of(content, pool.batch)
+            parts = Parts.of(content, pool.batch_for)
             rejects = published([*parts.rejects])
             changed = _changed(self.output, unit, rejects)
             if changed and unit.parts > 1:
@@ -217,7 +217,7 @@ def dry_run(source: Source, pool: ActorPool, work: RowWork) -> dict[str, Any]:
         tried = narrowed(source, np.arange(min(count, source.rows)))
         began = time.perf_counter()
         pieces = [read_rows(shard, 0, shard.rows) for shard in tried.shards]
-        for ids, images, labels in batches_of(pieces, pool.batch):
+        for ids, images, labels in batches_of(pieces, pool.batch_for):
             deque(process(batch_of(images, labels, (), device), ids, set(work.marks), None), maxlen=0)
         rate = tried.rows / (time.perf_counter() - began) * pool.needs.count
     return {

@@ -29,6 +29,7 @@ from raypurify.runs.progress import print_table
 from raypurify.storage.published import redacted
 from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS, TrainingConfig, saved
 from raypurify.training.answers import last_linear
+from raypurify.training.config import ATTACKED
 from raypurify.training.loggers import Logger, build_logger
 from raypurify.training.objectives import build_attacks, build_pairs
 from raypurify.training.order import ORDER, epoch_batches, hold_out, limited
@@ -68,10 +69,13 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     Raises:
         ValueError, FileNotFoundError: unknown names, unreadable data or weights.
     """
+    victims = tuple(models.load("classifier", text) for text in config.classifiers)
     source = open_source(config.data, split="train", view=config.view)
     if not source.classes:
         raise ValueError(f"{config.data}: a training needs labels, and these images have none")
-    victims = tuple(models.load("classifier", text) for text in config.classifiers)
+    if config.train_against.partition(",")[0] != ATTACKED:
+        source = preflight.as_trained(source, config.view, victims)
+        config = dataclasses.replace(config, view=source.view)
     kind: models.Kind = "purifier" if victims else "classifier"
     pairs = _check_names(kind, config)
     initial = None if config.initial is None else models.load(kind, config.initial)

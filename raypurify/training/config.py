@@ -28,6 +28,8 @@ PHOTOGRAPH_ATTACKS = (
 CLEAN_SHARE = 0.15
 ATTACKS = "attacks"
 """The source of a purifier's pairs, in ``raypurify.training.pairs``, that is taken where none is named."""
+ATTACKED = "attacked"
+"""The source that takes images which were attacked before."""
 ANSWER_WEIGHTS = ("label_weight", "kl_weight", "feature_weight", "logit_weight")
 """Weights of losses in what the classifier behind a purifier answers."""
 
@@ -128,7 +130,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
         if self.patience is not None and not self.validation:
             raise ValueError(f"patience = {self.patience} needs held-out images to score; give a --validation above 0")
-        if self.view.crop is not None and self.train_against.partition(",")[0] == "attacked":
+        if self.view.crop is not None and self.train_against.partition(",")[0] == ATTACKED:
             raise ValueError(
                 f"crop = {self.view.crop!r} takes other places than those of the attacked images; leave it out, or "
                 "train_against"

@@ -8,7 +8,9 @@ from torch import nn
 
 from raypurify import plugins
 
-NAMES = plugins.known("raypurify.classifiers")
+LIBRARIES = ("efficientnet_lite0", "timm", "transformers")
+"""Networks that other projects define: test_libraries.py."""
+NAMES = [name for name in plugins.known("raypurify.classifiers") if name not in LIBRARIES]
 
 
 def build(name: str, shape: tuple[int, int, int]) -> nn.Module:

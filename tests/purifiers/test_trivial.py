@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +24,7 @@ TRIVIAL = {  # name: whether a gradient passes through
     "mean_filter": True,
     "median_filter": True,
     "jpeg": False,
+    "total_variation": False,
 }
 SHAPES = [(3, 1, 28, 28), (2, 3, 32, 32), (2, 3, 17, 40), (1, 1, 1, 1)]
 
@@ -150,3 +152,14 @@ def test_refuses_a_bad_parameter_by_name_and_value(name: str, params: dict[str, 
 def test_refuses_an_unknown_parameter() -> None:
     with pytest.raises(ValueError, match=r"jpeg,sharpness=2.*sharpness"):
         purifier("jpeg", sharpness=2)
+
+
+def test_total_variation_equals_scikit_image() -> None:
+    x = images()
+    expected = [denoise_tv_chambolle(image, weight=0.1, max_num_iter=20, channel_axis=0) for image in x.numpy()]
+    pure = purifier("total_variation", weight=0.1, max_iterations=20)(x)
+    torch.testing.assert_close(pure, torch.from_numpy(np.stack(expected)).clamp(0, 1))
+    with pytest.raises(ValueError, match="weight must be above 0; got 0"):
+        purifier("total_variation", weight=0)
+    with pytest.raises(ValueError, match="max_iterations must be at least 1; got 0"):
+        purifier("total_variation", max_iterations=0)
