@@ -13,13 +13,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.synchronize import Barrier
 
 import _harness
 import pyarrow as pa
 
 from raypurify import storage
-from raypurify.data import Source, open_source
+from raypurify.data import BATCH_PIXELS, Source, batch_size, open_source
 from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import Unit, batches_of, units_of
@@ -44,14 +45,14 @@ def pipeline(config: EvaluationConfig, actors: int, stages: StagePools | None = 
 
 def source_of(config: EvaluationConfig) -> Source:
     """The dataset that a config names."""
-    return open_source(config.data, split=config.split, limit=config.limit)
+    return open_source(config.data, split=config.split, limit=config.limit, view=config.view)
 
 
 def score(evaluator: Evaluator, units: Sequence[Unit], output: str) -> None:
     """Do units one after the other."""
     for unit in units:
         scores: dict[str, list[pa.Table]] = {}
-        for ids, images, labels in batches_of(unit.read(), lambda shape: BATCH):
+        for ids, images, labels in batches_of(unit.read(), partial(batch_size, BATCH, BATCH_PIXELS)):
             batch = batch_of(images, labels, (), "cpu")
             for scored in evaluator.evaluate(batch.x, batch.y, ids):
                 scores.setdefault(scored.cell.hash, []).append(scored.scores)

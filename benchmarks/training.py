@@ -39,7 +39,7 @@ def ray_train(config: TrainingConfig) -> float:
 def bare_loop(config: TrainingConfig) -> float:
     """Images a second of one process with the images in memory."""
     torch.set_num_threads(THREADS)
-    source = open_source(config.data, split="train", limit=config.limit)
+    source = open_source(config.data, split="train", limit=config.limit, view=config.view)
     rows = [read_rows(shard, 0, shard.rows) for shard in source.shards]
     images = np.concatenate([np.asarray(part.images) for part in rows])
     labels = np.concatenate([part.labels for part in rows])

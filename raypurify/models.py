@@ -319,7 +319,10 @@ def _from_checkpoint(kind: Kind, spec: plugins.Spec) -> Model:
             f"{spec.name}: its network is code of its own, {config['plugin']!r}; to run that code, say so: "
             f"{spec.name},plugin={config['plugin']}"
         )
-    plugin = plugins.Spec(name=own or config["plugin"], params=_tuples(config["params"]))
+    params = _tuples(config["params"])
+    if params.get("pretrained"):
+        params["pretrained"] = False  # this checkpoint has the weights
+    plugin = plugins.Spec(name=own or config["plugin"], params=params)
     model = Model(
         kind=kind, name=_name_of(spec.name), spec=plugin, state=state, sha256=_hash(plugin, weights), config=config
     )

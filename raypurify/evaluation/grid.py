@@ -137,10 +137,8 @@ class Grid:
     masking_share: float
     """Share of the images that are checked for masked gradients."""
 
-    @property
-    def couples_batch(self) -> bool:
-        """Whether some images depend on the batches that they are attacked in."""
-        return any(group.couples_batch for group in self.groups)
+    coupled: int
+    """Images of a batch, where some depend on the whole batch that they are attacked in; else 0."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -186,8 +184,7 @@ def build_grid(
     Raises:
         ValueError, FileNotFoundError: unknown names, missing weights, or settings that leave no cell.
     """
-    named = loaded or [models.load("classifier", text) for text in config.classifiers]
-    classifiers = tuple(named)
+    classifiers = tuple(loaded or (models.load("classifier", text) for text in config.classifiers))
     surrogates = [models.load("classifier", text) for text in config.surrogates]
     known = {model.identity for model in classifiers}
     everyone = (*classifiers, *(model for model in surrogates if model.identity not in known))
@@ -207,6 +204,19 @@ def build_grid(
         batch=batch,
     )
     groups = layout.groups()
+    _check_cells(config, groups)
+    return Grid(
+        config=config,
+        classifiers=everyone,
+        purifiers=purifiers,
+        stand_in=layout.stand_in,
+        groups=groups,
+        masking_share=layout.masking_share,
+        coupled=(batch or 0) if any(group.couples_batch for group in groups) else 0,
+    )
+
+
+def _check_cells(config: EvaluationConfig, groups: Sequence[Group]) -> None:
     if not groups:
         raise ValueError(
             f"no cell: settings {config.settings} leave nothing to evaluate (black-box needs a purifier that was "
@@ -215,14 +225,6 @@ def build_grid(
     hashes = [cell.hash for group in groups for cell in group.cells]
     if len(set(hashes)) < len(hashes):
         raise ValueError(f"the attacks {config.attacks} or {config.adaptive_attacks} name one twice; name each once")
-    return Grid(
-        config=config,
-        classifiers=everyone,
-        purifiers=purifiers,
-        stand_in=layout.stand_in,
-        groups=groups,
-        masking_share=layout.masking_share,
-    )
 
 
 def _stand_in(config: EvaluationConfig) -> models.Model | None:

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raypurify.data import Rows, Source, narrowed, read_rows
+from raypurify.data import BATCH_PIXELS, Rows, Source, batch_size, narrowed, read_rows
 from raypurify.models import Model
 from raypurify.training import batch_of
 
 TRIED = 32
 """Images, spread over the data."""
+PIXELS = 1 << 21
+"""Pixels (height times width) of all of them: of larger images, fewer are tried."""
 ENOUGH = 0.75
 """Share of them, in [0, 1]: a classifier that is right on so many is not asked again."""
 GAIN = 0.25
@@ -52,7 +54,8 @@ def warnings(classifiers: Iterable[Model], source: Source) -> list[str]:
         return []
     tried = narrowed(source, np.unique(np.linspace(0, source.rows - 1, min(TRIED, source.rows)).astype(np.int64)))
     x, y = _of_one_shape([read_rows(shard, 0, shard.rows) for shard in tried.shards])
-    return [line for model in asked if len(y) and (line := _warning(model, x, y))]
+    few = batch_size(TRIED, PIXELS, (*x.shape[2:], x.shape[1])) if len(y) else 0
+    return [line for model in asked if few and (line := _warning(model, x[:few], y[:few]))]
 
 
 def _of_one_shape(pieces: Iterable[Rows]) -> tuple[Tensor, Tensor]:
@@ -114,8 +117,9 @@ def _ways(channels: int) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def _logits(network: nn.Module, x: Tensor) -> Tensor:
+    part = batch_size(TRIED, BATCH_PIXELS, (*x.shape[2:], x.shape[1]))
     with torch.no_grad():
-        return cast(Tensor, network(x)).float()
+        return torch.cat([cast(Tensor, network(few)).float() for few in x.split(part)])
 
 
 def _share_right(logits: Tensor, y: Tensor) -> float:

@@ -156,7 +156,12 @@ def _other_views(source: Source, networks: Iterable[Model], shape: Shape) -> lis
 
 def told(about: str, warnings: Iterable[str]) -> tuple[str, ...]:
     """The lines that a job prints of its data: what they are, and warnings."""
-    return about, *(f"warning: {text}" for text in warnings)
+    return about, *warned(warnings)
+
+
+def warned(warnings: Iterable[str]) -> tuple[str, ...]:
+    """The lines that a job prints of warnings."""
+    return tuple(f"warning: {text}" for text in warnings)
 
 
 def matched(source: Source, classifiers: Iterable[Model]) -> Source:

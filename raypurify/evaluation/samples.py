@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from raypurify import storage
 from raypurify.evaluation.batch import Evaluator, Scored
@@ -23,6 +24,9 @@ AT_RANDOM = 2
 """Images of each cell that the report shows, picked by the seed."""
 WORST = 2
 """Images of each cell that the report shows because purification restored them worst."""
+
+TOP = 5
+"""Classes that the report names of an image's answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ def made(
         for ids, images, labels in _batches_with(unit, set(kinds), batch, whole=coupled):
             sent = batch_of(images, labels, (), evaluator.device)
             for scored in evaluator.evaluate(sent.x, sent.y, ids, {cell}):
-                tables.append(_rows(scored, sent.x, kinds))
+                tables.append(_rows(evaluator, scored, sent.x, kinds))
     return pa.concat_tables(tables)
 
 
@@ -88,7 +92,7 @@ def _batches_with(
             yield [ids[index] for index in kept], images[kept], labels[kept]
 
 
-def _rows(scored: Scored, x: Tensor, kinds: Mapping[str, str]) -> pa.Table:
+def _rows(evaluator: Evaluator, scored: Scored, x: Tensor, kinds: Mapping[str, str]) -> pa.Table:
     """The rows of a batch that have a kind, as ``schema.SAMPLES`` has them."""
     pixels = {"clean": x, "adversarial": scored.x_adv, "purified": scored.x_pure}
     sampled = []
@@ -96,6 +100,8 @@ def _rows(scored: Scored, x: Tensor, kinds: Mapping[str, str]) -> pa.Table:
         if score["id"] not in kinds:
             continue
         hwc = {name: images[index].permute(1, 2, 0).float().cpu() for name, images in pixels.items()}
+        classifier = evaluator.classifiers[scored.cell.classifier]
+        tops = {f"top_{name}": _top(classifier, images[index : index + 1]) for name, images in pixels.items()}
         sampled.append(
             {
                 **{name: score[name] for name in schema.SAMPLES.names if name in score},
@@ -103,6 +109,16 @@ def _rows(scored: Scored, x: Tensor, kinds: Mapping[str, str]) -> pa.Table:
                 "kind": kinds[score["id"]],
                 "shape": list(hwc["clean"].shape),
                 **{name: image.flatten().numpy() for name, image in hwc.items()},
+                **tops,
             }
         )
     return pa.Table.from_pylist(sampled, schema.SAMPLES)
+
+
+def _top(classifier: nn.Module, x: Tensor) -> list[dict[str, float]]:
+    """The likeliest classes of one image (1, C, H, W), and their probabilities."""
+    with torch.no_grad():
+        probabilities = classifier(x).float().softmax(dim=1)[0]
+    values, classes = probabilities.topk(min(TOP, len(probabilities)))
+    found = zip(classes.tolist(), values.tolist(), strict=True)
+    return [{"class": number, "probability": probability} for number, probability in found]

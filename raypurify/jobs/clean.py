@@ -18,7 +18,6 @@ from raypurify import runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
 from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
-from raypurify.data import BATCH_PIXELS
 from raypurify.jobs.attempt import FINISHED, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Made, Make, undone
@@ -122,9 +121,7 @@ def clean(
     config = _placed(config, output)
     work = CleaningWork(cleaning=Cleaning.load(config, output))
     # The last bit of a pixel may turn on which images share a batch.
-    identity = {**work.cleaning.identity(), "batch": resources.batch}
-    if resources.batch_pixels != BATCH_PIXELS:
-        identity["batch_pixels"] = resources.batch_pixels
+    identity = {**work.cleaning.identity(), **resources.batching}
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         is_whole = run.finished and accounts.is_complete(output)
         if is_whole and not update:

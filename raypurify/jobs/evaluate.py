@@ -125,8 +125,7 @@ def evaluate(
     """
     output = storage.absolute(output)
     source, grid, about, warnings = _prepare(config, resources)
-    coupled = resources.batch_for(shape_of(source)) * grid.couples_batch
-    size = units.rows_of_unit(output, source.rows, coupled=coupled, overwrite=overwrite)
+    size = units.rows_of_unit(output, source.rows, coupled=grid.coupled, overwrite=overwrite)
     who, identity = [resources, *(pools or {}).values()], identity_of(grid.config, source.fingerprint, size)
     with hold(who, output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         cells = results.merged_cells(earlier := results.earlier_cells(output), grid)

@@ -165,6 +165,12 @@ class ActorPool:
         """How many threads of arithmetic a process that does the work has."""
         return self.actors * self.cpus_per_actor if self.local else self.cpus_per_actor
 
+    @property
+    def batching(self) -> dict[str, int]:
+        """What says which images share a batch, for the identity of a run; the usual pixels are not named."""
+        pixels = {} if self.batch_pixels == BATCH_PIXELS else {"batch_pixels": self.batch_pixels}
+        return {"batch": self.batch, **pixels}
+
     def batch_for(self, shape: tuple[int, ...]) -> int:
         """How many images (H, W, C) go through the networks at once."""
         return batch_size(self.batch, self.batch_pixels, shape)

@@ -17,7 +17,7 @@ from torch import nn
 
 from raypurify import models, runs, storage
 from raypurify.data import DataError, Source, check_ids, labels_of, names_of, narrowed, open_source, shape_of
-from raypurify.evaluation import preflight
+from raypurify.evaluation import normalisation, preflight
 from raypurify.jobs.attempt import FINISHED, hold, ready
 from raypurify.jobs.engine import Engine, engine_of
 from raypurify.jobs.monitor import Monitor
@@ -70,12 +70,8 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         ValueError, FileNotFoundError: unknown names, unreadable data or weights.
     """
     victims = tuple(models.load("classifier", text) for text in config.classifiers)
-    source = open_source(config.data, split="train", view=config.view)
-    if not source.classes:
-        raise ValueError(f"{config.data}: a training needs labels, and these images have none")
-    if config.train_against.partition(",")[0] != ATTACKED:
-        source = preflight.as_trained(source, config.view, victims)
-        config = dataclasses.replace(config, view=source.view)
+    source = _opened(config, victims)
+    config = dataclasses.replace(config, view=source.view)
     kind: models.Kind = "purifier" if victims else "classifier"
     pairs = _check_names(kind, config)
     initial = None if config.initial is None else models.load(kind, config.initial)
@@ -85,7 +81,7 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     preflight.check_one_shape(source, given)
     training, held_out, classes, about = _shared_out(source, config, pairs)
     shape = shape_of(training)
-    _check_classifiers(victims, config, training, shape)
+    about = (*about, *preflight.warned(_check_classifiers(victims, config, training, shape)))
     network = models.shaped_for(kind, config.model, shape, source.number_of_classes)
     built = models.untrained(kind, network)
     if initial is not None and initial.spec != network:
@@ -116,19 +112,39 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     return job
 
 
+def _opened(config: TrainingConfig, victims: Sequence[models.Model]) -> Source:
+    """The images of a training, as they are shown.
+
+    Raises:
+        DataError: no such data.
+        ValueError: data without labels.
+    """
+    source = open_source(config.data, split="train", view=config.view)
+    if not source.classes:
+        raise ValueError(f"{config.data}: a training needs labels, and these images have none")
+    # The place of a crop at random is not that of an image that was attacked.
+    attacked = config.train_against.partition(",")[0] == ATTACKED
+    return source if attacked else preflight.as_trained(source, config.view, victims)
+
+
 def _check_classifiers(
     victims: Sequence[models.Model], config: TrainingConfig, training: Source, shape: tuple[int, int, int]
-) -> None:
+) -> list[str]:
     """Hold the classifiers that a purifier is trained for against the data and the losses.
+
+    Returns:
+        Warnings.
 
     Raises:
         ValueError: one that does not fit.
     """
     labels = labels_of(training) if victims else np.empty(0, np.int64)
+    warnings = []
     for victim in victims:
-        preflight.check_network(victim, training, labels, shape)
+        warnings += preflight.check_network(victim, training, labels, shape)
         if config.feature_weight:
             last_linear(victim.build())
+    return [*warnings, *normalisation.warnings(victims, training)]
 
 
 def _check_names(kind: models.Kind, config: TrainingConfig) -> Pairs:

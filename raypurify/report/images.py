@@ -30,14 +30,22 @@ Named = Callable[[int], str]
 KINDS = {"random": "Chosen at random", "worst": "The worst: least like the original after purification"}
 COLUMNS = 8  # of a gallery with few attacks; with many, two examples each
 SHOWN_SIDE = 76  # CSS pixels
-LARGEST_SIDE = 192  # pixels; larger images are shrunk, which keeps the page light
+LARGEST_SIDE = 256  # pixels; larger images are shrunk, which keeps the page light
+QUALITY = 90  # of WebP, which images that can be opened are shown as: as PNG a page of photographs has 20 MB
 
 
 def section(page: Page) -> Section | None:
     """The samples of the featured purifiers' cells: for each of them, random ones and the worst.
     An attack at several radii is shown at one."""
     found = list(galleries(page))
-    return page.section("images", "Images", galleries=found) if found else None
+    opens = any(
+        picture["fine"]
+        for gallery in found
+        for table in gallery["tables"]
+        for row in table["rows"].values()
+        for picture in row
+    )
+    return page.section("images", "Images", galleries=found, opens=opens) if found else None
 
 
 def galleries(page: Page) -> Iterator[dict[str, Any]]:
@@ -77,23 +85,26 @@ def _table(cells: Sequence[tuple[Row, Sequence[Sample]]], kind: str, named: Name
         if examples:
             attacks.append((cell["attack"], formats.ball(cell["norm"], cell["eps"]), examples))
             pictures += _pictures(examples, named)
-    names = ("Original", "Perturbation", "Adversarial", "Restored")
+    names = ("Original", "Perturbation", "Adversarial", "Restored", "Difference")
     rows = dict(zip(names, zip(*pictures, strict=True), strict=True)) if pictures else {}
     return {"kind": kind, "title": KINDS[kind], "attacks": attacks, "rows": rows} if attacks else None
 
 
 def _pictures(examples: Sequence[Sample], named: Named) -> list[tuple[dict[str, Any], ...]]:
-    """Four pictures for each example of one attack; their perturbations are amplified alike."""
+    """Five pictures for each example of one attack; their perturbations, and what is left of them, are amplified
+    alike."""
     changes = [sample["adversarial"] - sample["clean"] for sample in examples]
     gain = amplification(max(float(np.abs(change).max()) for change in changes))
     return [
         (
             classified(sample, "clean", "Original", named),
-            _perturbation(sample["id"], change, gain),
+            _amplified("Perturbation", sample["id"], change, gain),
             classified(sample, "adversarial", "Adversarial", named),
             classified(sample, "purified", "Restored", named),
+            _amplified("Difference of the restored image from the original", sample["id"], left, gain),
         )
         for sample, change in zip(examples, changes, strict=True)
+        for left in (sample["purified"] - sample["clean"],)
     ]
 
 
@@ -112,19 +123,28 @@ def classified(sample: Sample, kind: str, name: str, named: Named) -> dict[str, 
     right = prediction == label
     verdict = "right" if right else "wrong"
     alt = f"{name} image {sample['id']}, label {named(label)}, classified as {named(prediction)}: {verdict}"
-    return _picture(sample[kind], alt, named(prediction), right)
+    top = [(named(answer["class"]), answer["probability"]) for answer in sample.get(f"top_{kind}") or ()]
+    return _picture(sample[kind], alt, named(prediction), right, top)
 
 
-def _perturbation(key: str, change: Pixels, gain: float) -> dict[str, Any]:
+def _amplified(name: str, key: str, change: Pixels, gain: float) -> dict[str, Any]:
     largest = float(np.abs(change).max())
-    alt = f"Perturbation of image {key}, amplified {gain:g} times, at most {largest:.3f}"
+    joined = name if " " in name else f"{name} of image {key}"
+    alt = f"{joined}, amplified {gain:g} times, at most {largest:.3f}"
     return _picture(0.5 + gain * change, alt, f"×{gain:g}", None)
 
 
-def _picture(pixels: Pixels, alt: str, note: str, right: bool | None) -> dict[str, Any]:
-    """``fine``: it has more pixels than it is shown with, so that a browser had better blend them."""
+def _picture(
+    pixels: Pixels, alt: str, note: str, right: bool | None, top: Sequence[tuple[str, float]] = ()
+) -> dict[str, Any]:
+    """A picture, and what stands beside it.
+
+    ``fine``: it has more pixels than it is shown with, so that a browser had better blend them, and that it can be
+    opened. ``top``: the likeliest classes and their probabilities, which an open one shows.
+    """
     fine = max(pixels.shape[:2]) > SHOWN_SIDE
-    return {"uri": png(pixels), "alt": alt, "note": note, "right": right, "fine": fine}
+    uri = webp(pixels) if fine else png(pixels)
+    return {"uri": uri, "alt": alt, "note": note, "right": right, "fine": fine, "top": top}
 
 
 def pixels(data: bytes) -> Pixels:
@@ -135,10 +155,19 @@ def pixels(data: bytes) -> Pixels:
 
 def png(pixels: Pixels) -> str:
     """A PNG in a data URI."""
+    return _uri(pixels, "png", optimize=True)
+
+
+def webp(pixels: Pixels) -> str:
+    """A WebP in a data URI: smaller than a PNG, and not quite the same pixels."""
+    return _uri(pixels, "webp", quality=QUALITY)
+
+
+def _uri(pixels: Pixels, format: str, **options: Any) -> str:
     levels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     image = Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
     if max(image.size) > LARGEST_SIDE:
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    image.save(buffer, format=format, **options)
+    return f"data:image/{format};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -162,6 +162,8 @@ def summary(more: Sequence[Metric] = ()) -> pa.Schema:
     return pa.schema([*SUMMARY, *_totals_of(more)])
 
 
+_TOP = pa.list_(pa.struct([pa.field("class", pa.int64()), pa.field("probability", pa.float32())]))
+
 SAMPLES = pa.schema(
     [
         pa.field("cell", pa.string(), nullable=False),
@@ -175,6 +177,8 @@ SAMPLES = pa.schema(
         pa.field("clean", pa.list_(pa.float32()), nullable=False),  # H*W*C pixels in [0, 1], row-major HWC
         pa.field("adversarial", pa.list_(pa.float32()), nullable=False),
         pa.field("purified", pa.list_(pa.float32()), nullable=False),
+        # The classifier's answers: the likeliest classes, five at most, and their probabilities in [0, 1].
+        *(pa.field(f"top_{kind}", _TOP) for kind in ("clean", "adversarial", "purified")),
     ]
 )
 """``samples/``: a few images with their pixels, for the report."""

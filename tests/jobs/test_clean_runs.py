@@ -12,9 +12,9 @@ import pytest
 from pictures import accounts, encoded, pixels, put
 from pictures import corpus as corpus
 
-from raypurify import storage
+from raypurify import models, storage
 from raypurify.cleaning.cleaner import CleaningConfig
-from raypurify.images import decode
+from raypurify.images import decode, encode_png
 from raypurify.jobs.clean import clean, dry_run
 from raypurify.jobs.resources import ActorPool
 from raypurify.runs import StoppedError
@@ -180,3 +180,53 @@ def test_refusals(corpus: dict[str, bytes], tmp_path: Path, small_purifier: str)
     bad = put(str(tmp_path / "bad"), {f"{index}.png": b"no" for index in range(1000)})
     with pytest.raises(StoppedError, match=r"Reasons so far: [\d,]+ x is not an image: .* it begins with b'no'"):
         clean(CleaningConfig(input=bad, purifier="identity"), POOL, str(tmp_path / "out2"), max_rejects=0.5)
+
+
+def test_photographs_and_grey_images_are_cleaned_with_no_flag_but_input_and_output(tmp_path: Path) -> None:
+    source = put(str(tmp_path / "in"), {"a.png": encoded(0, 40, 33), "grey.png": encoded(1, 24, 24, mode="L")})
+    totals = clean(CleaningConfig(input=source), POOL, str(tmp_path / "out"))
+    assert (totals.cleaned, totals.rejected) == (2, 0)
+    assert pixels(f"{tmp_path}/out/images/a.png").shape == (40, 33, 3)
+    assert pixels(f"{tmp_path}/out/images/grey.png").shape == (24, 24, 1)
+    by_path = CleaningConfig(input=source, purifier=str(Path(__file__).parents[2] / "weights/photos/cru_net"))
+    clean(by_path, POOL, str(tmp_path / "again"))
+    for name in ("a.png", "grey.png"):
+        assert storage.read_bytes(f"{tmp_path}/out/images/{name}") == storage.read_bytes(
+            f"{tmp_path}/again/images/{name}"
+        )
+
+
+def test_the_projects_weights_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert models.load("purifier", "weights/photos/cru_net").config["kind"] == "purifier"
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint at .*weights/photos/no_net"):
+        models.load("purifier", "weights/photos/no_net")
+    # A folder of that name here is meant first.
+    (tmp_path / "weights/photos").mkdir(parents=True)
+    (tmp_path / "weights/photos/cru_net").mkdir()
+    (tmp_path / "weights/photos/cru_net/config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError):
+        models.load("purifier", "weights/photos/cru_net")
+
+
+def test_a_classifier_labels_images_in_the_view_that_it_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brightest.py").write_text(
+        "import torch\n"
+        "class Brightest(torch.nn.Module):\n"
+        '    """Takes images of 16x16 only: the row whose mean is the highest."""\n'
+        '    view = {"resize": 16, "crop": 16}\n'
+        "    def forward(self, x):\n"
+        "        assert x.shape[2:] == (16, 16), x.shape\n"
+        "        return x.mean(dim=(1, 3))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    image = np.zeros((32, 40, 3), np.uint8)
+    image[14:16] = 255
+    source = put(str(tmp_path / "in"), {"a.png": encode_png(image), "small.png": encoded(0, 8, 8)})
+    config = CleaningConfig(input=source, purifier="identity", classifier="brightest:Brightest")
+    clean(config, POOL, str(tmp_path / "out"))
+    rows = {row["id"]: row for row in accounts(str(tmp_path / "out"), "manifest")}
+    assert (rows["a.png"]["pred_input"], rows["a.png"]["pred_cleaned"]) == (7, 7)
+    assert rows["small.png"]["pred_input"] is not None  # it is enlarged

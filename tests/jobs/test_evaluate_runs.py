@@ -23,7 +23,7 @@ from raypurify.jobs.attack import attack
 from raypurify.jobs.evaluate import Evaluation, evaluate, spread, write_samples
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import UnitWorker, undone
-from raypurify.runs import StoppedError, lease, schema
+from raypurify.runs import FailedError, StoppedError, lease, schema
 
 ONE = ActorPool(actors=1, cpus_per_actor=1, batch=64, local=True)
 
@@ -206,3 +206,41 @@ def test_parts_of_a_unit_leave_images_that_have_changed_to_one_actor(
     assert [sum(row[name] for row in rows) for name in ("in", "out", "rejected")] == [10, 8, 2]
     assert {url: storage.read_bytes(url) for url in storage.list_files(f"{output}/scores")} == made
     assert undone(work, planned) == []
+
+
+def test_large_images_go_in_smaller_batches(
+    small_classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "threes.py").write_text(
+        "import torch\n"
+        "class Threes(torch.nn.Module):\n"
+        '    """The identity, of three images at most."""\n'
+        "    def forward(self, x):\n"
+        "        assert len(x) <= 3, len(x)\n"
+        "        return x\n"
+    )
+    config = EvaluationConfig(
+        data="digits", limit=16, classifiers=(small_classifier,), purifiers=("threes:Threes",), attacks=("none",)
+    )
+    three = dataclasses.replace(ONE, batch_pixels=3 * 28 * 28 + 1)
+    assert three.batch_for((28, 28, 1)) == 3
+    assert len(evaluate(config, three, str(tmp_path / "three"))) == 1
+    with pytest.raises(FailedError, match="AssertionError: 16"):
+        evaluate(config, ONE, str(tmp_path / "all"))
+    assert ONE.batch_for((10_000, 10_000, 3)) == 1
+    with pytest.raises(ValueError, match="batch_pixels must be at least 1; got 0"):
+        dataclasses.replace(ONE, batch_pixels=0)
+
+
+def test_samples_tell_the_likeliest_classes(small_classifier: str, tmp_path: Path) -> None:
+    config = EvaluationConfig(data="digits", limit=30, classifiers=(small_classifier,), attacks=("fgsm",))
+    evaluate(config, ONE, str(tmp_path / "run"))
+    for row in storage.read_table(storage.list_files(f"{tmp_path}/run/samples")[0]).to_pylist():
+        for kind in ("clean", "adversarial", "purified"):
+            top = row[f"top_{kind}"]
+            assert top[0]["class"] == row[f"pred_{kind}"]
+            chances = [answer["probability"] for answer in top]
+            assert len(top) == 5
+            assert chances == sorted(chances, reverse=True)
+            assert 0 < sum(chances) <= 1 + 1e-6

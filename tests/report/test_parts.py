@@ -65,7 +65,7 @@ def test_png_keeps_the_pixels(channels: int) -> None:
 
 def test_png_of_a_large_image_is_shrunk() -> None:
     data = base64.b64decode(images.png(np.zeros((400, 800, 3), np.float32)).partition(",")[2])
-    assert Image.open(io.BytesIO(data)).size == (192, 96)
+    assert Image.open(io.BytesIO(data)).size == (256, 128)
 
 
 def test_smoothing_keeps_a_straight_line_but_for_its_ends() -> None:
