@@ -7,7 +7,7 @@ def unavailable(name: str, error: BaseException) -> ValueError:
     """The error that is raised.
 
     Args:
-        name: of the library, of its plugin and of the extra that installs it.
+        name: of the extra that installs the library.
         error: what its import raised.
     """
     causes = [error]
@@ -19,4 +19,4 @@ def unavailable(name: str, error: BaseException) -> ValueError:
             f"{name} cannot be imported: {causes[-1]}. Its torchvision was built for another torch; install the two "
             "together, from one index: https://pytorch.org/get-started"
         )
-    return ValueError(f"{name} needs the extra {name} ({error}): pip install 'raypurify[{name}]'")
+    return ValueError(f"this network needs the extra {name} ({error}): pip install 'raypurify[{name}]'")

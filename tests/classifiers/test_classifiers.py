@@ -8,7 +8,7 @@ from torch import nn
 
 from raypurify import plugins
 
-LIBRARIES = ("efficientnet_lite0", "timm", "transformers")
+LIBRARIES = ("efficientnet_lite0", "efficientnet_lite1", "timm", "transformers")
 """Networks that other projects define: test_libraries.py."""
 NAMES = [name for name in plugins.known("raypurify.classifiers") if name not in LIBRARIES]
 

@@ -127,15 +127,16 @@ def test_views_of_image_processors(recipe: dict[str, Any], view: dict[str, int] 
     assert view_of(recipe) == view
 
 
-def test_efficientnet_lite0_has_its_published_weights() -> None:
+@pytest.mark.parametrize(("number", "view"), [(0, {"resize": 256, "crop": 224}), (1, {"resize": 272, "crop": 240})])
+def test_efficientnet_lite_has_its_published_weights(number: int, view: dict[str, int]) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
-    model = models.load("classifier", "efficientnet_lite0")
-    assert model.config["view"] == {"resize": 256, "crop": 224}
+    model = models.load("classifier", f"efficientnet_lite{number}")
+    assert model.config["view"] == view
     with torch.no_grad():
         logits = model.build()(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert logits.shape == (1, 1000)
     with pytest.raises(ValueError, match="has to be trained first"):
-        models.load("classifier", "efficientnet_lite0,pretrained=false")
+        models.load("classifier", f"efficientnet_lite{number},pretrained=false")
 
 
 class Raw(nn.Module):
