@@ -20,6 +20,7 @@ PAGES = {
             "cluster/README.md",
             "weights/mnist/TRAINING.md",
             "weights/cifar10/TRAINING.md",
+            "weights/photos/TRAINING.md",
         )
     },
 }

@@ -32,6 +32,7 @@ def test_the_wheel_holds_all_that_is_no_python_and_nothing_but_the_package(wheel
     assert {"raypurify/py.typed", "raypurify/report/page.html.j2"} <= beside
     assert any(name.endswith(".css") for name in beside)
     assert beside <= set(names)
+    assert {f"raypurify/weights/photos/cru_net/{name}" for name in ("config.json", "model.safetensors")} <= set(names)
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"raypurify"}
 
 
@@ -55,3 +56,5 @@ def test_the_command_runs_from_an_installed_wheel(wheel: Path, tmp_path: Path) -
     assert "$ raypurify demo" in said(command, "--help")
     assert "torchattacks.AutoAttack" in said(command, "plugins")
     assert "--classifiers" in said(command, "evaluate", "--help")
+    loaded = "import raypurify; print(type(raypurify.load('weights/photos/cru_net')).__name__)"
+    assert said(python, "-c", loaded) == "CRUNet\n"

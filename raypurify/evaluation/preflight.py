@@ -81,10 +81,7 @@ def as_trained(source: Source, view: View, classifiers: Iterable[Model]) -> Sour
     if view.given or view.as_stored or len(views) != 1 or (own := views.pop()) is None:
         return source
     shapes = [source.image_shape] if source.image_shape else [shape for _, shape in headers_of(source)]
-    sides = None if own.crop is None else (own.crop, own.crop)
-    if all(shape[:2] == (sides or own.shape(shape)[:2]) for shape in shapes):
-        return source
-    return shown(source, own)
+    return source if all(_is_stored(own, shape) for shape in shapes) else shown(source, own)
 
 
 def shapes_told(source: Source, networks: Iterable[Model]) -> tuple[str, list[Shape]] | None:
@@ -144,14 +141,23 @@ def _view_of(model: Model) -> View | None:
 
 
 def _other_views(source: Source, networks: Iterable[Model], shape: Shape) -> list[str]:
-    """Warnings of models that were trained with another view, but for images that are stored as they showed them."""
+    """Warnings of models that were trained with another view, but for images that are stored as they showed them.
+
+    A crop alone changes no pixel: a purifier that was trained on crops is not told of.
+    """
+    known = [(model, view) for model in networks if (view := _view_of(model)) is not None]
     return [
         f"{model.name} was trained with {view.flags}; here it has {source.view.flags or 'neither of these'}"
-        for model in networks
-        if (view := _view_of(model)) is not None
-        and view != source.view
-        and (source.view.given or shape != tuple(model.config["image_shape"]))
+        for model, view in known
+        if view != source.view
+        and (source.view.given or not _is_stored(view, shape))
+        and not (model.kind == "purifier" and view.resize is None)
     ]
+
+
+def _is_stored(view: View, shape: Shape) -> bool:
+    """Whether images of a shape (H, W, C) may have been shown by a view before they were stored."""
+    return shape[:2] == ((view.crop, view.crop) if view.crop is not None else view.shape(shape)[:2])
 
 
 def told(about: str, warnings: Iterable[str]) -> tuple[str, ...]:

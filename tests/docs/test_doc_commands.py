@@ -19,7 +19,7 @@ from raypurify.runs import cli
 
 HELP = {"--help", "--version", "--tyro-print-completion"}
 COMMAND = "import sys; from raypurify.command.main import main; main()"
-TRAININGS = ("weights/mnist/TRAINING.md", "weights/cifar10/TRAINING.md")
+TRAININGS = ("weights/mnist/TRAINING.md", "weights/cifar10/TRAINING.md", "weights/photos/TRAINING.md")
 
 
 def every_command() -> Iterator[pytest.param]:

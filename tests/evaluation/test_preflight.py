@@ -263,5 +263,12 @@ def test_a_view_unlike_that_of_a_training_is_told(tmp_path: Path) -> None:
 
     assert checked(View(resize=32, crop=28)) == []
     assert checked(View(crop=28)) == ["a was trained with --resize 32 --crop 28; here it has --crop 28"]
+    purifiers = [
+        replace(models.load("purifier", "identity"), config={"view": view, "image_shape": [28, 28, 1]})
+        for view in ({"crop": 20}, {"resize": 30, "crop": 20})
+    ]
+    source = open_source(str(tmp_path / "photos"), split="test", view=View(resize=32, crop=28))
+    found = preflight.checked("photos", source, [network, *purifiers], job="an evaluation", done="evaluated")[2]
+    assert found == ["identity was trained with --resize 30 --crop 20; here it has --resize 32 --crop 28"]
     with pytest.raises(ValueError, match=r"it was trained on \(28, 28, 1\), by --resize 32 --crop 28$"):
         checked(View())
