@@ -100,7 +100,8 @@ def first_look(work: Cleaning, unit: Unit, count: int) -> list[str]:
         )
     trained = tuple(purifier.config.get("image_shape", ()))[:2]
     sizes = sorted({shape[:2] for shape in shapes})
-    if not trained or set(sizes) <= {trained}:
+    cut = set(purifier.config.get("view", ())) == {"crop"}  # out of images at their own scale, as these are
+    if not trained or cut or set(sizes) <= {trained}:
         return []
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
     return [

@@ -182,10 +182,13 @@ def test_refusals(corpus: dict[str, bytes], tmp_path: Path, small_purifier: str)
         clean(CleaningConfig(input=bad, purifier="identity"), POOL, str(tmp_path / "out2"), max_rejects=0.5)
 
 
-def test_photographs_and_grey_images_are_cleaned_with_no_flag_but_input_and_output(tmp_path: Path) -> None:
+def test_photographs_and_grey_images_are_cleaned_with_no_flag_but_input_and_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = put(str(tmp_path / "in"), {"a.png": encoded(0, 40, 33), "grey.png": encoded(1, 24, 24, mode="L")})
     totals = clean(CleaningConfig(input=source), POOL, str(tmp_path / "out"))
     assert (totals.cleaned, totals.rejected) == (2, 0)
+    assert "warning" not in "".join(capsys.readouterr())
     assert pixels(f"{tmp_path}/out/images/a.png").shape == (40, 33, 3)
     assert pixels(f"{tmp_path}/out/images/grey.png").shape == (24, 24, 1)
     by_path = CleaningConfig(input=source, purifier=str(Path(__file__).parents[2] / "weights/photos/cru_net"))
