@@ -153,13 +153,10 @@ def load(kind: Kind, text: str) -> Model:
 
 
 def shipped(url: str) -> str:
-    """A checkpoint of the project's own, ``weights/...``, where it is, if there is none at that path; else ``url``."""
-    here = Path(__file__).parent
-    if url.startswith("weights/") and not storage.exists(storage.join(url, "config.json")):
-        for place in (here / url, here.parent / url):  # in a wheel, and in a checkout
-            if (place / "config.json").is_file():
-                return str(place)
-    return url
+    """The checkpoint ``weights/...`` that the package carries, if there is none at that path; else ``url``."""
+    own = Path(__file__).parent / url
+    there = storage.exists(storage.join(url, "config.json"))
+    return str(own) if url.startswith("weights/") and not there and (own / "config.json").is_file() else url
 
 
 def load_network(text: str, kind: Kind | None = None) -> nn.Module:

@@ -191,7 +191,7 @@ def test_photographs_and_grey_images_are_cleaned_with_no_flag_but_input_and_outp
     assert "warning" not in "".join(capsys.readouterr())
     assert pixels(f"{tmp_path}/out/images/a.png").shape == (40, 33, 3)
     assert pixels(f"{tmp_path}/out/images/grey.png").shape == (24, 24, 1)
-    by_path = CleaningConfig(input=source, purifier=str(Path(__file__).parents[2] / "weights/photos/cru_net"))
+    by_path = CleaningConfig(input=source, purifier=str(Path(__file__).parents[2] / "raypurify/weights/photos/cru_net"))
     clean(by_path, POOL, str(tmp_path / "again"))
     for name in ("a.png", "grey.png"):
         assert storage.read_bytes(f"{tmp_path}/out/images/{name}") == storage.read_bytes(
