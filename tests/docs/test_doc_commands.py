@@ -95,7 +95,8 @@ def check_flags(job: jobs.Job, flags: list[str], *, needs_flags: bool = False) -
         return
     arguments = cli.parse(job.default, flags)
     for weights in [word for word in flags if word.startswith("weights/")]:
-        assert (ROOT / weights / "config.json").exists(), f"there is no {weights}"
+        places = ROOT / weights, ROOT / "raypurify" / weights
+        assert any((place / "config.json").exists() for place in places), f"there is no {weights}"
     for part in ("evaluation", "generation", "training"):
         named = getattr(arguments, part, None)
         for attack in [*getattr(named, "attacks", ()), *filter(None, [getattr(named, "attack", None)])]:
