@@ -82,8 +82,8 @@ class CleaningConfig:
         fields.check_choices(self)
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be in [1, 100]; got {self.quality!r}")
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels must be at least 1; got {self.max_pixels!r}")
+        if not 1 <= self.max_pixels <= images.LARGEST_PIXELS:
+            raise ValueError(f"max_pixels must be in [1, {images.LARGEST_PIXELS}]; got {self.max_pixels!r}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1; got {self.limit!r}")
 

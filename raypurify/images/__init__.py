@@ -7,6 +7,7 @@ form, for datasets. ``encoding`` writes them. All names are imported from here.
 from raypurify.images.decoding import (
     EXTENSIONS,
     FORMATS,
+    LARGEST_PIXELS,
     MAX_PIXELS,
     MAX_PROFILE,
     Picture,

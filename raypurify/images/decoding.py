@@ -29,6 +29,9 @@ from PIL import (
 MAX_PIXELS = 89_478_485
 """Height times width beyond which an image is refused: Pillow's own limit, a quarter of a gigabyte in RGB."""
 
+LARGEST_PIXELS = 2 * MAX_PIXELS
+"""The same where more are allowed: beyond this Pillow refuses an image by itself."""
+
 MAX_PROFILE = 1 << 22
 """Bytes of an ICC profile beyond which it is left out; those of cameras and screens are far below."""
 
@@ -226,14 +229,15 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, any_format: bool 
 
     Args:
         data: the whole file.
-        max_pixels: height times width beyond which the image is refused, before it is decoded; up to ``MAX_PIXELS``.
+        max_pixels: height times width beyond which the image is refused, before it is decoded; up to
+            ``LARGEST_PIXELS``.
         any_format: also read the other formats that Pillow knows. Their further frames are not noted.
 
     Raises:
         ValueError: empty, not an image, of another format, truncated, damaged, too large, or of pixels whose range is
             unknown (floating point, signed, 12 and 32 bits).
     """
-    kind, allowed = _kind(data), min(max_pixels, MAX_PIXELS)
+    kind, allowed = _kind(data), min(max_pixels, LARGEST_PIXELS)
     with _reasons(kind):
         if kind == "a WebP":
             # Pillow's reader makes room for the pixels as it opens the file.
@@ -288,7 +292,7 @@ def _reasons(kind: str) -> Iterator[None]:
         if "Decompressed data too large" in text or "Too much memory used in text chunks" in text:
             raise ValueError(f"is refused: a text or colour profile in it is a decompression bomb ({text})") from error
         if isinstance(error, Image.DecompressionBombError):
-            raise ValueError(f"has more than the {MAX_PIXELS} pixels allowed: {text}") from error
+            raise ValueError(f"has more than the {LARGEST_PIXELS} pixels allowed: {text}") from error
         cut = isinstance(error, struct.error | EOFError | IndexError) or re.search("(?i)truncated|missing dim", text)
         raise ValueError(f"is {kind} that is {'truncated or ' if cut else ''}damaged: {text}") from error
 
