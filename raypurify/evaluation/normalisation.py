@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import cast
 
 import numpy as np
@@ -76,7 +77,10 @@ def _warning(model: Model, x: Tensor, y: Tensor) -> str | None:
     if right >= ENOUGH:
         return None
     told = f"{model.name} is right on {right:.0%} of {len(y)} clean images"
-    found = {way: _share_right(_logits(network, change(x)), y) for way, change in _ways(x.shape[1]).items()}
+    found = dict.fromkeys(_ways(x.shape[1]), 0.0)
+    for way, change in _ways(x.shape[1]).items():
+        with suppress(Exception):  # a network may refuse pixels outside [0, 1]
+            found[way] = _share_right(_logits(network, change(x)), y)
     way = max(found, key=lambda one: found[one])
     if found[way] >= right + GAIN:
         return f"{told}, and on {found[way]:.0%} {way}"
