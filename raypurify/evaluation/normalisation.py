@@ -77,8 +77,9 @@ def _warning(model: Model, x: Tensor, y: Tensor) -> str | None:
     if right >= ENOUGH:
         return None
     told = f"{model.name} is right on {right:.0%} of {len(y)} clean images"
-    found = dict.fromkeys(_ways(x.shape[1]), 0.0)
-    for way, change in _ways(x.shape[1]).items():
+    ways = _ways(x.shape[1])
+    found = dict.fromkeys(ways, 0.0)
+    for way, change in ways.items():
         with suppress(Exception):  # a network may refuse pixels outside [0, 1]
             found[way] = _share_right(_logits(network, change(x)), y)
     way = max(found, key=lambda one: found[one])

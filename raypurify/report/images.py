@@ -98,13 +98,16 @@ def _pictures(examples: Sequence[Sample], named: Named) -> list[tuple[dict[str, 
     return [
         (
             classified(sample, "clean", "Original", named),
-            _amplified("Perturbation", sample["id"], change, gain),
+            _amplified(f"Perturbation of image {sample['id']}", change, gain),
             classified(sample, "adversarial", "Adversarial", named),
             classified(sample, "purified", "Restored", named),
-            _amplified("Difference of the restored image from the original", sample["id"], left, gain),
+            _amplified(
+                f"Difference of restored image {sample['id']} from the original",
+                sample["purified"] - sample["clean"],
+                gain,
+            ),
         )
         for sample, change in zip(examples, changes, strict=True)
-        for left in (sample["purified"] - sample["clean"],)
     ]
 
 
@@ -127,10 +130,9 @@ def classified(sample: Sample, kind: str, name: str, named: Named) -> dict[str, 
     return _picture(sample[kind], alt, named(prediction), right, top)
 
 
-def _amplified(name: str, key: str, change: Pixels, gain: float) -> dict[str, Any]:
+def _amplified(name: str, change: Pixels, gain: float) -> dict[str, Any]:
     largest = float(np.abs(change).max())
-    joined = name if " " in name else f"{name} of image {key}"
-    alt = f"{joined}, amplified {gain:g} times, at most {largest:.3f}"
+    alt = f"{name}, amplified {gain:g} times, at most {largest:.3f}"
     return _picture(0.5 + gain * change, alt, f"×{gain:g}", None)
 
 
