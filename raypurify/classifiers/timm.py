@@ -4,33 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-
-from raypurify.classifiers import Normalize
+from raypurify.classifiers import Normalized
 from raypurify.classifiers._libraries import unavailable
 
 
-class Timm(nn.Module):
+class Timm(Normalized):
     """A network of timm behind the normalisation of its data configuration, whose size and crop are its ``view``."""
 
     def __init__(self, model: str, *, pretrained: bool, channels: int, classes: int | None) -> None:
-        super().__init__()
         library = _library()
         if not library.is_model(model):
             near = library.list_models(f"*{model[:4]}*")[:5]
             raise ValueError(f"timm: it has no model {model!r}; timm.list_models() lists them, such as {near}")
         own = {} if classes is None else {"num_classes": classes}
+        network = library.create_model(model, pretrained=pretrained, in_chans=channels, **own)
+        data = library.data.resolve_model_data_config(network)
+        super().__init__(network, *(_per_channel(data[name], channels) for name in ("mean", "std")))
         self.pretrained = pretrained
-        self.network = library.create_model(model, pretrained=pretrained, in_chans=channels, **own)
-        data = library.data.resolve_model_data_config(self.network)
-        self.normalize = Normalize(*(_per_channel(data[name], channels) for name in ("mean", "std")))
         side = data["input_size"][-1]
         self.view = {"resize": int(side / data["crop_pct"]), "crop": side}
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) float32 in [0, 1] -> (N, classes) logits."""
-        logits: Tensor = self.network(self.normalize(x))
-        return logits
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
