@@ -91,6 +91,13 @@ def plugins() -> Job:
     return Job.of(main, PluginsArguments)
 
 
+def paper(**defaults: Any) -> Job:
+    """Reproduce the paper's tables."""
+    from raypurify.jobs.reproduce_paper import PaperArguments, main
+
+    return Job.of(main, PaperArguments, **defaults)
+
+
 def demo() -> Job:
     """Train, attack, restore and report, on embedded digits."""
     from raypurify.jobs.demo import DemoArguments, main

@@ -64,6 +64,11 @@ VERBS = {
         job="train",
         given={"images": "photographs"},
     ),
+    "paper": Verb(
+        does="Reproduce the paper's tables: attack, train, evaluate, and compare with its figures.",
+        example="paper --datasets mnist --attacked-images 2000 --limit 1000",
+        job="paper",
+    ),
     "status": Verb(
         does="Say what a run is and how far, from its files alone: also of one that another host works on.",
         example="status runs/evaluate",

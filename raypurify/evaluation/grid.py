@@ -50,7 +50,8 @@ class EvaluationConfig:
     adaptive_attacks: tuple[str, ...] = ()
     """Attacks of the adaptive setting. By default these are all attacks."""
     adaptive_purifiers: tuple[str, ...] = ()
-    """Purifiers of the adaptive setting, each also named by --purifiers. By default these are all purifiers."""
+    """Purifiers of the adaptive setting, each also named by --purifiers, for whichever classifier they were trained. By
+    default these are all purifiers that were trained for the attacked classifier, or for none."""
     bpda: str = "identity"
     """A purifier with a gradient that does not draw at random. The adaptive attacker takes its gradient for that of a
     purifier that has none. "none": the attacker takes that purifier's own, as one would who knows no better."""
@@ -332,8 +333,10 @@ class _Layout:
         return [index for index, hashes in enumerate(known) if not hashes or sha256 in hashes]
 
     def _adaptive(self, victim: int) -> list[int]:
-        chosen = self.config.adaptive_purifiers or self.config.purifiers
-        return [index for index in self._own(victim) if self.config.purifiers[index] in chosen]
+        chosen = self.config.adaptive_purifiers
+        if not chosen:
+            return self._own(victim)
+        return [index for index, text in enumerate(self.config.purifiers) if text in chosen]
 
     def _group(
         self, spec: plugins.Spec, victim: int, known_purifier: int | None, pairs: Sequence[tuple[str, int, int]]

@@ -58,9 +58,9 @@ def test_workers_without_the_package(
     words = evaluation(small_classifier) if verb == "evaluate" else TRAINING
     done = job(bare_head, tmp_path, *words, "--output", str(tmp_path / "run"))
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: workers of this cluster cannot import raypurify")
-    assert "ray job submit --working-dir ." in line
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: workers of this cluster cannot import raypurify")
+    assert "ray job submit --working-dir ." in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def test_a_purifier_of_several_classifiers_is_none_of_them_strange(
     ]
 
 
-def test_a_training_against_attacked_datasets_is_of_the_images_that_all_have(
+def test_a_training_against_attacked_datasets_is_of_the_images_that_one_has(
     small_classifier: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {"input": "digits", "split": "train", "classifier": small_classifier, "engine": "local"}
@@ -95,8 +95,8 @@ def test_a_training_against_attacked_datasets_is_of_the_images_that_all_have(
     )
     train(config, ONE_WORKER, str(tmp_path / "run"))
     told = capsys.readouterr().out
-    assert "data: digits, train: 200 images of 10 classes" in told
-    assert re.search(r"warning: trained on 200 of 1,\d{3} images: those that were attacked", told)
+    assert "data: digits, train: 300 images of 10 classes" in told
+    assert re.search(r"warning: trained on 300 of 1,\d{3} images: those that were attacked", told)
     raypurify.attack(attack="none", limit=20, output=tmp_path / "test", **{**flags, "split": "test"})
     strange = dataclasses.replace(config, train_against=f"attacked,url={tmp_path}/test/images,split=test")
     with pytest.raises(ValueError, match="has none of the images of digits; attack the data of this training"):

@@ -245,6 +245,22 @@ def test_of_several_attacked_datasets_each_images_seed_picks_one(tmp_path: Path)
     assert has(["d/5.png", "d/6.png", "other"]).tolist() == [True, False, False]
 
 
+def test_a_small_attacked_dataset_is_not_lost_beside_a_large_one(tmp_path: Path) -> None:
+    urls = [
+        attacked_dataset(tmp_path / str(value), [f"d/{number}.png" for number in range(count)], value)
+        for value, count in ((100, 8), (200, 2))
+    ]
+    objective = purifier_objective(0.0, f'attacked,url=["{urls[0]}","{urls[1]}"]')
+    data = dataclasses.replace(images(8), ids=[f"d/{number}.png" for number in range(8)])
+    small = np.zeros(8)
+    for epoch in range(100):
+        again = dataclasses.replace(data, seeds=[100 * epoch + number for number in range(8)])
+        small += (objective.attacked(again, 0.0)[:, 0, 0, 0] * 255 > 150).numpy()
+    assert not small[2:].any(), "only one dataset has these"
+    assert small[:2] / 100 == pytest.approx([0.8, 0.8], abs=0.12)
+    assert objective.setup.pairs.has(["d/1.png", "d/7.png", "d/8.png"]).tolist() == [True, True, False]
+
+
 def test_attacked_partners_go_through_the_random_change_of_their_images(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
     columns = {"id": list("abcd"), "image": [encode_png(image) for image in pixels], "label": [0] * 4}

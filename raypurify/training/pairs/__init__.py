@@ -54,11 +54,20 @@ class Pairs(Protocol):
         ...
 
 
-def choices(batch: Batch, kinds: int, clean_share: float) -> NDArray[np.int64]:
-    """What becomes of each image, by its seed: one of ``kinds``, in equal shares, or -1 for one that is left clean."""
+def choices(batch: Batch, kinds: int | NDArray[np.float64], clean_share: float) -> NDArray[np.int64]:
+    """What becomes of each image, by its seed: one of some kinds, or -1 for one that is left clean.
+
+    Args:
+        batch: (N, ...) images.
+        kinds: how many kinds there are, in equal shares; or (N, K) chances, 0 for a kind that an image cannot be.
+        clean_share: share of the images, in [0, 1], that are left clean.
+    """
+    chances = np.ones((len(batch.seeds), kinds)) if isinstance(kinds, int) else kinds
     picks = np.array([seed_of(seed, "mixture") / 2**63 for seed in batch.seeds])
-    numbers = (picks - clean_share) / max(1 - clean_share, 1e-9) * kinds
-    return np.where(picks < clean_share, -1, numbers).astype(int)
+    within = (picks - clean_share) / max(1 - clean_share, 1e-9)
+    bounds = np.cumsum(chances, axis=1)
+    numbers = (bounds <= within[:, None] * bounds[:, -1:]).sum(axis=1)
+    return np.where(picks < clean_share, -1, numbers)
 
 
 def mixture(batch: Batch, victim: nn.Module, setup: PairSetup) -> Tensor:

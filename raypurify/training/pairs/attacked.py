@@ -24,7 +24,7 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class AttackedDatasets:
-    """Attacked datasets; no attack is made while training. The training is on the images that all of them have.
+    """Attacked datasets; no attack is made while training. The training is on the images that one of them has.
 
     Each worker keeps the first 256 MiB of pixels that it reads of a dataset. What lies beyond is read again at every
     step.
@@ -32,7 +32,8 @@ class AttackedDatasets:
 
     url: str | Sequence[str]
     """``OUTPUT/images`` of ``raypurify attack``, or another dataset whose column ``id`` has the training's ids; or
-    several, url=["A","B"]: an image's seed, another in each epoch, picks one."""
+    several, url=["A","B"]: an image's seed, another in each epoch, picks one of those that have it. The fewer images a
+    dataset has, the higher is its chance, so that it is not lost among larger ones."""
     split: Split = "train"
     """The split of the attacked datasets that is read."""
 
@@ -47,8 +48,8 @@ class AttackedDatasets:
         return [_Dataset(url=url, split=self.split) for url in urls]
 
     def has(self, names: Sequence[str]) -> NDArray[np.bool_]:
-        """Which of the images, by their ids, all datasets have: (N,)."""
-        return np.logical_and.reduce([dataset.has(names) for dataset in self.datasets])
+        """Which of the images, by their ids, one of the datasets has: (N,)."""
+        return np.logical_or.reduce([dataset.has(names) for dataset in self.datasets])
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """See :class:`raypurify.training.pairs.Pairs`.
@@ -56,7 +57,7 @@ class AttackedDatasets:
         Raises:
             DataError: an image has no attacked partner, or one that cannot be decoded or has another shape.
         """
-        chosen = choices(batch, len(self.datasets), setup.clean_share)
+        chosen = choices(batch, self._chances(batch.ids), setup.clean_share)
         _, channels, height, width = batch.x.shape
         device = batch.x.device
         x_adv = torch.zeros_like(batch.x)
@@ -68,6 +69,15 @@ class AttackedDatasets:
             ).x
         attacked = torch.from_numpy(chosen >= 0).to(device)[:, None, None, None]
         return torch.where(attacked, setup.augment(x_adv), batch.x)
+
+    def _chances(self, names: Sequence[str]) -> NDArray[np.float64]:
+        """How likely each image takes its partner from each dataset, up to a factor: (N, datasets).
+
+        An image that none has is left to the first, whose error names it.
+        """
+        chances = np.stack([dataset.has(names) / max(dataset.source.rows, 1) for dataset in self.datasets], axis=1)
+        chances[~chances.any(axis=1), 0] = 1
+        return chances
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,110 @@
+"""The paper's tables beside what was measured."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raypurify.report import paper
+from raypurify.runs import schema
+
+FIGURES = {
+    "n": 1000,
+    "accuracy_clean": 0.99,
+    "accuracy_adversarial": 0.2,
+    "accuracy_purified": 0.98,
+    "accuracy_clean_purified": 0.985,
+    "ssim_purified": 0.9,
+    "psnr_purified": 30.0,
+}
+
+
+def cell(purifier: str, trained_for: str | None, **more: Any) -> paper.Measured:
+    figures = {**FIGURES, **more.pop("figures", {})}
+    usual: dict[str, Any] = {"dataset": "mnist", "classifier": "a_net", "attack": "fgsm", "parameters": "calibrated"}
+    usual |= {"eps": 0.15, "attacked_by": "ε = 0.15"}
+    return paper.Measured(purifier=purifier, trained_for=trained_for, figures=figures, **{**usual, **more})
+
+
+MEASURED = [
+    cell("identity", None, figures={"accuracy_purified": 0.2}),
+    cell("threshold", None, figures={"accuracy_purified": 0.9, "ssim_purified": 0.8}),
+    cell("median_filter", None, figures={"accuracy_purified": 0.7, "ssim_purified": 0.95}),
+    cell("cru_net-a_net", "a_net"),
+    cell("cru_net-a_net-seed1", "a_net", figures={"accuracy_purified": 0.97}),
+    cell("cru_net-b_net", "b_net", figures={"accuracy_purified": 0.5}),
+    cell("cru_net-a_net", "a_net", attack="stadv", eps=None, parameters="fixed", attacked_by="any distance"),
+]
+ADAPTIVE = [
+    paper.Adaptive(dataset="mnist", classifier="a_net", trained_for="a_net", eps=eps, accuracy=accuracy, n=500)
+    for eps, accuracy in ((0.15, 0.4), (0.3, 0.05))
+]
+
+
+def test_the_papers_figures_are_whole() -> None:
+    found = paper.published()
+    assert [len(found[kind]) for kind in ("accuracy", "similarity")] == [48, 48]
+    assert sorted({row["table"] for kind in ("accuracy", "similarity") for row in found[kind]}) == [2, 3, 4, 5, 6, 7]
+    for row in found["accuracy"]:
+        assert 0 < row["no_defense"] < row["cru_net"] < 1
+        assert set(paper.target(row["target"])) <= {"a_net", "b_net", "d_net", "m_net"}
+    assert paper.no_defense("mnist", "fgsm", "a_net") == 0.2244
+    assert paper.no_defense("cifar10", "stadv", "m_net") == paper.no_defense("cifar10", "rotation_translation", "m_net")
+
+
+def test_a_row_stands_beside_the_papers() -> None:
+    rows = paper.accuracy_table(MEASURED, ADAPTIVE).to_pylist()
+    white, black, spatial = rows[0], next(row for row in rows if row["table"] == 4), rows[1]
+    assert len(rows) == 3
+    assert (white["table"], white["target"], white["paper_cru_net"]) == (2, "A-Net", 0.9935)
+    assert white["cru_net"] == pytest.approx(0.975)
+    assert (white["seeds"], white["lowest"], white["highest"]) == (2, 0.97, 0.98)
+    assert white["difference"] == pytest.approx(0.975 - 0.9935)
+    assert white["ratio"] == pytest.approx(0.975 / 0.99)
+    assert (white["best_trivial"], white["margin"]) == ("threshold", pytest.approx(0.075))
+    assert (white["adaptive"], white["adaptive_eps"]) == (0.4, 0.15)
+    assert (black["target"], black["cru_net"], black["adaptive"]) == ("A-net/B-net", 0.5, None)
+    assert (spatial["attack"], spatial["reading"], spatial["parameters"]) == ("SPA", "flow", "fixed")
+    assert (spatial["adaptive"], spatial["adaptive_eps"]) == (0.05, 0.3), "no ball of its own: the largest"
+    assert spatial["best_trivial"] is None
+
+
+def test_cells_that_the_paper_cannot_have_right_are_marked() -> None:
+    cells = [cell("cru_net-a_net", "a_net", attack=attack) for attack in ("fgsm", "r_fgsm")]
+    rows = paper.accuracy_table(cells, []).to_pylist()
+    assert [(row["attack"], row["impossible"]) for row in rows] == [("FGSM", False), ("R-FGSM", True)]
+
+
+def test_psnr_is_told_both_ways() -> None:
+    row = paper.similarity_table(MEASURED).to_pylist()[0]
+    assert (row["table"], row["paper_ssim"], row["ssim"], row["best_trivial_ssim"]) == (6, 0.9996, 0.9, 0.95)
+    assert row["psnr_eq16"] - row["psnr"] == pytest.approx(20 * np.log10(255), abs=1e-9)
+
+
+def test_the_page_shows_signs_readings_and_runs() -> None:
+    curve = pa.Table.from_pylist(
+        [{"epoch": 0, "step": step, "loss": 1.0 / (step + 1), "images_per_second": 9.0} for step in range(9)]
+    ).select(["epoch", "step", "loss", "images_per_second"])
+    assert set(curve.column_names) <= set(schema.METRICS.names)
+    page = paper.render(
+        paper.accuracy_table(
+            [*MEASURED, cell("cru_net-a_net", "a_net", attack="pgd", figures={"accuracy_purified": 1.0})], ADAPTIVE
+        ),
+        paper.similarity_table(MEASURED),
+        curves={"cru_net-a_net": curve},
+        runs={"A <run>": "evaluation/report.html"},
+        facts={"epochs": "20"},
+    )
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
+    assert "Table 2: white-box, mnist" in text
+    assert "Table 6: similarity" in text
+    assert '<span class="loss">−1.85</span>' in page
+    assert '<span class="gain">+0.67</span>' in page
+    assert "97.00–98.00" in text
+    assert "A &lt;run&gt;" in page
+    assert "Table 2: the share of clean accuracy is the paper's or more in 1 of 2 calibrated cells" in text
+    assert not re.findall(r"https?://(?!www\.w3\.org)", page)
