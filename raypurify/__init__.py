@@ -9,19 +9,30 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from raypurify.command.library import attack, clean, evaluate, train
+    from raypurify.command.library import attack, certify, clean, evaluate, train
     from raypurify.evaluation.tensors import accuracy_under, load_images
     from raypurify.models import load_network as load
     from raypurify.report.notebook import show
 
-__all__ = ["__version__", "accuracy_under", "attack", "clean", "evaluate", "load", "load_images", "show", "train"]
+__all__ = [
+    "__version__",
+    "accuracy_under",
+    "attack",
+    "certify",
+    "clean",
+    "evaluate",
+    "load",
+    "load_images",
+    "show",
+    "train",
+]
 
 _PLACES = {
     "accuracy_under": ("evaluation.tensors", "accuracy_under"),
     "load_images": ("evaluation.tensors", "load_images"),
     "load": ("models", "load_network"),
     "show": ("report.notebook", "show"),
-    **{verb: ("command.library", verb) for verb in ("attack", "clean", "evaluate", "train")},
+    **{verb: ("command.library", verb) for verb in ("attack", "certify", "clean", "evaluate", "train")},
 }
 """The module that has each lazy name, and its name there."""
 

@@ -39,7 +39,7 @@ class PGD:
     norm = "linf"
 
     def __post_init__(self) -> None:
-        check_epsilon(self.epsilon)
+        self._check_epsilon()
         check_labels(self.labels)
         for name in ("steps", "restarts"):
             if getattr(self, name) < 1:
@@ -48,6 +48,9 @@ class PGD:
             raise ValueError(f"restarts={self.restarts} would repeat one another; they need random_start")
         if self.step_size is not None and self.step_size <= 0:
             raise ValueError(f"step_size must be above 0; got {self.step_size!r}")
+
+    def _check_epsilon(self) -> None:
+        check_epsilon(self.epsilon)
 
     def __call__(
         self, victim: nn.Module, x: Tensor, y: Tensor, *, seeds: Sequence[int], target: Tensor | None = None
@@ -80,15 +83,9 @@ class PGD:
         first gradients were zero. Each iterate is judged by the logits that its gradient took; the last takes one more
         forward pass.
         """
-        step_size = (
-            max(self.epsilon / 30, 2.5 * self.epsilon / self.steps) if self.step_size is None else self.step_size
-        )
-        low, high = ball(x, self.epsilon)
         best, lowest = x, torch.full((len(x),), torch.inf, device=x.device)
         flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        x_adv = x
-        if self.random_start:
-            x_adv = (x + uniform(seeds, x, -self.epsilon, self.epsilon)).clamp(0, 1)
+        x_adv = self._start(x, seeds) if self.random_start else x
         for step in range(self.steps + 1):
             if step < self.steps:
                 gradient, ahead = input_gradient(victim, x_adv, labels)
@@ -99,8 +96,18 @@ class PGD:
             if step == 0:
                 flat = vanishes(gradient)
             if step < self.steps:
-                x_adv = torch.add(x_adv, gradient.sign_(), alpha=sign * step_size).clamp_(low, high)
+                x_adv = self._moved(x_adv, x, gradient, sign)
         return best, lowest, flat
+
+    def _start(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Points at random in the ball and in [0, 1]."""
+        return (x + uniform(seeds, x, -self.epsilon, self.epsilon)).clamp(0, 1)
+
+    def _moved(self, x_adv: Tensor, x: Tensor, gradient: Tensor, sign: int) -> Tensor:
+        """The points after one step along the gradient, or against it where ``sign`` is -1."""
+        least = max(self.epsilon / 30, 2.5 * self.epsilon / self.steps)
+        step_size = least if self.step_size is None else self.step_size
+        return torch.add(x_adv, gradient.sign_(), alpha=sign * step_size).clamp_(*ball(x, self.epsilon))
 
 
 build = PGD

@@ -57,6 +57,13 @@ def attack(**defaults: Any) -> Job:
     return Job.of(main, AttackArguments, **{**usual, **defaults})
 
 
+def certify(**defaults: Any) -> Job:
+    """Certify how far, in L2, no attacker can change answers."""
+    from raypurify.jobs.certify import CertificationArguments, main
+
+    return Job.of(main, CertificationArguments, **{"output": "runs/certify", **defaults})
+
+
 def clean() -> Job:
     """Clean images of any size and number."""
     from raypurify.jobs.clean import CleaningArguments, main

@@ -66,6 +66,25 @@ def attack(*, engine: Engine = "ray", **flags: Any) -> pa.Table:
         return pa.Table.from_pylist([run(arguments)])
 
 
+def certify(*, engine: Engine = "ray", **flags: Any) -> pa.Table:
+    """Certify how far, in L2, no attacker can change a smoothed classifier's answers, as ``raypurify certify`` does.
+
+    Args:
+        engine: who does the work.
+        flags: those of ``raypurify certify``, with underscores.
+
+    Returns:
+        The summary (``raypurify.runs.schema.CERTIFIED``), a row for each cell and radius.
+
+    Raises:
+        ValueError, FileNotFoundError, raypurify.runs.StoppedError: see :func:`evaluate`.
+    """
+    from raypurify.jobs.certify import run
+
+    with _arguments("certify", jobs.certify(), engine, flags) as arguments:
+        return run(arguments)
+
+
 def clean(*, engine: Engine = "ray", **flags: Any) -> pa.Table:
     """Clean images of any size and number, as ``raypurify clean`` does.
 

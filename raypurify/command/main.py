@@ -47,6 +47,11 @@ VERBS = {
         example="attack --input digits --classifier runs/demo/a_net/model --attack deepfool --png",
         job="attack",
     ),
+    "certify": Verb(
+        does="Certify how far, in L2, no attacker can change the answers of a classifier behind noise and a purifier.",
+        example="certify --data digits --classifiers runs/demo/a_net/model --sigmas 0.25 --draws 1000 --limit 50",
+        job="certify",
+    ),
     "clean": Verb(
         does="Clean images of any size and number, on disk or in a bucket.",
         example="clean --input 'photos/*.png' --purifier median_filter --output runs/clean",

@@ -55,7 +55,7 @@ class Unit:
         return [read_rows(piece.shard, piece.start, piece.stop) for piece in self.pieces]
 
 
-def rows_of_unit(output: str, rows: int, *, coupled: int = 0, overwrite: bool = False) -> int:
+def rows_of_unit(output: str, rows: int, *, coupled: int = 0, overwrite: bool = False, largest: int = LARGEST) -> int:
     """How many rows the units of a run have: those of the run that the output holds, or what follows from the dataset.
 
     It follows from what is computed and not from the pool, since the names of files follow from it.
@@ -65,9 +65,10 @@ def rows_of_unit(output: str, rows: int, *, coupled: int = 0, overwrite: bool = 
         rows: of the dataset.
         coupled: images of a batch, where an attack's result depends on the whole of it; else 0.
         overwrite: the run that the output holds does not count.
+        largest: rows of a unit at most.
     """
     begun: int | None = None if overwrite else runs.identity_of(output).get("unit")
-    return begun or min(max(-(-rows // UNITS), SMALLEST, coupled), LARGEST)
+    return begun or min(max(-(-rows // UNITS), SMALLEST, coupled), largest)
 
 
 def units_of(source: Source, rows: int, prefix: str = "") -> list[Unit]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.csv
 
-from raypurify import plugins, storage
+from raypurify import storage
 from raypurify.evaluation.calibration import COLUMNS, SIMILARITIES, distance_at, radius_at, within
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
@@ -26,7 +26,7 @@ from raypurify.jobs.engine import engine_of
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
-from raypurify.report import paper
+from raypurify.report import formats, paper
 from raypurify.runs import log
 from raypurify.runs.log import LogFlags
 from raypurify.training import TrainingConfig
@@ -298,7 +298,7 @@ class Case:
         found_by: dict[paper.Parameters, Mapping[str, float]] = {"calibrated": radii, "fixed": fixed}
         rows = self.run("in-balls", self.config(list(texts), limit=self.arguments.limit))
         return [
-            self.measured(row, parameters, f"ε = {plugins.shown(row['eps'])}", row)
+            self.measured(row, parameters, formats.ball(row["norm"], row["eps"]), row)
             for parameters, found in found_by.items()
             for row in rows
             if found[row["attack"]] == row["eps"]
@@ -318,7 +318,7 @@ class Case:
             for row in self.run(name, self.config(attacks, limit=limit)):
                 scores = read_scores(self.folder(name), row["cell"], (*COLUMNS, *SIMILARITIES))
                 distance = distances[row["attack"]]
-                told = "any distance" if distance is None else f"L2 ≤ {plugins.shown(distance)}"
+                told = "any distance" if distance is None else f"L2 ≤ {formats.three_digits(distance)}"
                 made.append(self.measured(row, "calibrated", told, within(scores, distance)))
                 made.append(self.measured(row, "fixed", "any distance", row))
         return made

@@ -306,6 +306,31 @@ def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str)
         return _svg(figure, name=name)
 
 
+def certified_curves(curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], *, name: str) -> str:
+    """Certified accuracy over the L2 radius, a line for each size of the noise.
+
+    Args:
+        curves: radii (N,), ascending from 0, and shares in [0, 1] that hold from each to the next, by their names.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        axes = figure.add_subplot()
+        styles = itertools.cycle(itertools.product(("solid", (0, (3.5, 2))), ("purified", "attacked", "adaptive")))
+        for (label, (radii, shares)), (dashes, colour) in zip(curves.items(), styles, strict=False):
+            axes.step(radii, shares, where="post", linestyle=dashes, color=_VARIABLES[colour], lw=1.6, label=label)
+        axes.set_xlim(0, None)
+        axes.set_ylim(0, 1.02)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
+        axes.set_xlabel("L2 radius, on pixels in [0, 1]")
+        axes.set_ylabel("certified accuracy")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.legend(loc="upper right", frameon=False, fontsize=8.0)
+        _bare(axes)
+        return _svg(figure, name=name)
+
+
 def score_curves(epochs: Sequence[int], scores: Mapping[str, Sequence[float]], *, best: int | None, name: str) -> str:
     """Scores by epoch, a line for each.
 

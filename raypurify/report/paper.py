@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,9 +16,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from raypurify import metrics
 from raypurify.report import figures, templates
 
+EQ16_OFFSET = 20 * math.log10(255)
+"""How far, in dB, the PSNR of the paper's Eq. 16 is above the usual one."""
 Parameters = Literal["calibrated", "fixed"]
 PARAMETERS: tuple[Parameters, ...] = ("calibrated", "fixed")
 ATTACKS: Mapping[str, Mapping[str, str]] = {
@@ -164,7 +166,7 @@ def similarity_table(measured: Sequence[Measured]) -> pa.Table:
                 "paper_psnr_eq16": psnrs[row["target"], row["attack"]],
                 "ssim": own[0].figures["ssim_purified"],
                 "psnr": (psnr := own[0].figures["psnr_purified"]),
-                "psnr_eq16": None if psnr is None else psnr + metrics.PSNR_EQ16_OFFSET,
+                "psnr_eq16": None if psnr is None else psnr + EQ16_OFFSET,
                 "best_trivial_ssim": max(
                     (cell.figures["ssim_purified"] or 0.0 for cell in cells if _is_trivial(cell)), default=None
                 ),

@@ -210,6 +210,64 @@ IMAGES = pa.schema(
 )
 """``images/`` of an attacked dataset: one row for each image."""
 
+VOTES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("votes", pa.list_(pa.int64()), nullable=False),  # how often each class was answered
+    ]
+)
+"""``votes/cell=<hash>/draws=<part>/``: one row for each image, of some of its draws."""
+
+CERTIFICATES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("guess", pa.int64(), nullable=False),  # the class that is certified
+        pa.field("draws", pa.int64(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),  # draws that answered it
+        pa.field("bound", pa.float64(), nullable=False),  # lower bound of its probability
+        pa.field("radius", pa.float64(), nullable=False),  # L2; 0 where the vote abstained
+        pa.field("right", pa.bool_(), nullable=False),  # the guess is the label, and the vote did not abstain
+        pa.field("abstained", pa.bool_(), nullable=False),
+    ]
+)
+"""``certificates/cell=<hash>/``: one row for each image."""
+
+ATTACKED_CERTIFICATES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("guess", pa.int64(), nullable=False),  # the class that is certified
+        pa.field("radius", pa.float64(), nullable=False),  # of the certificate
+        pa.field("l2", pa.float64(), nullable=False),  # of the attacked image's change: below the radius
+        pa.field("answer", pa.int64(), nullable=False),  # the vote's on the attacked image
+        pa.field("votes", pa.list_(pa.int64()), nullable=False),
+    ]
+)
+"""``attacked/<hash>.parquet``: some of a cell's certified images under an attack within their radii."""
+
+CERTIFIED = pa.schema(
+    [
+        pa.field("cell", pa.string(), nullable=False),  # hash of networks and noise
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("classifier", pa.string(), nullable=False),
+        pa.field("purifier", pa.string(), nullable=False),
+        pa.field("trivial", pa.bool_(), nullable=False),  # the purifier learned nothing
+        pa.field("sigma", pa.float64(), nullable=False),
+        pa.field("radius", pa.float64(), nullable=False),  # L2
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("certified", pa.float64(), nullable=False),  # share of the images that are right, and safe there
+        pa.field("certified_low", pa.float64(), nullable=False),  # 95% Wilson bounds
+        pa.field("certified_high", pa.float64(), nullable=False),
+        pa.field("abstained", pa.float64(), nullable=False),  # share of the images, the same at each radius
+        pa.field("draws_mean", pa.float64(), nullable=False),  # likewise
+        pa.field("radius_mean", pa.float64(), nullable=False),  # likewise, wrong images as 0: it rewards easy images
+        pa.field("attacked", pa.int64(), nullable=False),  # certified images that were attacked within their radii
+        pa.field("attacked_changed", pa.int64(), nullable=False),  # of these, those whose answer the attack changed
+    ]
+)
+"""``summary.parquet`` of certificates: one row for each cell and radius."""
+
 METRICS = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),

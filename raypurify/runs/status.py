@@ -20,7 +20,7 @@ from raypurify.runs import lease
 from raypurify.runs.reasons import Reasons
 from raypurify.storage.published import redacted, visible
 
-Job = Literal["training", "evaluation", "attack", "cleaning"]
+Job = Literal["training", "evaluation", "attack", "cleaning", "certification"]
 State = Literal["finished", "running", "interrupted", "overwritten"]
 
 
@@ -101,6 +101,8 @@ def job_of(identity: Mapping[str, Any]) -> Job | None:
         return "attack"
     if "shards" in identity:
         return "cleaning"
+    if "alpha" in identity:
+        return "certification"
     return "evaluation" if "data" in identity else None
 
 
@@ -176,6 +178,15 @@ def _attack(output: str, identity: Mapping[str, Any], attempts: tuple[Mapping[st
     return _of_units(output, marks, units, _images_of(attempts), attempts)
 
 
+def _certification(output: str, identity: Mapping[str, Any], attempts: tuple[Mapping[str, Any], ...]) -> Extent:
+    """By the marks of the last command's cells: the last attempt tells how many there are."""
+    marks = storage.times_written(storage.join(output, identity["marks"]), ".parquet")
+    of_each = [attempt["counts"]["marks"] for attempt in attempts if "marks" in attempt["counts"]]
+    units = _units_of_rows(output, identity, attempts, 0)
+    total = units * of_each[-1] if units and of_each else None
+    return _of_units(output, marks, total, None, attempts)
+
+
 def _cleaning(output: str, identity: Mapping[str, Any], attempts: tuple[Mapping[str, Any], ...]) -> Extent:
     marks = storage.times_written(storage.join(output, "manifest"), ".parquet")
     # The marks of the plan's generations, as raypurify.cleaning.plan writes them.
@@ -203,7 +214,13 @@ def _of_units(
     )
 
 
-EXTENTS = {"training": _training, "evaluation": _evaluation, "attack": _attack, "cleaning": _cleaning}
+EXTENTS = {
+    "training": _training,
+    "evaluation": _evaluation,
+    "attack": _attack,
+    "cleaning": _cleaning,
+    "certification": _certification,
+}
 
 
 def _seconds_left(

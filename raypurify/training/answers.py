@@ -36,11 +36,13 @@ def loss_of_answers(
     else:
         logits = classifier(restored)
         with torch.no_grad():
-            expected_logits = classifier(x) if config.logit_weight else logits
+            expected_logits = classifier(x) if config.logit_weight or config.stability_weight else logits
     if config.logit_weight:
         loss = loss + config.logit_weight * F.l1_loss(logits.float(), expected_logits.float())
     if config.label_weight:
         loss = loss + config.label_weight * F.cross_entropy(logits.float(), y)
+    if config.stability_weight:
+        loss = loss + config.stability_weight * F.cross_entropy(logits.float(), expected_logits.argmax(dim=1))
     if config.kl_weight:
         loss = loss + config.kl_weight * divergence(classifier(clean), logits)
     return loss

@@ -14,6 +14,7 @@ from raypurify.attacks._active import margin
 from raypurify.attacks._gradients import input_gradient
 from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
+from raypurify.attacks.pgd_l2 import PGDL2
 from raypurify.attacks.r_fgsm import RFGSM
 
 NAMES = plugins.known("raypurify.attacks")
@@ -67,6 +68,8 @@ def test_stays_in_the_ball_and_in_the_box(name: str, victim: nn.Module, images: 
         radius = radius_of(attack)
         assert radius is not None
         assert (x_adv - images).abs().max() <= radius + 1e-6
+    elif attack.norm == "l2" and (radius := radius_of(attack)) is not None:
+        assert (x_adv - images).flatten(1).norm(dim=1).max() <= radius + 1e-6
     assert torch.equal(images, before)
     assert attacked.steps.shape == attacked.queries.shape == (9,)
     assert attacked.steps.dtype == attacked.queries.dtype == torch.int64
@@ -254,6 +257,22 @@ def test_pgd_equals_torchattacks(victim: nn.Module, images: Tensor, labels: Tens
     ours = PGD(epsilon=0.1, steps=7, step_size=0.014, random_start=False)(victim, images, labels, seeds=range(9)).x_adv
     theirs = torchattacks.PGD(victim, eps=0.1, alpha=0.014, steps=7, random_start=False)(images, labels)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_pgd_l2_equals_torchattacks(victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    attack = PGDL2(epsilon=0.5, steps=7, step_size=0.1, random_start=False)
+    ours = attack(victim, images, labels, seeds=range(9)).x_adv
+    theirs = torchattacks.PGDL2(victim, eps=0.5, alpha=0.1, steps=7, random_start=False)(images, labels)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_pgd_l2_starts_anywhere_in_its_ball(victim: nn.Module, images: Tensor, labels: Tensor) -> None:
+    inside = images[:1].clamp(0.4, 0.6).expand(200, -1, -1, -1)
+    away = PGDL2(epsilon=0.5)._start(inside, range(200)) - inside
+    distances = away.flatten(1).norm(dim=1)
+    assert distances.max() <= 0.5
+    assert distances.min() < 0.05
+    assert distances.mean().item() == pytest.approx(0.25, abs=0.05)
 
 
 def test_r_fgsm_takes_half_of_epsilon_at_random(victim: nn.Module, images: Tensor, labels: Tensor) -> None:

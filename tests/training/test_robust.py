@@ -59,6 +59,7 @@ def test_features_are_what_enters_the_last_linear_layer() -> None:
 
 def test_each_loss_has_its_weight() -> None:
     weights = {"pixel_weight": 0.5, "label_weight": 2.0, "kl_weight": 3.0, "feature_weight": 4.0, "logit_weight": 5.0}
+    weights["stability_weight"] = 6.0
     objective = with_classifiers(purifier_objective(0.0, **weights), deep_classifier(0))
     network, classifier = objective.setup.network, objective.setup.classifier
     nn.init.normal_(network.output.weight, std=0.3)
@@ -71,8 +72,18 @@ def test_each_loss_has_its_weight() -> None:
         + 3 * divergence(classifier(network(x)), logits)
         + 4 * F.mse_loss(features, classifier[:3](x))
         + 5 * (logits - classifier(x)).abs().mean()
+        + 6 * F.cross_entropy(logits, classifier(x).argmax(dim=1))
     )
     torch.testing.assert_close(objective.loss(data), expected)
+
+
+def test_a_loss_on_what_the_classifier_said_stands_alone_too() -> None:
+    objective = with_classifiers(purifier_objective(0.0, pixel_weight=0.0, stability_weight=2.0), deep_classifier(0))
+    network, classifier = objective.setup.network, objective.setup.classifier
+    nn.init.normal_(network.output.weight, std=0.3)
+    x_adv, x = objective.pairs(batch())
+    expected = 2 * F.cross_entropy(classifier(network(x_adv)), classifier(x).argmax(dim=1))
+    torch.testing.assert_close(objective.loss(batch()), expected)
 
 
 def test_a_loss_on_logits_stands_alone_too() -> None:

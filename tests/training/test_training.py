@@ -192,8 +192,17 @@ def test_noise_makes_pairs_without_an_attack() -> None:
     assert (changes.abs().amax(dim=1) == 0).float().mean() == pytest.approx(0.25, abs=0.07)
     assert changes[changes.abs().amax(dim=1) > 0].std() == pytest.approx(0.1, rel=0.05)
     assert torch.equal(objective.attacked(images(7), 0.25), x_adv[:7])
-    with pytest.raises(ValueError, match="sigma must be above 0"):
-        build_pairs("noise,sigma=0")
+    assert purifier_objective(0.0, "noise,sigma=2").attacked(images(40), 0.0).max() == 1
+    free = purifier_objective(0.0, "noise,sigma=2,clip=false").attacked(images(400), 0.0) - 0.5
+    assert free.std() == pytest.approx(2, rel=0.05)
+    ranged = purifier_objective(0.0, "noise,sigma=0.2,least=0.1,clip=false").attacked(images(400), 0.0)
+    sigmas = (ranged - 0.5).flatten(1).std(dim=1)
+    assert sigmas.min() < 0.12
+    assert sigmas.max() > 0.18
+    assert sigmas.mean() == pytest.approx(0.15, rel=0.05)
+    for text, told in (("sigma=0", "sigma must be above 0"), ("sigma=0.1,least=0.2", "least must be at least 0")):
+        with pytest.raises(ValueError, match=told):
+            build_pairs(f"noise,{text}")
     with pytest.raises(ValueError, match="known are adaptive, attacked, attacks, noise"):
         build_pairs("noises")
 

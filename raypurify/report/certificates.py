@@ -1,0 +1,97 @@
+"""The page of certificates: accuracy that holds within a radius, whatever the attacker does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raypurify import storage
+from raypurify.report import attempts, figures, formats, templates
+from raypurify.report.cells import grouped
+from raypurify.runs import schema
+from raypurify.storage.published import redacted
+
+COUNTED = {"in": "Images in", "out": "Out", "rejected": "Rejected"}
+COMMON = ("classifier", "purifier", "sigma")
+
+
+def by_radius(summary: pa.Table) -> pa.Table:
+    """A summary (``schema.CERTIFIED``) as it is printed: a row for each cell, a column for each radius."""
+    found = []
+    for members in grouped(summary.to_pylist(), lambda row: (row["cell"],)).values():
+        one = members[0]
+        shares = {f"r = {row['radius']:g}": row["certified"] for row in members}
+        found.append({**{name: one[name] for name in (*COMMON, "n", "abstained", "draws_mean")}, **shares})
+    columns = list(dict.fromkeys(name for row in found for name in row))
+    return pa.table({name: [row.get(name) for row in found] for name in columns})
+
+
+def write_report(output: str) -> None:
+    """Write ``report.html`` into the output folder of certificates, from what the run wrote there."""
+    rows = storage.read_table(storage.join(output, "summary.parquet")).to_pylist()
+    curves = {cell: _curve(output, cell) for cell in dict.fromkeys(row["cell"] for row in rows)}
+    page = certificates_page(storage.read_json(storage.join(output, "run.json")), rows, curves)
+    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+
+
+def _curve(output: str, cell: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Radii at which certified accuracy falls, from 0, and to what: both (M,)."""
+    urls = storage.list_files(storage.join(output, "certificates", f"cell={cell}"), ".parquet")
+    table = storage.read_tables(urls, pa.schema([schema.CERTIFICATES.field(name) for name in ("radius", "right")]))
+    radii = np.sort(table["radius"].to_numpy()[table["right"].to_numpy()])
+    falls, first = np.unique(radii, return_index=True)
+    left = (len(radii) - first) / max(len(table), 1)
+    # A radius that is certified counts itself: the share falls behind it.
+    return np.concatenate([[0.0], falls]), np.append(left, 0.0)
+
+
+def certificates_page(
+    run: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> str:
+    """The page as HTML: it asks nothing of the network, and runs no script.
+
+    Args:
+        run: ``run.json``; whatever it lacks is left out.
+        rows: of the schema ``CERTIFIED``.
+        curves: of each cell, by its hash: radii (M,), and shares in [0, 1] that hold from each to the next.
+    """
+    run = formats.visible(run)
+    rows = formats.visible(redacted([*rows]))
+    cells = [*grouped(map(dict, rows), lambda row: (row["cell"],)).values()]
+    identity = run.get("identity") or {}
+    radii = sorted({row["radius"] for row in rows})
+    return templates.render(
+        "certificates.html.j2",
+        title="Certified accuracy",
+        cells=[{"row": members[0], "at": {row["radius"]: row for row in members}} for members in cells],
+        radii=radii,
+        charts=list(_charts(cells, curves)),
+        identity=identity,
+        values=_values(run),
+        warnings=attempts.warnings(run),
+        run=attempts.shown(run, COUNTED),
+    )
+
+
+def _values(run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How many values an image has, and its shape; None where no attempt tells."""
+    shapes = [shape for attempt in attempts.listed(run) if (shape := (attempt.get("counts") or {}).get("shape"))]
+    return {"shape": "×".join(map(str, shapes[-1])), "root": math.sqrt(math.prod(shapes[-1]))} if shapes else None
+
+
+def _charts(
+    cells: Sequence[Sequence[Mapping[str, Any]]],
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> Iterator[dict[str, Any]]:
+    """A chart for each classifier and purifier, with a line for each size of the noise."""
+    together = grouped([dict(members[0]) for members in cells], lambda row: (row["classifier"], row["purifier"]))
+    for number, members in enumerate(together.values()):
+        lines = {f"σ = {row['sigma']:g}": curves[row["cell"]] for row in members if row["cell"] in curves}
+        yield {"row": members[0], "svg": figures.certified_curves(lines, name=f"certified{number}")}

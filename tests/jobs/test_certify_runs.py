@@ -1,0 +1,131 @@
+"""Certificates of a dataset: whole, the same however they are made, and told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import raypurify
+from raypurify import storage
+from raypurify.evaluation import certification
+from raypurify.evaluation.certification import CertificationConfig
+from raypurify.jobs import certify as job
+from raypurify.jobs.certify import certify
+from raypurify.jobs.resources import ActorPool
+from raypurify.runs import schema
+from raypurify.runs.status import status_of
+
+LOCAL = ActorPool(actors=1, local=True)
+
+
+@pytest.fixture
+def config(small_classifier: str) -> CertificationConfig:
+    return CertificationConfig(
+        data="digits",
+        every=10,
+        classifiers=(small_classifier,),
+        draws=300,
+        guesses=20,
+        sigmas=(0.1,),
+        radii=(0.0, 0.1),
+        attack_images=0,
+    )
+
+
+def certificates(output: Path | str) -> list[dict[str, Any]]:
+    urls = storage.list_files(f"{output}/certificates", ".parquet")
+    return sorted(
+        storage.read_tables(urls, schema.CERTIFICATES).to_pylist(), key=lambda row: (row["id"], row["radius"])
+    )
+
+
+def test_certificates_are_whole_and_do_not_depend_on_the_batch(
+    config: CertificationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = certify(config, LOCAL, str(tmp_path / "one"))
+    rows = certificates(tmp_path / "one")
+    assert summary.schema == schema.CERTIFIED
+    assert [row["radius"] for row in summary.to_pylist()] == [0.0, 0.1]
+    assert {row["n"] for row in summary.to_pylist()} == {len(rows)} == {30}
+    assert len({row["id"] for row in rows}) == 30
+    for row in summary.to_pylist():
+        right = [one["right"] and one["radius"] >= row["radius"] for one in rows]
+        assert row["certified"] == pytest.approx(np.mean(right))
+        assert row["certified_low"] <= row["certified"] <= row["certified_high"]
+    monkeypatch.setattr(job, "PART", 100)
+    certify(config, dataclasses.replace(LOCAL, batch=40), str(tmp_path / "other"))
+    assert certificates(tmp_path / "other") == rows
+    assert len(storage.list_files(str(tmp_path / "other/votes"), ".parquet")) == 2 * 4
+
+
+def test_a_run_that_was_cut_off_draws_what_is_missing(config: CertificationConfig, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    certify(config, LOCAL, output)
+    rows = certificates(output)
+    urls = storage.list_files(f"{output}/votes", ".parquet")
+    storage.remove(urls[0])
+    storage.remove(f"{output}/{storage.SUCCESS}")
+    kept = {url: Path(url).stat().st_mtime_ns for url in urls[1:]}
+    assert status_of(output).state == "interrupted"
+    certify(config, LOCAL, output)
+    assert certificates(output) == rows
+    assert {url: Path(url).stat().st_mtime_ns for url in kept} == kept
+    assert status_of(output).job == "certification"
+    assert status_of(output).state == "finished"
+
+
+def test_an_output_holds_the_cells_of_several_commands(config: CertificationConfig, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    certify(config, LOCAL, output)
+    more = certify(dataclasses.replace(config, sigmas=(0.1, 0.4), radii=(0.0,)), LOCAL, output)
+    assert [row["sigma"] for row in more.to_pylist()] == [0.1, 0.4]
+    found = pq.read_table(f"{output}/summary.parquet").to_pylist()
+    assert [(row["sigma"], row["radius"]) for row in found] == [(0.1, 0.0), (0.4, 0.0)]
+    page = Path(f"{output}/report.html").read_text()
+    assert "σ = 0.4" in page
+    assert "r = 0" in page
+    with pytest.raises(ValueError, match="draws"):
+        certify(dataclasses.replace(config, draws=400), LOCAL, output)
+
+
+def test_certified_images_withstand_an_attack_within_their_radii(
+    config: CertificationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = str(tmp_path / "run")
+    more = dataclasses.replace(config, attack_images=3, draws=500)
+    row = certify(more, LOCAL, output).to_pylist()[0]
+    (url,) = storage.list_files(f"{output}/attacked", ".parquet")
+    found = storage.read_table(url).to_pylist()
+    assert (row["attacked"], row["attacked_changed"]) == (len(found), 0)
+    assert 0 < len(found) <= 3
+    assert all(0.5 * one["radius"] < one["l2"] <= 0.99 * one["radius"] + 1e-5 for one in found)
+    monkeypatch.setattr(certification, "WITHIN", 60.0)
+    with pytest.raises(RuntimeError, match=r"an attack within the certified radii changed \d of \d answers"):
+        certify(more, LOCAL, str(tmp_path / "broken"))
+    assert not (tmp_path / "broken" / storage.SUCCESS).exists()
+
+
+def test_a_decision_takes_fewer_draws_and_agrees(config: CertificationConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, draws=1000, every=30)
+    fixed = certify(config, LOCAL, str(tmp_path / "fixed"))
+    sequential = dataclasses.replace(config, procedure="sequential", radii=(0.1,))
+    found = certify(sequential, LOCAL, str(tmp_path / "sequential"))
+    assert found["draws_mean"][0].as_py() < 0.5 * fixed["draws_mean"][0].as_py()
+    by_id = {row["id"]: row for row in certificates(tmp_path / "fixed")}
+    for row in certificates(tmp_path / "sequential"):
+        assert row["guess"] == by_id[row["id"]]["guess"]
+        if row["radius"] >= 0.1:
+            assert by_id[row["id"]]["radius"] >= 0.1
+
+
+def test_certify_is_a_function(small_classifier: str, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {"data": "digits", "limit": 4, "draws": 100, "guesses": 10, "radii": [0.0]}
+    summary = raypurify.certify(classifiers=[small_classifier], output=tmp_path / "run", engine="local", **flags)
+    assert isinstance(summary, pa.Table)
+    assert summary["n"].to_pylist() == [4]
