@@ -65,8 +65,8 @@ class TrainingConfig:
     """Weight of the cross-entropy of the true labels, by the classifier behind a purifier. Training against adaptive
     attacks needs it."""
     stability_weight: float = 0.0
-    """Weight of the cross-entropy of what the classifier says of the clean image, as denoisers for smoothing are trained
-    (Salman et al. 2020). It needs no labels."""
+    """Weight of the cross-entropy of what the classifier says of the clean image, for denoisers (Salman et al. 2020).
+    It needs no labels."""
     kl_weight: float = 0.0
     """Weight of the loss of TRADES (Zhang et al. 2019): how far the classifier's answer to the adversarial image is
     from that to the clean one, both purified where there is a purifier, as the Kullback-Leibler divergence."""

@@ -1,0 +1,137 @@
+"""Certificates: draws a second on Ray against bare loops as the method's authors write them.
+
+The baseline is the better of two: one process that uses all cores in its networks' arithmetic, and a process a core, of
+one thread each. Each repeats an image, adds noise of torch's generator, purifies, classifies and counts. Start-up of
+Ray, actors and processes is left out.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from multiprocessing.synchronize import Barrier
+
+import _harness
+import torch
+
+from raypurify import models, storage
+from raypurify.data import open_source
+from raypurify.evaluation.certification import CertificationConfig
+from raypurify.evaluation.units import batches_of, units_of
+from raypurify.jobs.certify import certify
+from raypurify.jobs.resources import ActorPool
+from raypurify.training import batch_of
+from raypurify.training.arithmetic import compute_on_cpus
+
+CLASSIFIER, PURIFIER = "weights/mnist/a_net", "weights/mnist/cru_net-a_net"
+SIGMA = 0.5
+BATCH = 250
+
+
+def on_ray(data: str, limit: int, draws: int, actors: int) -> float:
+    """Draws a second of a run, by its own ``run.json``."""
+    config = CertificationConfig(
+        data=data,
+        limit=limit,
+        classifiers=(CLASSIFIER,),
+        purifiers=(PURIFIER,),
+        sigmas=(SIGMA,),
+        draws=draws,
+        attack_images=0,
+    )
+    with tempfile.TemporaryDirectory() as output:
+        certify(config, ActorPool(actors=actors, cpus_per_actor=1, batch=BATCH), output + "/run")
+        run = storage.read_json(output + "/run/run.json")
+    return float(run["attempts"][0]["counts"]["images_per_second"]) * (draws + config.guesses)
+
+
+def loop(data: str, limit: int, draws: int, share: int, shares: int) -> None:
+    """Count the votes of every so many-th image."""
+    classifier, purifier = (
+        models.placed(models.load(kind, text).build(), "cpu")  # type: ignore[arg-type]
+        for kind, text in (("classifier", CLASSIFIER), ("purifier", PURIFIER))
+    )
+    source = open_source(data, split="test", limit=limit)
+    for unit in units_of(source, limit):
+        for _, images, labels in batches_of(unit.read(), lambda shape: limit):
+            x = batch_of(images, labels, (), "cpu").x
+            with torch.no_grad():
+                for image in x[share::shares]:
+                    votes = torch.zeros(10, dtype=torch.int64)
+                    for first in range(0, draws, BATCH):
+                        repeated = image.expand(min(BATCH, draws - first), -1, -1, -1)
+                        noisy = repeated + SIGMA * torch.randn_like(repeated)
+                        votes += torch.bincount(classifier(purifier(noisy)).argmax(dim=1), minlength=10)
+
+
+def one_process(data: str, limit: int, draws: int, cores: int) -> float:
+    """Draws a second of one process with a thread a core."""
+    compute_on_cpus(cores)
+    started = time.perf_counter()
+    loop(data, limit, draws, 0, 1)
+    return limit * draws / (time.perf_counter() - started)
+
+
+def process_per_core(data: str, limit: int, draws: int, cores: int) -> float:
+    """Draws a second of a process a core, each of which has its share of the images."""
+    context = multiprocessing.get_context("spawn")
+    barrier, clocks = context.Barrier(cores), context.SimpleQueue()
+    arguments = [(data, limit, draws, share, cores, barrier, clocks) for share in range(cores)]
+    processes = [context.Process(target=_timed_share, args=own) for own in arguments]
+    for process in processes:
+        process.start()
+    started, ended = zip(*(clocks.get() for _ in processes), strict=True)
+    for process in processes:
+        process.join()
+    return limit * draws / (max(ended) - min(started))
+
+
+def _timed_share(
+    data: str,
+    limit: int,
+    draws: int,
+    share: int,
+    shares: int,
+    barrier: Barrier,
+    clocks: multiprocessing.SimpleQueue[tuple[float, float]],
+) -> None:
+    compute_on_cpus(1)
+    barrier.wait()
+    started = time.time()
+    loop(data, limit, draws, share, shares)
+    clocks.put((started, time.time()))
+
+
+def main() -> None:
+    """Measure in turns and print the JSON object."""
+    parser = _harness.arguments(__doc__)
+    parser.add_argument("--data", default="mnist", help="dataset of 28x28 grey images")
+    parser.add_argument("--limit", type=int, default=64, help="images")
+    parser.add_argument("--draws", type=int, default=1000, help="of each image")
+    parser.add_argument("--turns", type=int, default=3, help="the figures are medians of so many")
+    options = parser.parse_args()
+    limit, turns = (16, 1) if options.quick else (options.limit, options.turns)
+    cores, sizes = len(os.sched_getaffinity(0)), (options.data, limit, options.draws)
+    contestants = {
+        "an actor a core": lambda: on_ray(*sizes, cores),
+        "one actor": lambda: on_ray(*sizes, 1),
+        "one process, all cores": lambda: one_process(*sizes, cores),
+        "one process a core": lambda: process_per_core(*sizes, cores),
+    }
+    turned = [{name: run() for name, run in contestants.items()} for _ in range(turns)]
+    rates = {name: statistics.median(turn[name] for turn in turned) for name in contestants}
+    baseline = max(("one process, all cores", "one process a core"), key=rates.__getitem__)
+    pairs = (("an actor a core", baseline), ("an actor a core", "one actor"))
+    results = [
+        _harness.result(f"{ours} against {other}", "draws/s", rates[ours], rates[other], other, limit, turns=turns)
+        for ours, other in pairs
+    ]
+    _harness.report("certificates", results, packages=("torch", "ray"))
+
+
+if __name__ == "__main__":
+    _harness.share_modules()
+    main()
