@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from raypurify import models
 from raypurify.attacks.pgd_l2 import PGDL2
 from raypurify.data import AS_STORED, View
 from raypurify.metrics import wilson_interval
-from raypurify.purifiers import Composite, is_random, purify
+from raypurify.purifiers import Composite, is_differentiable, is_random, purify
 from raypurify.runs import fields
 from raypurify.seeds import derive, normal, seed_of
 
@@ -34,10 +35,14 @@ ATTACK = PGDL2(steps=20)
 """What certificates are held against, at radii of their own."""
 ATTACK_DRAWS = 16
 """Draws that the attacker's gradient is averaged over."""
+ATTACK_COST = 3 * ATTACK.steps * ATTACK_DRAWS
+"""About how many draws an attack on an image costs: a gradient is three passes through the networks."""
 WITHIN = 0.99
 """Share of its radius at which an image is attacked."""
 BLOCK = 100
-"""Draws whose noise comes from one seed: that of the image, and of the block's number."""
+"""Draws whose noise comes from one seed: that of the image, and of the block's number. A large image has fewer."""
+BLOCK_VALUES = 2**22
+"""Values of the noise of a block at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,7 @@ class CertificationConfig:
     limit: int | None = None
     """Take this number of images only: the first ones, or, of Parquet without splits, of each class its share."""
     every: int = 1
-    """Take every image of this number: with 20 the first one, the 21st, the 41st, ..."""
+    """Of these, take every image of this number: with 20 the first one, the 21st, the 41st, ..."""
     view: View = AS_STORED
     classifiers: tuple[str, ...]
     """The classifiers: checkpoints, or my_package.module:callable."""
@@ -61,8 +66,8 @@ class CertificationConfig:
     """Standard deviations of the noise, on pixels in [0, 1]."""
     procedure: Procedure = "fixed"
     """fixed: of each image --draws are drawn, and a bound follows from their count (Cohen et al. 2019). sequential:
-    draws go on until it is known of each of --radii whether the image is safe there, at most --draws; the bound holds
-    whenever it stops. It takes far fewer draws, and its radius is no larger than the answer needs."""
+    draws go on until it is known of each of --radii whether the image is safe there, or that --draws would not prove
+    it; the bound holds whenever it stops. It takes far fewer draws, and its radius is as large as the answer needs."""
     draws: int = 10000
     """How many times noise is added to each image."""
     guesses: int = 100
@@ -74,8 +79,8 @@ class CertificationConfig:
     clip: bool = False
     """Clip noisy images to [0, 1] before the purifier, as a training against noise does that clips."""
     attack_images: int = 20
-    """About this number of certified images of each cell is attacked, at 0.99 of their radii, by PGD in L2 through the
-    noise. A run whose certificates an attack breaks, more often than --alpha allows, fails."""
+    """At most this number of each cell's certified images that are right is attacked, at 0.99 of their radii, by PGD in
+    L2 through the noise. A run of whose certificates an attack proves more wrong than --alpha allows fails."""
     precision: models.Precision = "float32"
     """The type that the networks compute in. A certificate is of the networks in this type."""
     seed: int = 0
@@ -93,8 +98,15 @@ class CertificationConfig:
                 "draws, guesses and every must be at least 1, attack_images at least 0; got "
                 f"{self.draws}, {self.guesses}, {self.every}, {self.attack_images}"
             )
+        for name in ("sigmas", "radii"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name} name one twice; name each once: {getattr(self, name)}")
         if not 0 < self.alpha < 0.5:
             raise ValueError(f"alpha must be above 0 and below 0.5; got {self.alpha!r}")
+
+
+Networks = tuple[nn.Module, nn.Module]
+"""A classifier and a purifier, on a device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +122,10 @@ class Cell:
         """Follows from the networks and the noise."""
         parts = [self.classifier.identity, self.purifier.identity, self.sigma]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def placed(self, device: str) -> Networks:
+        """Its networks on a device."""
+        return models.placed(self.classifier.build(), device), models.placed(self.purifier.build(), device)
 
 
 def bound_of(counts: NDArray[np.int64], draws: int, alpha: float) -> NDArray[np.float64]:
@@ -186,8 +202,6 @@ def added_up(
         alpha: chance of error for each image.
         sigma: of the noise.
     """
-    if not len(table):
-        return []
     picked = guesses.argmax(axis=1)
     counts = votes[np.arange(len(picked)), picked]
     bounds = bound_of(counts, draws, alpha)
@@ -226,14 +240,19 @@ def summarised(table: pa.Table, radii: Sequence[float]) -> Iterator[dict[str, An
         }
 
 
+def block_of(shape: Sequence[int]) -> int:
+    """How many draws of an image (C, H, W) are a block: a divisor of :data:`BLOCK`."""
+    most = BLOCK_VALUES // max(1, math.prod(shape))
+    return next((size for size in (100, 50, 25, 20, 10, 5, 4, 2) if size <= most), 1)
+
+
 class Smoothed:
     """A classifier behind noise and a purifier, on a device."""
 
-    def __init__(self, cell: Cell, config: CertificationConfig, device: str, batch: int) -> None:
+    def __init__(self, networks: Networks, sigma: float, config: CertificationConfig, device: str, batch: int) -> None:
         """``batch`` images go through the networks at once; no vote depends on it but for rounding."""
-        self.classifier = models.placed(cell.classifier.build(), device)
-        self.purifier = models.placed(cell.purifier.build(), device)
-        self.sigma, self.config, self.device, self.batch = cell.sigma, config, device, batch
+        self.classifier, self.purifier = networks
+        self.sigma, self.config, self.device, self.batch = sigma, config, device, batch
 
     def votes(self, x: Tensor, ids: Sequence[str], part: str, first: int, draws: int) -> Tensor:
         """How often each class is answered: (N, K) int64.
@@ -262,39 +281,41 @@ class Smoothed:
     ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
         """Noisy images, a batch at a time: rows of ``x`` (M,), images (M, C, H, W), and seeds for a random purifier."""
         kept: list[tuple[int, Tensor, list[int]]] = []
-        random = is_random(self.purifier)
+        random, block = is_random(self.purifier), block_of(x.shape[1:])
         for row, name in enumerate(ids):
-            for start in range(first, first + draws, BLOCK):
-                count = min(BLOCK, first + draws - start)
-                seed = seed_of(self.config.seed, "certificate", name, part, start // BLOCK)
+            for start in range(first, first + draws, block):
+                count = min(block, first + draws - start)
+                seed = seed_of(self.config.seed, "certificate", name, part, start // block)
                 seeds = [seed_of(seed, "purify", draw) for draw in range(count)] if random else [0] * count
-                kept.append((row, self._noise(x[row], seed)[:count], seeds))
+                kept.append((row, self._noise(x[row], seed, block)[:count], seeds))
                 if sum(len(noise) for _, noise, _ in kept) >= self.batch:
                     yield from self._batches(x, kept)
                     kept = []
         if kept:
             yield from self._batches(x, kept)
 
-    def _noise(self, like: Tensor, seed: int) -> Tensor:
-        """Standard normal noise of a block of draws, made on the device: (BLOCK, C, H, W)."""
+    def _noise(self, like: Tensor, seed: int, block: int) -> Tensor:
+        """Standard normal noise of a block of draws, made on the device: (block, C, H, W)."""
         generator = torch.Generator(like.device).manual_seed(seed)
-        return torch.randn((BLOCK, *like.shape), generator=generator, device=like.device)
+        return torch.randn((block, *like.shape), generator=generator, device=like.device)
 
     def _batches(
         self, x: Tensor, kept: Sequence[tuple[int, Tensor, list[int]]]
     ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
         rows = torch.cat([torch.full((len(noise),), row, device=x.device) for row, noise, _ in kept])
-        noisy = x[rows] + self.sigma * torch.cat([noise for _, noise, _ in kept])
+        noise = torch.cat([noise for _, noise, _ in kept])
         seeds = [seed for _, _, own in kept for seed in own]
-        if self.config.clip:
-            noisy = noisy.clamp(0, 1)
         for start in range(0, len(rows), self.batch):
             part = slice(start, start + self.batch)
-            yield rows[part], noisy[part], seeds[part]
+            noisy = x[rows[part]] + self.sigma * noise[part]
+            yield rows[part], noisy.clamp(0, 1) if self.config.clip else noisy, seeds[part]
 
 
 def decided(smoothed: Smoothed, x: Tensor, name: str, label: int) -> dict[str, Any]:
-    """Draw of one image until it is known, of each radius, whether it is safe there: a row of ``schema.CERTIFICATES``.
+    """Draw of one image until it is known, of each radius, whether it is safe there, or that no draws will prove it.
+
+    Returns:
+        A row of ``schema.CERTIFICATES`` but for the id.
 
     Args:
         smoothed: the smoothed classifier; its config names the radii, and how many draws there are at most.
@@ -307,7 +328,10 @@ def decided(smoothed: Smoothed, x: Tensor, name: str, label: int) -> dict[str, A
     needed = stats.norm.cdf(np.array(config.radii) / sigma)
     draws = count = 0
     lowest, highest = 0.0, 1.0
-    while draws < config.draws and np.any((needed > lowest) & (needed <= highest)):
+    while draws < config.draws:
+        best, _ = sequence_of(count + config.draws - draws, config.draws, config.alpha)
+        if not np.any((needed > lowest) & (needed <= min(highest, max(best, lowest)))):
+            break
         more = min(BLOCK, config.draws - draws)
         count += int(smoothed.votes(x[None], [name], "count", draws, more)[0, guess])
         draws += more
@@ -328,7 +352,10 @@ class Noisy(nn.Module):
     def forward(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         """(N, C, H, W) -> the same; one seed for each image."""
         noisy = x + self.sigma * normal(derive(seeds, "noise"), x)
-        return purify(self.purifier, noisy.clamp(0, 1) if self.clip else noisy, derive(seeds, "purify"))
+        noisy = noisy.clamp(0, 1) if self.clip else noisy
+        purified = purify(self.purifier, noisy, derive(seeds, "purify"))
+        # The gradient of the identity stands for that of a purifier that has none (BPDA).
+        return purified if is_differentiable(self.purifier) else noisy + (purified - noisy).detach()
 
 
 def attacked(smoothed: Smoothed, x: Tensor, name: str, guess: int, radius: float) -> dict[str, Any]:
@@ -365,9 +392,29 @@ def picked(rows: Sequence[Mapping[str, Any]], config: CertificationConfig) -> Se
     return order[: config.attack_images]
 
 
-def is_broken(changed: int, n: int, alpha: float) -> bool:
-    """Whether attacks changed more answers, ``changed`` of ``n``, than certificates of ``alpha`` allow by chance.
+def is_wrong(row: Mapping[str, Any]) -> bool:
+    """Whether an attack proves a certificate wrong: within its radius, surely less than half of the draws answer the
+    class that is certified.
 
-    Those that hold are called broken with a chance of at most 0.005.
+    A vote that is merely lost proves nothing: near the radius, the probability may be a half and a little.
+
+    Args:
+        row: of ``schema.ATTACKED_CERTIFICATES``.
     """
-    return bool(changed and stats.binom.sf(changed - 1, n, alpha) <= 0.005)
+    votes = row["votes"]
+    found = stats.binomtest(votes[row["guess"]], sum(votes), alternative="less")
+    return bool(found.proportion_ci(1 - 1e-6, "exact").high < 0.5)
+
+
+def is_broken(wrong: int, n: int, alpha: float, cells: int) -> bool:
+    """Whether more certificates of a cell are wrong than chance allows.
+
+    Where all is right, this is so in one of the cells with a chance of at most 0.005.
+
+    Args:
+        wrong: certificates that an attack proved wrong.
+        n: images of the cell, each of which may have a wrong one with a chance of ``alpha``.
+        alpha: see ``n``.
+        cells: how many there are.
+    """
+    return bool(wrong and stats.binom.sf(wrong - 1, n, alpha) <= 0.005 / cells)

@@ -190,8 +190,8 @@ def build_grid(
     known = {model.identity for model in classifiers}
     everyone = (*classifiers, *(model for model in surrogates if model.identity not in known))
     purifiers = tuple(models.load("purifier", text) for text in config.purifiers)
-    _check_names(everyone)
-    _check_names(purifiers)
+    check_names(everyone)
+    check_names(purifiers)
     layout = _Layout(
         config=config,
         dataset=dataset,
@@ -247,7 +247,8 @@ def _stand_in(config: EvaluationConfig) -> models.Model | None:
     return model
 
 
-def _check_names(loaded: Sequence[models.Model]) -> None:
+def check_names(loaded: Sequence[models.Model]) -> None:
+    """Raise a ValueError where two of the models have the same name."""
     names = [model.name for model in loaded]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from raypurify import models, runs, storage
 from raypurify.data import Source, narrowed, open_source, read_rows, shape_of
 from raypurify.evaluation import certification, preflight, units
 from raypurify.evaluation.certification import Cell, CertificationConfig, Smoothed
+from raypurify.evaluation.grid import check_names
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
 from raypurify.jobs.attempt import FINISHED, Attempt, attempt_at, check_rejects, hold
@@ -105,16 +109,17 @@ def certify(
     output = storage.absolute(output)
     config, source, cells, about, warnings = _prepare(config)
     size = units.rows_of_unit(output, source.rows, overwrite=overwrite, largest=ROWS)
-    identity = _identity(config, source.fingerprint, size)
+    identity = _identity(config, source.fingerprint, size, resources.device)
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         batch = resources.batch_for(shape_of(source))
         work = Certification(config=config, cells=cells, output=output, batch=batch)
         todo = undone(work, planned := units.units_of(source, size))
-        if run.finished and not todo:
+        if run.finished and not todo and not _unattacked(work) and (told := _told(work)) is not None:
             log.tell(FINISHED)
-            return _summary(work, source.name)
+            return told
         log.tell(*preflight.told(about, warnings))
-        run.counts.update(warnings=warnings, images=source.rows, marks=len(work.marks), shape=[*shape_of(source)])
+        run.counts.update(warnings=warnings, images=source.rows, shape=[*shape_of(source)])
+        run.counts.update(cells=[cell.hash for cell in cells], marks=len(work.marks))
         with attempt_at(run, resources, work, asdict(config), shared_filesystem=shared_filesystem) as attempt:
             parts = _apart(todo)
             attempt.stream(parts, "certifying", max_rejects)
@@ -123,10 +128,10 @@ def certify(
                 attempt.stream(undone(work, planned), "certifying", max_rejects)
             run.counts["rejected"] = rejected = rows.rejected(output)
             check_rejects(output, rejected, source.rows, max_rejects)
-            run.check()
-            _add_up(work, planned)
+            _add_up(work, run, planned)
             _attack(work, attempt, planned)
-            summary = _conclude(work, source, rejected)
+            run.check()
+            summary = _conclude(work, source, planned, rejected)
         certificates.write_report(output)
         run.finish()
     return summary
@@ -145,13 +150,15 @@ def dry_run(config: CertificationConfig, resources: ActorPool) -> dict[str, Any]
     device = resources.device if torch.cuda.is_available() else "cpu"
     tried = narrowed(source, np.arange(min(TRIED, source.rows)))
     pieces = [read_rows(shard, 0, shard.rows) for shard in tried.shards]
-    smoothed = Smoothed(cells[0], config, device, resources.batch_for(shape_of(source)))
+    batch = resources.batch_for(shape_of(source))
+    smoothed = Smoothed(cells[0].placed(device), cells[0].sigma, config, device, batch)
     for draws in (10, certification.BLOCK):
         began = time.perf_counter()
         for ids, images, labels in units.batches_of(pieces, resources.batch_for):
             smoothed.votes(batch_of(images, labels, (), device).x, ids, GUESS, 0, draws)
         rate = draws * tried.rows / (time.perf_counter() - began) * resources.needs.count
-    total = source.rows * (config.draws + config.guesses) * len(cells)
+    attacked = min(config.attack_images, source.rows) * (config.draws + certification.ATTACK_COST)
+    total = len(cells) * (source.rows * (config.draws + config.guesses) + attacked)
     return {
         "images": source.rows,
         "cells": len(cells),
@@ -173,6 +180,8 @@ def _prepare(
         source = narrowed(source, np.arange(0, source.rows, config.every))
     source = preflight.as_trained(source, config.view, classifiers)
     config = replace(config, view=source.view)
+    for loaded in (classifiers, purifiers):
+        check_names(loaded)
     networks = [*classifiers, *purifiers]
     source, about, warnings = preflight.checked(config.data, source, networks, job="certificates", done="certified")
     cells = tuple(
@@ -184,15 +193,15 @@ def _prepare(
     return config, source, cells, about, [*warnings, *preflight.trained_on(source, networks)]
 
 
-def _identity(config: CertificationConfig, dataset: str, unit: int) -> dict[str, Any]:
-    """What may not differ between calls on one output; the cells may."""
-    own = ("classifiers", "purifiers", "sigmas", "view")
+def _identity(config: CertificationConfig, dataset: str, unit: int, device: str) -> dict[str, Any]:
+    """What may not differ between calls on one output; the cells may. Noise is made on the device, and is its own."""
+    own = {"classifiers", "purifiers", "sigmas", "view", "attack_images", "radii"}
     identity = {name: value for name, value in asdict(config).items() if name not in own}
-    identity["radii"] = list(config.radii)
-    if config.procedure == "fixed":
-        del identity["radii"]
+    if config.procedure == "sequential":
+        identity["radii"] = list(config.radii)
     marks = "votes" if config.procedure == "fixed" else "certificates"
-    return {**identity, **config.view.given, "dataset": dataset, "unit": unit, "marks": marks}
+    identity |= {"dataset": dataset, "unit": unit, "marks": marks, "device": device}
+    return {**identity, **config.view.given}
 
 
 def _apart(todo: Sequence[Todo[Unit]]) -> list[Todo[Unit]]:
@@ -242,20 +251,33 @@ class Certification(RowWork):
         """None: there is no attack."""
         return frozenset()
 
+    def earlier(self) -> Iterable[str]:
+        """The folders of all cells of the output."""
+        for kind in ("votes", "certificates"):
+            urls = storage.list_files(storage.join(self.output, kind), ".parquet")
+            yield from dict.fromkeys(url.rpartition("/")[0] for url in urls)
+
     def process(self, device: str) -> Process:
         """Votes, or certificates, of a batch."""
         by_hash = {cell.hash: cell for cell in self.cells}
-        networks: dict[str, Smoothed] = {}
+
+        @functools.lru_cache(maxsize=1)
+        def placed(classifier: str, purifier: str) -> certification.Networks:
+            """The networks of these identities: cells that differ in their noise share them."""
+            cells = (
+                one for one in self.cells if (one.classifier.identity, one.purifier.identity) == (classifier, purifier)
+            )
+            return next(cells).placed(device)
 
         def process(
             batch: Batch, ids: Sequence[str], marks: AbstractSet[str], made: Any
         ) -> Iterator[tuple[str, pa.Table]]:
             for mark in sorted(marks):
-                cell, _, part = mark.partition("/")
-                if cell not in networks:
-                    networks.clear()
-                    networks[cell] = Smoothed(by_hash[cell], self.config, device, self.batch)
-                yield mark, self._table(networks[cell], batch, ids, part)
+                name, _, part = mark.partition("/")
+                cell = by_hash[name]
+                networks = placed(cell.classifier.identity, cell.purifier.identity)
+                smoothed = Smoothed(networks, cell.sigma, self.config, device, self.batch)
+                yield mark, self._table(smoothed, batch, ids, part)
 
         return process
 
@@ -280,77 +302,114 @@ def _attacks(output: str, cell: Cell) -> str:
     return storage.join(output, "attacked", f"{cell.hash}.parquet")
 
 
-def _add_up(work: Certification, planned: Sequence[Unit]) -> None:
+def _add_up(work: Certification, run: runs.Run, planned: Sequence[Unit]) -> None:
     """Write certificates, once all votes are there."""
     for cell in work.cells if work.config.procedure == "fixed" else ():
         for unit in planned:
+            run.check()
             url = storage.join(_certificates(work.output, cell), f"{unit.name}.parquet")
             storage.write_table(url, _added_up(work, cell, unit.name))
 
 
 def _attack(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> None:
-    """Hold some certificates of each cell against an attack, where that was not done before."""
-    todo = [cell for cell in work.cells if not storage.exists(_attacks(work.output, cell))]
-    shared = (work, attempt.pool, attempt.run.id, planned)
-    attempt.engine.map(attempt.pool.needs, attack_certified, shared, todo if work.config.attack_images else [])
+    """Hold some certificates of each cell against an attack, where these were not before."""
+    shared = (work, attempt.pool, attempt.run.id, {unit.name: unit for unit in planned})
+    attempt.engine.map(attempt.pool.needs, attack_certified, shared, _unattacked(work))
 
 
-def attack_certified(work: Certification, actors: ActorPool, attempt: str, planned: Sequence[Unit], cell: Cell) -> None:
-    """Attack the certified images of a cell that the seed picks, while the attempt of this id holds the output."""
+def _unattacked(work: Certification) -> list[tuple[Cell, Sequence[Mapping[str, Any]]]]:
+    """Cells with certificates that have to be attacked, and are not; with the rows of these."""
+    names = ["id", "guess", "radius"]
+    found: list[tuple[Cell, Sequence[Mapping[str, Any]]]] = []
+    for cell in work.cells:
+        chosen = _chosen(work, cell)
+        url = _attacks(work.output, cell)
+        made = storage.read_table(url, names).to_pylist() if storage.exists(url) else []
+        if [{name: row[name] for name in names} for row in chosen] != made:
+            found.append((cell, chosen))
+    return found
+
+
+def _chosen(work: Certification, cell: Cell) -> list[Mapping[str, Any]]:
+    """The certificates of a cell that are held against an attack, each with its unit's name, unit by unit."""
+    found = []
+    for url in storage.list_files(_certificates(work.output, cell), ".parquet"):
+        rows = storage.read_table(url).to_pylist()
+        found += [{**row, "unit": storage.stem(url)} for row in rows if row["right"] and row["radius"] > 0]
+    return sorted(certification.picked(found, work.config), key=lambda row: (row["unit"], row["id"]))
+
+
+def attack_certified(
+    work: Certification,
+    actors: ActorPool,
+    attempt: str,
+    planned: Mapping[str, Unit],
+    todo: tuple[Cell, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Attack certified images of a cell, and write them while the attempt of this id holds the output."""
     actors.set_threads()
-    table = storage.read_tables(storage.list_files(_certificates(work.output, cell), ".parquet"), schema.CERTIFICATES)
-    safe = [row for row in table.to_pylist() if row["right"] and row["radius"] > 0]
-    chosen = {row["id"]: row for row in certification.picked(safe, work.config)}
-    smoothed = Smoothed(cell, work.config, actors.device, work.batch)
+    cell, chosen = todo
+    smoothed = Smoothed(cell.placed(actors.device), cell.sigma, work.config, actors.device, work.batch)
     made = []
-    for unit in planned if chosen else ():
-        for ids, images, labels in units.batches_of(unit.read(), actors.batch_for):
-            for row, name in enumerate(ids):
-                if name in chosen:
-                    x = batch_of(images[row : row + 1], labels[row : row + 1], (), actors.device).x[0]
-                    one = chosen[name]
-                    made.append(certification.attacked(smoothed, x, name, one["guess"], one["radius"]))
+    for unit, members in groupby(chosen, key=lambda row: row["unit"]):
+        read = {
+            ids[0]: batch_of(images, labels, (), actors.device).x[0]
+            for ids, images, labels in units.batches_of(planned[unit].read(), lambda shape: 1)
+        }
+        for row in members:
+            made.append(certification.attacked(smoothed, read[row["id"]], row["id"], row["guess"], row["radius"]))
     lease.check(work.output, attempt)
     storage.write_table(_attacks(work.output, cell), pa.Table.from_pylist(made, schema.ATTACKED_CERTIFICATES))
 
 
-def _conclude(work: Certification, source: Source, rejected: int) -> pa.Table:
+def _conclude(work: Certification, source: Source, planned: Sequence[Unit], rejected: int) -> pa.Table:
     """Write the summary, once all certificates are there, and some of them were attacked.
 
     Raises:
-        RuntimeError: images that are neither certified nor rejected, or certificates that an attack broke.
+        RuntimeError: images that are neither certified nor rejected, or certificates that an attack proved wrong.
     """
     summary = _summary(work, source.name)
     for row in summary.to_pylist():
         if row["n"] + rejected != source.rows:
             raise RuntimeError(f"{work.output}: {row['n']} certificates and {rejected} rejected, of {source.rows}")
-        if certification.is_broken(row["attacked_changed"], row["attacked"], work.config.alpha):
-            changed, which = (
-                f"{row['attacked_changed']} of {row['attacked']}",
-                f"{row['purifier']}, σ = {row['sigma']:g}",
-            )
+        if certification.is_broken(row["attacked_wrong"], row["n"], work.config.alpha, len(work.cells)):
+            which = f"{row['attacked_wrong']} certificates of {row['purifier']}, σ = {row['sigma']:g}"
             url = storage.join(work.output, "attacked", f"{row['cell']}.parquet")
-            raise RuntimeError(f"an attack within the certified radii changed {changed} answers of {which}: see {url}")
+            raise RuntimeError(f"an attack proved {which}, wrong: see {url}. No figure of this run is to be trusted")
     url = storage.join(work.output, "summary.parquet")
     earlier = storage.read_table(url).to_pylist() if storage.exists(url) else []
     own = {cell.hash for cell in work.cells}
-    kept = [row for row in earlier if row["cell"] not in own]
+    folder = storage.join(work.output, "certificates")
+    # Another cell stays as long as it has all its certificates: with other images to read, they are made anew.
+    whole = Counter(url.rsplit("/", 2)[-2].removeprefix("cell=") for url in storage.list_files(folder, ".parquet"))
+    kept = [row for row in earlier if row["cell"] not in own and whole[row["cell"]] == len(planned)]
     storage.write_table(url, pa.Table.from_pylist([*kept, *summary.to_pylist()], schema.CERTIFIED))
     return summary
 
 
+def _told(work: Certification) -> pa.Table | None:
+    """What ``summary.parquet`` tells of this call's cells and radii; None where it does not tell all."""
+    url = storage.join(work.output, "summary.parquet")
+    rows = storage.read_table(url).to_pylist() if storage.exists(url) else []
+    own = [cell.hash for cell in work.cells]
+    found = sorted((row for row in rows if row["cell"] in own), key=lambda row: own.index(row["cell"]))
+    asked = [(cell, radius) for cell in own for radius in work.config.radii]
+    told = [(row["cell"], row["radius"]) for row in found] == asked
+    return pa.Table.from_pylist(found, schema.CERTIFIED) if told else None
+
+
 def _added_up(work: Certification, cell: Cell, unit: str) -> pa.Table:
     """Certificates of a unit, from the votes of all its parts."""
-    folders = work.marks
-
-    def votes(parts: Iterable[str]) -> tuple[pa.Table, Any]:
-        urls = (storage.join(folders[f"{cell.hash}/{part}"], f"{unit}.parquet") for part in parts)
-        tables = [storage.read_table(url).sort_by("id") for url in urls]
-        return tables[0], sum(np.array(table["votes"].to_pylist(), np.int64) for table in tables)
-
-    table, guesses = votes([GUESS])
-    _, counts = votes(part for part in work.parts if part != GUESS)
-    made = certification.added_up(table, guesses, counts, work.config.draws, work.config.alpha, cell.sigma)
+    urls = [storage.join(work.marks[f"{cell.hash}/{part}"], f"{unit}.parquet") for part in work.parts]
+    # In the order of the parts, the guesses first; each has the same images.
+    table = storage.read_tables(urls, schema.VOTES)
+    rows = len(table) // len(urls)
+    made: list[dict[str, Any]] = []
+    if rows:
+        votes = np.array(table["votes"].to_pylist(), np.int64).reshape(len(urls), rows, -1)
+        config, own = work.config, table.slice(0, rows)
+        counts = votes[1:].sum(axis=0)
+        made = certification.added_up(own, votes[0], counts, config.draws, config.alpha, cell.sigma)
     return pa.Table.from_pylist(made, schema.CERTIFICATES)
 
 
@@ -370,7 +429,10 @@ def _summary(work: Certification, dataset: str) -> pa.Table:
         table = storage.read_tables(urls, schema.CERTIFICATES)
         url = _attacks(work.output, cell)
         attacked = storage.read_table(url).to_pylist() if storage.exists(url) else []
-        changed = sum(row["answer"] != row["guess"] for row in attacked)
-        common |= {"attacked": len(attacked), "attacked_changed": changed}
+        common |= {
+            "attacked": len(attacked),
+            "attacked_changed": sum(row["answer"] != row["guess"] for row in attacked),
+            "attacked_wrong": sum(map(certification.is_wrong, attacked)),
+        }
         found += [{**common, **row} for row in certification.summarised(table, work.config.radii)]
     return pa.Table.from_pylist(found, schema.CERTIFIED)

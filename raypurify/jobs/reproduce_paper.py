@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.csv
 
-from raypurify import storage
+from raypurify import models, storage
 from raypurify.evaluation.calibration import COLUMNS, SIMILARITIES, distance_at, radius_at, within
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
@@ -80,6 +80,19 @@ PARTS = {
         trivial=("jpeg", "median_filter", "mean_filter"),
     ),
 }
+HELD_OUT = 1000
+"""Images that the trainings of the classifiers held out."""
+SIZES = (
+    *("attacked_images", "minimal_images", "search_images", "epochs", "seeds", "limit", "minimal_limit"),
+    *("search_limit", "adaptive_limit", "calibration_images", "calibration_search_images"),
+    *("cpus_per_worker", "workers"),
+)
+"""Flags that are at least 1."""
+RUNS = (
+    *("in-balls", "minimal", "search", "adaptive", "between"),
+    *("calibration", "calibration-minimal", "calibration-search"),
+)
+"""Evaluations of each classifier, by the folders that they are in."""
 SEARCHING = ("deepfool", "stadv", "rotation_translation", "carlini_wagner")
 """The paper's attacks that have no ball, and both readings of its spatial one."""
 
@@ -126,6 +139,17 @@ class PaperArguments:
     """Work in this process, in plain torch, without Ray."""
     log: LogFlags = field(default_factory=LogFlags)
 
+    def __post_init__(self) -> None:
+        for name in (*SIZES, "datasets"):
+            value = getattr(self, name)
+            if value is not None and (not value if name == "datasets" else value < 1):
+                raise ValueError(f"{name} must be at least 1; got {value!r}")
+        if self.calibration_images > HELD_OUT:
+            raise ValueError(
+                f"calibration_images must be at most {HELD_OUT}, which the classifiers' trainings held out; got "
+                f"{self.calibration_images}"
+            )
+
     @property
     def pool(self) -> ActorPool:
         """Who attacks and evaluates."""
@@ -149,6 +173,9 @@ class PaperArguments:
 
 def main(arguments: PaperArguments) -> None:
     """Reproduce the paper's tables: attack, train, calibrate, evaluate, and set the figures beside the paper's."""
+    for dataset in arguments.datasets:
+        for classifier in PARTS[dataset].classifiers:
+            models.load("classifier", checkpoint(arguments, dataset, classifier))
     engine_of(arguments.trainers).check_room(arguments.trainers.needs)
     measured: list[paper.Measured] = []
     adaptive: list[paper.Adaptive] = []
@@ -374,18 +401,22 @@ class Case:
 
 
 def written(arguments: PaperArguments, measured: Sequence[paper.Measured], adaptive: Sequence[paper.Adaptive]) -> None:
-    """Write the tables and the page of what was measured so far."""
+    """Write the tables and the page: of what was measured so far, and of what other commands on the output measured."""
     tables = {"accuracy": paper.accuracy_table(measured, adaptive), "similarity": paper.similarity_table(measured)}
     for name, table in tables.items():
-        storage.write_table(folder(arguments, "tables", f"{name}.parquet"), table)
+        url = folder(arguments, "tables", f"{name}.parquet")
+        if storage.exists(url):
+            table = paper.merged(table, storage.read_table(url))
+        tables[name] = table
+        storage.write_table(url, table)
         text = BytesIO()
         pa.csv.write_csv(table, text)
         storage.write_bytes(folder(arguments, "tables", f"{name}.csv"), text.getvalue())
-    cases = dict.fromkeys((cell.dataset, cell.classifier) for cell in measured)
+    cases = paper.cases(tables["accuracy"])
     runs = {
         f"{classifier} on {dataset}: {name}": f"evaluation/{dataset}-{classifier}/{name}/report.html"
         for dataset, classifier in cases
-        for name in ("in-balls", "minimal", "search", "adaptive", "between", "calibration")
+        for name in RUNS
     }
     curves = {
         f"cru_net-{classifier}": storage.read_table(

@@ -1,5 +1,7 @@
 """Purifiers map images (N, C, H, W) float32 in [0, 1] to images of the same shape and range: one file a purifier.
 
+Certificates, and trainings against noise that is not clipped, send pixels beyond [0, 1] through them too.
+
 A plugin file names a callable ``build(**params) -> nn.Module``, and holds the whole network. Where it learns, the
 module has ``training_loss(x_adv, x) -> scalar``, or the file an ``objective`` (see
 :mod:`raypurify.training.objectives`); and the file ``params_for(image_shape, classes) -> dict``, by which a training

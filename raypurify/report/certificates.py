@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from raypurify import storage
 from raypurify.report import attempts, figures, formats, templates
-from raypurify.report.cells import grouped
+from raypurify.report.cells import Row, grouped
 from raypurify.runs import schema
 from raypurify.storage.published import redacted
 
 COUNTED = {"in": "Images in", "out": "Out", "rejected": "Rejected"}
+Curves = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Of each cell, by its hash: radii (M,), ascending from 0, and the shares in [0, 1] that hold from each to the next."""
 COMMON = ("classifier", "purifier", "sigma")
 
 
@@ -31,11 +33,23 @@ def by_radius(summary: pa.Table) -> pa.Table:
     return pa.table({name: [row.get(name) for row in found] for name in columns})
 
 
+def read(output: str) -> tuple[list[Row], Curves]:
+    """The summary of the certificates of an output, and the curve of each cell."""
+    rows = storage.read_table(storage.join(output, "summary.parquet")).to_pylist()
+    return rows, {cell: _curve(output, cell) for cell in dict.fromkeys(row["cell"] for row in rows)}
+
+
+def overview(output: str) -> tuple[dict[str, Any], Iterator[tuple[str, str]]]:
+    """Certified accuracies of the first cell by their radii, and charts with their captions: what a notebook shows."""
+    rows, curves = read(output)
+    cells = [*grouped(rows, lambda row: (row["cell"],)).values()]
+    figures = {f"certified at r = {row['radius']:g}": row["certified"] for row in cells[0]}
+    return figures, ((f"{one['row']['purifier']}: certified accuracy", one["svg"]) for one in _charts(cells, curves))
+
+
 def write_report(output: str) -> None:
     """Write ``report.html`` into the output folder of certificates, from what the run wrote there."""
-    rows = storage.read_table(storage.join(output, "summary.parquet")).to_pylist()
-    curves = {cell: _curve(output, cell) for cell in dict.fromkeys(row["cell"] for row in rows)}
-    page = certificates_page(storage.read_json(storage.join(output, "run.json")), rows, curves)
+    page = certificates_page(storage.read_json(storage.join(output, "run.json")), *read(output))
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
 
 
@@ -52,8 +66,8 @@ def _curve(output: str, cell: str) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 def certificates_page(
     run: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    rows: Sequence[Row],
+    curves: Curves,
 ) -> str:
     """The page as HTML: it asks nothing of the network, and runs no script.
 
@@ -87,8 +101,8 @@ def _values(run: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _charts(
-    cells: Sequence[Sequence[Mapping[str, Any]]],
-    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    cells: Sequence[Sequence[Row]],
+    curves: Curves,
 ) -> Iterator[dict[str, Any]]:
     """A chart for each classifier and purifier, with a line for each size of the noise."""
     together = grouped([dict(members[0]) for members in cells], lambda row: (row["classifier"], row["purifier"]))

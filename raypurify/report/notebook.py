@@ -9,7 +9,7 @@ from typing import Any
 
 from raypurify import storage
 from raypurify.cleaning import accounts
-from raypurify.report import attempts, bars, cleaning, formats, images, security, templates, training
+from raypurify.report import attempts, bars, certificates, cleaning, formats, images, security, templates, training
 from raypurify.report.page import read_page
 from raypurify.report.sections import Page, naming
 from raypurify.runs.status import job_of
@@ -69,7 +69,7 @@ def show(output: str) -> Shown:
     url = storage.join(output, "run.json")
     run = storage.read_json(url) if storage.exists(url) else {}
     readers: dict[str | None, Callable[[str, Mapping[str, Any]], Mapping[str, Any]]]
-    readers = {"attack": _attack, "cleaning": _cleaning}
+    readers = {"attack": _attack, "cleaning": _cleaning, "certification": _certificates}
     read = readers.get(job_of(run.get("identity", {})), _evaluation_or_training)
     return Shown(output=output, html=templates.fill("notebook.html.j2", **read(output, run)))
 
@@ -106,6 +106,11 @@ def _attacked(row: Mapping[str, Any], named: images.Named) -> Column:
     names = {"clean": "Original", "rounded": "Attacked"}
     pictures = tuple(images.classified(sample, kind, name, named) for kind, name in names.items())
     return Column(heading=f"label {named(row['label'])}", pictures=pictures)
+
+
+def _certificates(output: str, run: Mapping[str, Any]) -> Mapping[str, Any]:
+    figures, charts = certificates.overview(output)
+    return {"page": None, "figures": figures, "curve": next(charts, None), "names": (), "columns": []}
 
 
 def _cleaning(output: str, run: Mapping[str, Any]) -> Mapping[str, Any]:

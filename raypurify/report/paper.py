@@ -168,7 +168,12 @@ def similarity_table(measured: Sequence[Measured]) -> pa.Table:
                 "psnr": (psnr := own[0].figures["psnr_purified"]),
                 "psnr_eq16": None if psnr is None else psnr + EQ16_OFFSET,
                 "best_trivial_ssim": max(
-                    (cell.figures["ssim_purified"] or 0.0 for cell in cells if _is_trivial(cell)), default=None
+                    (
+                        ssim
+                        for cell in cells
+                        if _is_trivial(cell) and (ssim := cell.figures["ssim_purified"]) is not None
+                    ),
+                    default=None,
                 ),
             }
             for row in ssims
@@ -176,6 +181,19 @@ def similarity_table(measured: Sequence[Measured]) -> pa.Table:
         ],
         schema=SIMILARITY,
     )
+
+
+def cases(table: pa.Table) -> list[tuple[str, str]]:
+    """Datasets and classifiers that a table has rows of."""
+    return list(dict.fromkeys((row["dataset"], target(row["target"])[0]) for row in table.to_pylist()))
+
+
+def merged(table: pa.Table, earlier: pa.Table) -> pa.Table:
+    """A table, with an earlier one's rows of what it has none of, in the order of the paper's tables."""
+    own = set(cases(table))
+    kept = [row for row in earlier.to_pylist() if (row["dataset"], target(row["target"])[0]) not in own]
+    rows = sorted([*table.to_pylist(), *kept], key=lambda row: row["table"])
+    return pa.Table.from_pylist(rows, schema=table.schema)
 
 
 def _cells_of(

@@ -263,7 +263,8 @@ CERTIFIED = pa.schema(
         pa.field("draws_mean", pa.float64(), nullable=False),  # likewise
         pa.field("radius_mean", pa.float64(), nullable=False),  # likewise, wrong images as 0: it rewards easy images
         pa.field("attacked", pa.int64(), nullable=False),  # certified images that were attacked within their radii
-        pa.field("attacked_changed", pa.int64(), nullable=False),  # of these, those whose answer the attack changed
+        pa.field("attacked_changed", pa.int64(), nullable=False),  # of these, those whose vote the attack changed
+        pa.field("attacked_wrong", pa.int64(), nullable=False),  # of these, those whose certificate it proved wrong
     ]
 )
 """``summary.parquet`` of certificates: one row for each cell and radius."""

@@ -179,11 +179,13 @@ def _attack(output: str, identity: Mapping[str, Any], attempts: tuple[Mapping[st
 
 
 def _certification(output: str, identity: Mapping[str, Any], attempts: tuple[Mapping[str, Any], ...]) -> Extent:
-    """By the marks of the last command's cells: the last attempt tells how many there are."""
-    marks = storage.times_written(storage.join(output, identity["marks"]), ".parquet")
-    of_each = [attempt["counts"]["marks"] for attempt in attempts if "marks" in attempt["counts"]]
+    """By the marks of the last attempt's cells, which tells of them."""
+    told = [attempt["counts"] for attempt in attempts if "marks" in attempt["counts"]]
     units = _units_of_rows(output, identity, attempts, 0)
-    total = units * of_each[-1] if units and of_each else None
+    found = storage.times_written(storage.join(output, identity["marks"]), ".parquet")
+    cells = {f"cell={cell}" for cell in told[-1]["cells"]} if told else set()
+    marks = {url: at for url, at in found.items() if cells & set(url.split("/"))}
+    total = units * told[-1]["marks"] if units and told else None
     return _of_units(output, marks, total, None, attempts)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raypurify import models
 from raypurify.evaluation import certification
-from raypurify.evaluation.certification import Cell, CertificationConfig, Smoothed
+from raypurify.evaluation.certification import CertificationConfig, Smoothed
 
 ALPHA = 0.001
 
@@ -78,10 +78,7 @@ class Bright(nn.Module):
 
 def smoothed(batch: int = 250, purifier: str = "identity", **more: object) -> Smoothed:
     config = CertificationConfig(data="digits", classifiers=("a",), **more)  # type: ignore[arg-type]
-    network = models.load("purifier", purifier)
-    made = Smoothed(Cell(classifier=network, purifier=network, sigma=1.0), config, "cpu", batch)
-    made.classifier = Bright().eval()
-    return made
+    return Smoothed((Bright().eval(), models.load("purifier", purifier).build()), 1.0, config, "cpu", batch)
 
 
 def test_votes_are_those_of_the_noise_whatever_the_batch() -> None:
@@ -125,6 +122,38 @@ def test_an_image_that_is_decided_early_takes_few_draws() -> None:
     undecided = certification.decided(smoothed(procedure="sequential", radii=(0.0,), draws=200), near * 0 + 0.5, "a", 1)
     assert undecided["draws"] == 200
     assert undecided["abstained"]
+    beyond = smoothed(procedure="sequential", radii=(0.5, 9.0), draws=5000)
+    assert certification.decided(beyond, far, "a", 1)["draws"] <= 300, "no 5,000 draws would prove a radius of 9"
+
+
+def test_large_images_have_smaller_blocks() -> None:
+    assert certification.block_of((1, 28, 28)) == 100
+    assert certification.block_of((3, 224, 224)) == 25
+    assert certification.block_of((3, 4000, 4000)) == 1
+    x = torch.full((1, 3, 300, 300), 0.5)
+    votes = smoothed().votes(x, ["a"], "count", 0, 30)
+    assert torch.equal(smoothed(batch=4).votes(x, ["a"], "count", 0, 30), votes)
+    assert torch.equal(sum(smoothed().votes(x, ["a"], "count", first, 10) for first in (0, 10, 20)), votes)
+
+
+def test_an_attack_goes_around_a_purifier_without_a_gradient() -> None:
+    x = torch.full((1, 2, 2), 0.7)
+    for purifier in ("identity", "rounding"):
+        row = certification.attacked(smoothed(purifier=purifier, draws=400), x, "a", 1, 0.4)
+        assert row["l2"] == pytest.approx(0.99 * 0.4, abs=1e-4)
+        assert row["answer"] == 1, "the boundary is 0.4 away"
+        row = certification.attacked(smoothed(purifier=purifier, draws=400), x, "a", 1, 0.8)
+        assert row["answer"] == 0
+        assert certification.is_wrong(row)
+
+
+def test_a_vote_that_is_merely_lost_proves_no_certificate_wrong() -> None:
+    assert not certification.is_wrong({"guess": 1, "votes": [5010, 4990]})
+    assert certification.is_wrong({"guess": 1, "votes": [5400, 4600]})
+    assert not certification.is_broken(0, 500, ALPHA, 1)
+    assert not certification.is_broken(2, 500, ALPHA, 1)
+    assert certification.is_broken(5, 500, ALPHA, 1)
+    assert not certification.is_broken(4, 500, ALPHA, 10)
 
 
 @pytest.mark.parametrize(

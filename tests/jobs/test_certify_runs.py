@@ -83,32 +83,65 @@ def test_a_run_that_was_cut_off_draws_what_is_missing(config: CertificationConfi
 def test_an_output_holds_the_cells_of_several_commands(config: CertificationConfig, tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     certify(config, LOCAL, output)
-    more = certify(dataclasses.replace(config, sigmas=(0.1, 0.4), radii=(0.0,)), LOCAL, output)
-    assert [row["sigma"] for row in more.to_pylist()] == [0.1, 0.4]
+    more = certify(dataclasses.replace(config, sigmas=(0.1, 0.4)), LOCAL, output)
+    assert [row["sigma"] for row in more.to_pylist()] == [0.1, 0.1, 0.4, 0.4]
+    (units,) = status_of(output).extent.parts
+    assert units.done == units.total == 2 * 2 * 2, "units, parts of the draws, and the cells of the last command"
+    certify(dataclasses.replace(config, sigmas=(0.4,), radii=(0.0,)), LOCAL, output)
     found = pq.read_table(f"{output}/summary.parquet").to_pylist()
-    assert [(row["sigma"], row["radius"]) for row in found] == [(0.1, 0.0), (0.4, 0.0)]
+    assert [(row["sigma"], row["radius"]) for row in found] == [(0.1, 0.0), (0.1, 0.1), (0.4, 0.0)]
     page = Path(f"{output}/report.html").read_text()
     assert "σ = 0.4" in page
     assert "r = 0" in page
+    assert "certified at r = 0" in raypurify.show(output).html
+    (units,) = status_of(output).extent.parts
+    assert units.done == units.total == 2 * 2
     with pytest.raises(ValueError, match="draws"):
         certify(dataclasses.replace(config, draws=400), LOCAL, output)
+
+
+@pytest.mark.parametrize("procedure", ["fixed", "sequential"])
+def test_a_cell_that_was_cut_off_is_finished_after_another_one(
+    procedure: Any, config: CertificationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = str(tmp_path / "run")
+    config = dataclasses.replace(config, procedure=procedure)
+    other = dataclasses.replace(config, sigmas=(0.4,))
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_add_up", lambda *arguments: (_ for _ in ()).throw(OSError("no space left")))
+        with pytest.raises(OSError, match="no space left"):
+            certify(other, LOCAL, output)
+    certify(config, LOCAL, output)
+    assert certify(other, LOCAL, output)["n"].to_pylist() == [30, 30]
+    assert {row["sigma"] for row in pq.read_table(f"{output}/summary.parquet").to_pylist()} == {0.1, 0.4}
 
 
 def test_certified_images_withstand_an_attack_within_their_radii(
     config: CertificationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = str(tmp_path / "run")
-    more = dataclasses.replace(config, attack_images=3, draws=500)
+    config = dataclasses.replace(config, draws=500, alpha=1e-4)
+    assert certify(config, LOCAL, output)["attacked"].to_pylist() == [0, 0]
+    more = dataclasses.replace(config, attack_images=3)
     row = certify(more, LOCAL, output).to_pylist()[0]
     (url,) = storage.list_files(f"{output}/attacked", ".parquet")
     found = storage.read_table(url).to_pylist()
-    assert (row["attacked"], row["attacked_changed"]) == (len(found), 0)
+    assert (row["attacked"], row["attacked_changed"], row["attacked_wrong"]) == (len(found), 0, 0)
     assert 0 < len(found) <= 3
     assert all(0.5 * one["radius"] < one["l2"] <= 0.99 * one["radius"] + 1e-5 for one in found)
     monkeypatch.setattr(certification, "WITHIN", 60.0)
-    with pytest.raises(RuntimeError, match=r"an attack within the certified radii changed \d of \d answers"):
-        certify(more, LOCAL, str(tmp_path / "broken"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"an attack proved \d certificates of identity, σ = 0.1, wrong"):
+            certify(more, LOCAL, str(tmp_path / "broken"))
     assert not (tmp_path / "broken" / storage.SUCCESS).exists()
+
+
+def test_cells_that_could_not_be_told_apart_are_refused(config: CertificationConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sigmas name one twice"):
+        dataclasses.replace(config, sigmas=(0.25, 0.25))
+    with pytest.raises(ValueError, match="two models are called"):
+        certify(dataclasses.replace(config, purifiers=("identity", "identity")), LOCAL, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_decision_takes_fewer_draws_and_agrees(config: CertificationConfig, tmp_path: Path) -> None:

@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
 
 from raypurify import storage
 from raypurify.jobs.reproduce_paper import PaperArguments, main
 from raypurify.report import paper
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("RAYPURIFY_DATA" not in os.environ, reason="RAYPURIFY_DATA names no folder with MNIST"),
-]
+ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1; got 0"),
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"datasets": ()}, "datasets must be at least 1"),
+        ({"calibration_images": 1001}, "calibration_images must be at most 1000"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(flags: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        PaperArguments(**flags)
+
+
+def test_a_classifier_that_is_missing_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match="a_net"):
+        main(PaperArguments(output=str(tmp_path / "run"), weights=str(tmp_path), local=True))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("RAYPURIFY_DATA" not in os.environ, reason="RAYPURIFY_DATA names no folder with MNIST")
 def test_the_tables_are_whole_and_the_same_when_the_run_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,3 +108,13 @@ def test_the_page_shows_signs_readings_and_runs() -> None:
     assert "A &lt;run&gt;" in page
     assert "Table 2: the share of clean accuracy is the paper's or more in 1 of 2 calibrated cells" in text
     assert not re.findall(r"https?://(?!www\.w3\.org)", page)
+
+
+def test_a_page_keeps_what_another_command_measured() -> None:
+    other = paper.accuracy_table([cell("cru_net-b_net", "b_net", classifier="b_net")], [])
+    own = paper.accuracy_table(MEASURED, ADAPTIVE)
+    both = paper.merged(own, other)
+    assert paper.cases(both) == [("mnist", "a_net"), ("mnist", "b_net")]
+    assert [row["table"] for row in both.to_pylist()] == [2, 2, 2, 4]
+    assert paper.merged(own, both).num_rows == both.num_rows
+    assert paper.merged(own, own).to_pylist() == own.to_pylist()

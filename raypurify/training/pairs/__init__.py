@@ -45,7 +45,9 @@ class Pairs(Protocol):
     """
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
-        """The adversarial partners of ``batch.x``: (N, C, H, W) in [0, 1], each beside the image it was made of.
+        """The adversarial partners of ``batch.x``: (N, C, H, W), each beside the image it was made of.
+
+        They are in [0, 1], but those of noise that is not clipped.
 
         Args:
             batch: clean images. All randomness comes from their seeds, so that a pair does not depend on the batch.
