@@ -121,17 +121,11 @@ def certify(
         run.counts.update(warnings=warnings, images=source.rows, shape=[*shape_of(source)])
         run.counts.update(cells=[cell.hash for cell in cells], marks=len(work.marks))
         with attempt_at(run, resources, work, asdict(config), shared_filesystem=shared_filesystem) as attempt:
-            parts = _apart(todo)
-            attempt.stream(parts, "certifying", max_rejects)
-            if len(parts) > len(todo):
-                # Of these units other images can be read than before.
-                attempt.stream(undone(work, planned), "certifying", max_rejects)
-            run.counts["rejected"] = rejected = rows.rejected(output)
-            check_rejects(output, rejected, source.rows, max_rejects)
+            _draw(work, attempt, todo, planned, max_rejects)
             _add_up(work, run, planned)
             _attack(work, attempt, planned)
             run.check()
-            summary = _conclude(work, source, planned, rejected)
+            summary = _conclude(work, source, planned)
         certificates.write_report(output)
         run.finish()
     return summary
@@ -302,6 +296,23 @@ def _attacks(output: str, cell: Cell) -> str:
     return storage.join(output, "attacked", f"{cell.hash}.parquet")
 
 
+def _draw(
+    work: Certification, attempt: Attempt, todo: Sequence[Todo[Unit]], planned: Sequence[Unit], max_rejects: float
+) -> None:
+    """Do what is missing of the draws.
+
+    Raises:
+        StoppedError: too many rejects.
+    """
+    parts = _apart(todo)
+    attempt.stream(parts, "certifying", max_rejects)
+    if len(parts) > len(todo):
+        # Of these units other images can be read than before.
+        attempt.stream(undone(work, planned), "certifying", max_rejects)
+    attempt.run.counts["rejected"] = rejected = rows.rejected(work.output)
+    check_rejects(work.output, rejected, sum(unit.images for unit in planned), max_rejects)
+
+
 def _add_up(work: Certification, run: runs.Run, planned: Sequence[Unit]) -> None:
     """Write certificates, once all votes are there."""
     for cell in work.cells if work.config.procedure == "fixed" else ():
@@ -362,13 +373,13 @@ def attack_certified(
     storage.write_table(_attacks(work.output, cell), pa.Table.from_pylist(made, schema.ATTACKED_CERTIFICATES))
 
 
-def _conclude(work: Certification, source: Source, planned: Sequence[Unit], rejected: int) -> pa.Table:
+def _conclude(work: Certification, source: Source, planned: Sequence[Unit]) -> pa.Table:
     """Write the summary, once all certificates are there, and some of them were attacked.
 
     Raises:
         RuntimeError: images that are neither certified nor rejected, or certificates that an attack proved wrong.
     """
-    summary = _summary(work, source.name)
+    summary, rejected = _summary(work, source.name), rows.rejected(work.output)
     for row in summary.to_pylist():
         if row["n"] + rejected != source.rows:
             raise RuntimeError(f"{work.output}: {row['n']} certificates and {rejected} rejected, of {source.rows}")

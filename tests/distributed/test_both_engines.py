@@ -12,9 +12,11 @@ from grids import scores_and_samples
 
 import raypurify
 from raypurify import storage
+from raypurify.evaluation.certification import CertificationConfig
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.jobs.attack import attack
+from raypurify.jobs.certify import certify
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
@@ -75,6 +77,29 @@ def test_an_attacked_dataset(local_ray: None, small_classifier: str, tmp_path: P
     urls = [sorted(storage.list_files(f"{output}/images")) for output in outputs]
     for ours, theirs in zip(*urls, strict=True):
         assert storage.read_table(ours).equals(storage.read_table(theirs))
+
+
+def test_certificates(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
+    config = CertificationConfig(
+        data="digits",
+        limit=20,
+        classifiers=(small_classifier,),
+        purifiers=("gaussian_noise,sigma=0.05",),
+        sigmas=(0.1,),
+        draws=1050,
+        guesses=50,
+        attack_images=1,
+    )
+    outputs = [tmp_path / "ray", tmp_path / "local"]
+    summaries = [certify(config, pool, str(output)) for pool, output in zip(POOLS, outputs, strict=True)]
+    assert summaries[1].equals(summaries[0])
+    urls = [sorted(storage.list_files(f"{output}/certificates", ".parquet")) for output in outputs]
+    assert len(urls[0]) == 2
+    expected = [storage.read_table(url) for url in urls[0]]
+    assert [storage.read_table(url).equals(table) for url, table in zip(urls[1], expected, strict=True)] == [True] * 2
+    lose(outputs[1], ["votes/*/draws=0001000", "certificates/*/000001.parquet", "attacked", "report.html"])
+    assert certify(config, dataclasses.replace(ACTOR, actors=2, batch=50), str(outputs[1])).equals(summaries[0])
+    assert [storage.read_table(url).equals(table) for url, table in zip(urls[1], expected, strict=True)] == [True] * 2
 
 
 def test_a_training(local_ray: None, tmp_path: Path) -> None:
