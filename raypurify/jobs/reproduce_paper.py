@@ -346,7 +346,8 @@ class Case:
                 scores = read_scores(self.folder(name), row["cell"], (*COLUMNS, *SIMILARITIES))
                 distance = distances[row["attack"]]
                 told = "any distance" if distance is None else f"L2 ≤ {formats.three_digits(distance)}"
-                made.append(self.measured(row, "calibrated", told, within(scores, distance)))
+                figures = row if distance is None else within(scores, distance)
+                made.append(self.measured(row, "calibrated", told, figures))
                 made.append(self.measured(row, "fixed", "any distance", row))
         return made
 
