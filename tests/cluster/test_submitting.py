@@ -72,7 +72,14 @@ def test_what_travels_is_what_a_job_needs(tmp_path: Path) -> None:
     tree = tmp_path / "checkout"
     kept = ["raypurify/__init__.py", "jobs/evaluate.py", "weights/mnist/model.safetensors", "pyproject.toml"]
     left = ["runs/evaluate/scores.parquet", "tests/test_x.py", ".venv/bin/python", ".git/index", ".mypy_cache/x.json"]
-    left += ["raypurify/__pycache__/x.pyc", "docs/stadv.png", "benchmarks/x.py", "cluster/aws.yaml", "dist/x.whl"]
+    left += [
+        "raypurify/__pycache__/x.pyc",
+        "docs/stadv.png",
+        "results/x.csv",
+        "benchmarks/x.py",
+        "cluster/aws.yaml",
+        "dist/x.whl",
+    ]
     for name in (*kept, *left):
         path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
