@@ -23,7 +23,7 @@ QUICK = {
     "carlini_wagner": {"search_steps": 3, "steps": 40},
     "fab": {"epsilon": 0.1, "steps": 10},
     "pgd": {"steps": 10},
-    "pgd_l2": {"steps": 10},
+    "pgd_l2": {"steps": 5},
     "square": {"queries": 200},
     "stadv": {"steps": 60},
 }

@@ -108,7 +108,10 @@ def test_cells_are_dealt_evenly_and_no_image_is_attacked_twice(parts: int, netwo
 def test_the_adaptive_setting_can_be_narrowed(networks: dict[str, str]) -> None:
     narrow = {"adaptive_attacks": ("pgd,steps=2",), "adaptive_purifiers": (networks["pure-one"],)}
     found = cells(grid_of(networks, settings=("adaptive",), **narrow))
-    assert found == [("adaptive", "pgd", "pure-one+one", "one", "pure-one")]
+    assert found == [
+        ("adaptive", "pgd", "pure-one+one", "one", "pure-one"),
+        ("adaptive", "pgd", "pure-one+two", "two", "pure-one"),
+    ], "a purifier that is named is attacked before every classifier"
 
 
 @pytest.mark.parametrize(
