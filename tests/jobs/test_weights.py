@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from raypurify.evaluation.certification import CertificationConfig
 from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.jobs.certify import certify
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool
 
@@ -46,3 +48,21 @@ def test_the_adaptively_trained_purifier_withstands_who_knows_it(tmp_path: Path)
     assert usual["accuracy_purified"] <= 0.3
     assert robust["accuracy_purified"] >= 0.85
     assert robust["accuracy_clean_purified"] >= 0.98
+
+
+@pytest.mark.skipif("RAYPURIFY_DATA" not in os.environ, reason="RAYPURIFY_DATA is unset: there is no real MNIST here")
+def test_the_denoiser_makes_certificates_possible(tmp_path: Path) -> None:
+    config = CertificationConfig(
+        data="mnist",
+        limit=20,
+        classifiers=(str(WEIGHTS / "a_net"),),
+        purifiers=("identity", str(WEIGHTS / "cru_net-a_net-denoiser")),
+        sigmas=(0.5,),
+        draws=150,
+        guesses=20,
+        radii=(0.5,),
+        attack_images=0,
+    )
+    alone, denoised = certify(config, ActorPool(actors=1, local=True), str(tmp_path / "run")).to_pylist()
+    assert alone["certified"] <= 0.5
+    assert denoised["certified"] >= 0.8
