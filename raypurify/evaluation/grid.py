@@ -217,11 +217,30 @@ def build_grid(
     )
 
 
+def left_out(grid: Grid) -> list[str]:
+    """Warnings of purifiers that no cell has, or no adaptive one where that setting is asked for: they were trained for
+    other classifiers."""
+    cells = [cell for group in grid.groups for cell in group.cells]
+    used = {cell.purifier for cell in cells}
+    adaptive = {cell.purifier for cell in cells if cell.row["setting"] == "adaptive"}
+    warnings = []
+    for index, model in enumerate(grid.purifiers):
+        if not model.trained_for:
+            continue
+        other = f"{model.name} was trained for another classifier"
+        if index not in used:
+            warnings.append(f"{other}, and is left out; --settings black-box evaluates it")
+        elif "adaptive" in grid.config.settings and not grid.config.adaptive_purifiers and index not in adaptive:
+            warnings.append(f"{other}, and has no adaptive figure; --adaptive-purifiers names it")
+    return warnings
+
+
 def _check_cells(config: EvaluationConfig, groups: Sequence[Group]) -> None:
     if not groups:
         raise ValueError(
-            f"no cell: settings {config.settings} leave nothing to evaluate (black-box needs a purifier that was "
-            "trained for another classifier, transfer a surrogate or a second classifier)"
+            f"no cell: settings {config.settings} leave nothing to evaluate. A purifier that was trained for another "
+            "classifier needs --settings black-box, or, for adaptive, --adaptive-purifiers; black-box needs such a "
+            "purifier; transfer needs a surrogate or a second classifier"
         )
     hashes = [cell.hash for group in groups for cell in group.cells]
     if len(set(hashes)) < len(hashes):

@@ -19,7 +19,7 @@ from raypurify.data import Source, open_source, shape_of
 from raypurify.evaluation import preflight, results, samples, units
 from raypurify.evaluation.attacking import settled
 from raypurify.evaluation.batch import Evaluator, Prepared
-from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics, identity_of
+from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics, identity_of, left_out
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
@@ -218,7 +218,7 @@ def _prepare(config: EvaluationConfig, resources: ActorPool) -> tuple[Source, Gr
         config.data, source, (*networks, *stand_ins), job="an evaluation", done="evaluated"
     )
     preflight.check_metrics(built_metrics(config), shape_of(source))
-    return source, grid, about, [*warnings, *preflight.trained_on(source, networks)]
+    return source, grid, about, [*warnings, *left_out(grid), *preflight.trained_on(source, networks)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from raypurify.classifiers import a_net
 from raypurify.evaluation import preflight
 from raypurify.evaluation.batch import Evaluator
-from raypurify.evaluation.grid import EvaluationConfig, build_grid, built_metrics
+from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_metrics, left_out
 from raypurify.models import give_name, load
 from raypurify.purifiers import cru_net
 from raypurify.runs import schema
@@ -112,6 +112,21 @@ def test_the_adaptive_setting_can_be_narrowed(networks: dict[str, str]) -> None:
         ("adaptive", "pgd", "pure-one+one", "one", "pure-one"),
         ("adaptive", "pgd", "pure-one+two", "two", "pure-one"),
     ], "a purifier that is named is attacked before every classifier"
+
+
+def test_a_purifier_that_no_cell_has_is_told_of(networks: dict[str, str]) -> None:
+    def built(**changes: object) -> Grid:
+        return build_grid(grid_of(networks, **changes), "digits", ROWS)
+
+    alone = {"classifiers": (networks["two"],), "purifiers": ("identity", networks["pure-one"])}
+    (told,) = left_out(built(settings=("white-box",), **alone))
+    assert told == "pure-one was trained for another classifier, and is left out; --settings black-box evaluates it"
+    (told,) = left_out(built(settings=("black-box", "adaptive"), **alone))
+    assert told.endswith("has no adaptive figure; --adaptive-purifiers names it")
+    named = {**alone, "adaptive_purifiers": (networks["pure-one"],)}
+    assert not left_out(built(settings=("black-box", "adaptive"), **named))
+    with pytest.raises(ValueError, match="needs --settings black-box, or, for adaptive, --adaptive-purifiers"):
+        built(settings=("white-box",), **{**alone, "purifiers": (networks["pure-one"],)})
 
 
 @pytest.mark.parametrize(
