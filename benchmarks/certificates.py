@@ -32,7 +32,7 @@ BATCH = 250
 
 
 def on_ray(data: str, limit: int, draws: int, actors: int) -> float:
-    """Draws a second of a run, by its own ``run.json``."""
+    """Draws a second of a run, by the times of its own ``run.json``."""
     config = CertificationConfig(
         data=data,
         limit=limit,
@@ -45,7 +45,8 @@ def on_ray(data: str, limit: int, draws: int, actors: int) -> float:
     with tempfile.TemporaryDirectory() as output:
         certify(config, ActorPool(actors=actors, cpus_per_actor=1, batch=BATCH), output + "/run")
         run = storage.read_json(output + "/run/run.json")
-    return float(run["attempts"][0]["counts"]["images_per_second"]) * (draws + config.guesses)
+    seconds, images = run["attempts"][0]["counts"]["timeline"][-1]
+    return float(images * (draws + config.guesses) / seconds)
 
 
 def loop(data: str, limit: int, draws: int, share: int, shares: int) -> None:
@@ -113,8 +114,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000, help="of each image")
     parser.add_argument("--turns", type=int, default=3, help="the figures are medians of so many")
     options = parser.parse_args()
-    limit, turns = (16, 1) if options.quick else (options.limit, options.turns)
-    cores, sizes = len(os.sched_getaffinity(0)), (options.data, limit, options.draws)
+    limit, draws, turns = (32, 300, 1) if options.quick else (options.limit, options.draws, options.turns)
+    cores, sizes = len(os.sched_getaffinity(0)), (options.data, limit, draws)
     contestants = {
         "an actor a core": lambda: on_ray(*sizes, cores),
         "one actor": lambda: on_ray(*sizes, 1),
