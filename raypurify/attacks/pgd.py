@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +86,7 @@ class PGD:
         best, lowest = x, torch.full((len(x),), torch.inf, device=x.device)
         flat = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         x_adv = self._start(x, seeds) if self.random_start else x
+        move = self._mover(x, sign)
         for step in range(self.steps + 1):
             if step < self.steps:
                 gradient, ahead = input_gradient(victim, x_adv, labels)
@@ -96,18 +97,19 @@ class PGD:
             if step == 0:
                 flat = vanishes(gradient)
             if step < self.steps:
-                x_adv = self._moved(x_adv, x, gradient, sign)
+                x_adv = move(x_adv, gradient)
         return best, lowest, flat
 
     def _start(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         """Points at random in the ball and in [0, 1]."""
         return (x + uniform(seeds, x, -self.epsilon, self.epsilon)).clamp(0, 1)
 
-    def _moved(self, x_adv: Tensor, x: Tensor, gradient: Tensor, sign: int) -> Tensor:
-        """The points after one step along the gradient, or against it where ``sign`` is -1."""
+    def _mover(self, x: Tensor, sign: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """From points and gradients: the points after one step along them, or against them where ``sign`` is -1."""
         least = max(self.epsilon / 30, 2.5 * self.epsilon / self.steps)
         step_size = least if self.step_size is None else self.step_size
-        return torch.add(x_adv, gradient.sign_(), alpha=sign * step_size).clamp_(*ball(x, self.epsilon))
+        low, high = ball(x, self.epsilon)
+        return lambda x_adv, gradient: torch.add(x_adv, gradient.sign_(), alpha=sign * step_size).clamp_(low, high)
 
 
 build = PGD

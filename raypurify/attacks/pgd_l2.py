@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +37,16 @@ class PGDL2(PGD):
         distance = uniform(derive(seeds, "distance"), x[:, :1, :1, :1], 0, self.epsilon)
         return (x + distance * direction).clamp(0, 1)
 
-    def _moved(self, x_adv: Tensor, x: Tensor, gradient: Tensor, sign: int) -> Tensor:
+    def _mover(self, x: Tensor, sign: int) -> Callable[[Tensor, Tensor], Tensor]:
         """See :class:`PGD`. A clip to [0, 1] brings no point further from the image, which is in there."""
         step_size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
-        away = x_adv + sign * step_size * _unit(gradient) - x
-        length = away.flatten(1).norm(dim=1).clamp_min(1e-12)
-        return (x + away * spread((self.epsilon / length).clamp_max(1), x)).clamp(0, 1)
+
+        def move(x_adv: Tensor, gradient: Tensor) -> Tensor:
+            away = x_adv + sign * step_size * _unit(gradient) - x
+            length = away.flatten(1).norm(dim=1).clamp_min(1e-12)
+            return (x + away * spread((self.epsilon / length).clamp_max(1), x)).clamp(0, 1)
+
+        return move
 
 
 def _unit(vectors: Tensor) -> Tensor:

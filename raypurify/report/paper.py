@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from raypurify.report import figures, templates
+from raypurify.report import figures, templates, training
+from raypurify.report.cells import grouped
 
 EQ16_OFFSET = 20 * math.log10(255)
 """How far, in dB, the PSNR of the paper's Eq. 16 is above the usual one."""
@@ -312,7 +313,11 @@ def render(
         similarities=_grouped(similarity.to_pylist()),
         reached=_reached(rows),
         bars=list(_bars(rows)),
-        curves=[_curve(name, table, number) for number, (name, table) in enumerate(curves.items())],
+        curves=[
+            drawn
+            for number, (name, table) in enumerate(curves.items())
+            if (drawn := training.curve(name, table, number)) is not None
+        ],
         runs=runs,
         facts=facts,
     )
@@ -342,10 +347,8 @@ def _reached(rows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
 
 def _bars(rows: Sequence[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
     """A chart for each target, at the calibrated parameters (the paper's Figs. 8-11)."""
-    targets: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        if row["parameters"] == "calibrated":
-            targets.setdefault((row["dataset"], row["setting"], row["target"]), []).append(row)
+    shown = (dict(row) for row in rows if row["parameters"] == "calibrated")
+    targets = grouped(shown, lambda row: (row["dataset"], row["setting"], row["target"]))
     for number, ((dataset, setting, name), members) in enumerate(targets.items()):
         bars = [
             figures.Bar(
@@ -360,15 +363,3 @@ def _bars(rows: Sequence[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
         ]
         svg = figures.accuracy_bars(bars, name=f"bars{number}")
         yield {"dataset": dataset, "setting": setting, "target": name, "svg": svg}
-
-
-def _curve(name: str, table: pa.Table, number: int) -> dict[str, Any]:
-    table = table.sort_by("step")
-    loss = table["loss"].to_numpy()
-    return {
-        "name": name,
-        "first": float(loss[0]),
-        "last": float(loss[-1]),
-        "steps": len(loss),
-        "svg": figures.loss_curve(table["step"].to_numpy(), loss, name=f"loss{number}"),
-    }

@@ -22,11 +22,12 @@ def section(page: Page) -> Section | None:
 def curves(page: Page) -> Iterator[dict[str, Any]]:
     """The loss curves of a page, drawn one after the other."""
     for number, (name, table) in enumerate(page.curves.items()):
-        if curve := _curve(name, table, number):
-            yield curve
+        if drawn := curve(name, table, number):
+            yield drawn
 
 
-def _curve(name: str, table: pa.Table, number: int) -> dict[str, Any] | None:
+def curve(name: str, table: pa.Table, number: int) -> dict[str, Any] | None:
+    """The loss curve of a training, the ``number``-th of a page; None where no loss is finite."""
     table = table.sort_by("step")
     loss = table["loss"].to_numpy()
     finite = loss[np.isfinite(loss)]
