@@ -153,10 +153,14 @@ def load(kind: Kind, text: str) -> Model:
 
 
 def shipped(url: str) -> str:
-    """The checkpoint ``weights/...`` that the package carries, if there is none at that path; else ``url``."""
-    own = Path(__file__).parent / url
+    """The checkpoint ``weights/...`` that the package carries, if there is none at that path; else ``url``.
+
+    ``./weights/...`` names it too.
+    """
+    name = url.removeprefix("./")
+    own = Path(__file__).parent / name
     there = storage.exists(storage.join(url, "config.json"))
-    return str(own) if url.startswith("weights/") and not there and (own / "config.json").is_file() else url
+    return str(own) if name.startswith("weights/") and not there and (own / "config.json").is_file() else url
 
 
 def load_network(text: str, kind: Kind | None = None) -> nn.Module:
@@ -268,8 +272,8 @@ def _own(model: Model, network: nn.Module) -> Model:
 
 def _recipe(network: nn.Module) -> dict[str, Any]:
     """What a network that was not trained here says of the images that it was trained on, as a checkpoint does."""
-    view = getattr(network, "view", None)
-    return {} if view is None else {"view": dict(view)}
+    view, names = getattr(network, "view", None), getattr(network, "class_names", None)
+    return {**({} if view is None else {"view": dict(view)}), **({} if names is None else {"class_names": list(names)})}
 
 
 def known(kind: Kind) -> list[str]:

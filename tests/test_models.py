@@ -59,6 +59,16 @@ def test_a_trivial_purifier_needs_no_weights() -> None:
     assert model.build()(torch.full((1, 1, 2, 2), 0.4)).unique().tolist() == pytest.approx([3 / 7])
 
 
+def test_weights_that_the_package_carries_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    carried = models.load("purifier", "weights/photos/cru_net")
+    assert models.load("purifier", "./weights/photos/cru_net").identity == carried.identity
+    with pytest.raises(FileNotFoundError, match="weights/photos/none"):
+        models.load("purifier", "./weights/photos/none")
+
+
 def test_a_built_in_network_without_weights_is_refused() -> None:
     for kind, name in (("classifier", "a_net"), ("purifier", "cru_net")):
         with pytest.raises(ValueError, match="has to be trained first"):

@@ -21,6 +21,8 @@ PLUGINS = {
     "double.py": "def build(*, factor=2):\n    return lambda x: factor * x\n",
     "triple.py": "def build():\n    return lambda x: 3 * x\n",
     "_shared.py": "build = None\n",
+    "_mismatched.py": 'raise RuntimeError("operator torchvision::nms does not exist")\n',
+    "_failing.py": 'raise RuntimeError("out of order")\n',
     "broken.py": "import no_such_library_of_the_plugin\n",
     "makers.py": "LIMIT = 3\n\ndef make(*, factor):\n    return lambda x: factor * x\n",
 }
@@ -110,6 +112,13 @@ def test_an_import_error_inside_a_plugin_is_shown_as_it_is(package: str) -> None
             find(package, name)
     with pytest.raises(ModuleNotFoundError, match=rf"^'{package}\.broken:build' cannot be imported: No module"):
         find(package, name)
+
+
+def test_an_import_that_ends_at_another_build_of_torch_is_told(package: str) -> None:
+    with pytest.raises(ImportError, match=r"mismatched:build' cannot be imported: operator torchvision::nms .*pytorch"):
+        find(package, f"{package}._mismatched:build")
+    with pytest.raises(RuntimeError, match=r"^out of order$"):
+        find(package, f"{package}._failing:build")
 
 
 def test_parameters_that_a_plugin_does_not_take_are_named(package: str) -> None:

@@ -7,6 +7,9 @@ pixels. A module may also say:
 - ``pretrained = True``: it brings its weights, so that its name stands for a trained classifier.
 - ``view``: how the images were shown that it was trained on, ``{"resize": 256, "crop": 224}`` or one of the two, as
   :class:`raypurify.data.View` has them. Jobs show it images so, where no flag says otherwise.
+
+A network that brings its weights may also have ``class_names``, a name for each class, or several with commas between.
+Data whose classes have names are matched with them.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ class Normalize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] != self.mean.shape[1]:
             # One channel would be taken for each of several.
-            raise RuntimeError(f"expected {self.mean.shape[1]} channels, got {x.shape[1]}")
+            own = self.mean.shape[1]
+            raise RuntimeError(f"its mean and std are those of {own} channel(s), the images have {x.shape[1]}")
         return (x - self.mean) / self.std
 
 
@@ -44,9 +48,9 @@ class Normalized(nn.Module):
         super().__init__()
         check_channels(len(mean), mean, std)
         self.normalize, self.network = Normalize(mean, std), network
-        view = getattr(network, "view", None)
-        if view is not None:
-            self.view = view
+        for name in ("view", "class_names"):
+            if (value := getattr(network, name, None)) is not None:
+                setattr(self, name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) float32 in [0, 1] -> (N, K) logits."""

@@ -11,6 +11,7 @@ import importlib
 import torch
 
 from raypurify.classifiers import Normalized
+from raypurify.classifiers._imagenet import class_names
 from raypurify.classifiers._libraries import unavailable
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -40,6 +41,7 @@ class EfficientNetLite(Normalized):
         super().__init__(EfficientNet.from_name(f"efficientnet-lite{number}"), MEAN, STD)
         self.pretrained = pretrained
         self.view = {"resize": resize, "crop": crop}
+        self.class_names = class_names()
         if pretrained:
             path = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
             self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from raypurify.classifiers import Normalized
+from raypurify.classifiers._imagenet import CLASSES, SYNSET, class_names
 from raypurify.classifiers._libraries import unavailable
 
 
@@ -23,6 +25,19 @@ class Timm(Normalized):
         self.pretrained = pretrained
         side = data["input_size"][-1]
         self.view = {"resize": int(side / data["crop_pct"]), "crop": side}
+        if pretrained and classes is None:
+            self.class_names = names_of(network.num_classes, network.pretrained_cfg.get("label_names"))
+
+
+def names_of(classes: int, told: Sequence[str] | None) -> Sequence[str] | None:
+    """The names of a network's classes: ImageNet's where there are as many, and no other names are told.
+
+    Args:
+        classes: how many.
+        told: the names that timm's configuration of the network has, if any.
+    """
+    is_imagenet = classes == CLASSES and (not told or SYNSET.fullmatch(told[0]))
+    return class_names() if is_imagenet else told
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from raypurify.classifiers import Normalize
 from raypurify.classifiers._libraries import unavailable
+
+UNNAMED = re.compile(r"LABEL_\d+")
+"""What a class is called that has no name."""
 
 SQUARE_FROM = 384
 """Pixels: from this size on, a recipe with ``crop_pct`` (ConvNeXt's) crops nothing."""
@@ -47,6 +51,8 @@ class Transformers(nn.Module):
         )
         self.normalize = Normalize(mean, std)
         self.view = view_of(recipe)
+        names = [self.network.config.id2label[number] for number in range(self.network.config.num_labels)]
+        self.class_names = None if all(map(UNNAMED.fullmatch, names)) else names
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) float32 in [0, 1] -> (N, classes) logits."""

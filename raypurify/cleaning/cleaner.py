@@ -67,7 +67,7 @@ class CleaningConfig:
     max_pixels: int = images.MAX_PIXELS
     """Images of more pixels (height times width) are rejected."""
     limit: int | None = None
-    """Clean this number of files (or ranges of rows) only: the first ones."""
+    """Clean the first so many pieces of the input only: image files, runs of rows of Parquet files, tars."""
     precision: models.Precision = "float32"
     """The type that the networks compute in. float32 goes without TF32."""
     seed: int = 0
@@ -225,11 +225,13 @@ class Cleaner:
                 items[0].reject("purify", f"the purifier {name} fails on it: {type(error).__name__}: {error}")
             return
         encoded = [self._encode(picture, pixels) for picture, pixels in zip(pictures, after, strict=True)]
-        # Where transparency can't be written, the colours change: the image is shown on white.
         format = self.work.config.format
-        hides = not images.FORMATS[format].alpha
-        if format in LOSSY or (hides and any(picture.alpha is not None for picture in pictures)):
+        # Where transparency can't be written, the image is on white, and so is what it is compared with.
+        flattens = not images.FORMATS[format].alpha and any(picture.alpha is not None for picture in pictures)
+        if format in LOSSY or flattens:
             after = np.stack([_reread(future, pixels) for future, pixels in zip(encoded, after, strict=True)])
+        if flattens:
+            before = np.stack([images.on_white(picture) for picture in pictures])
         with stages.spending("measure"):
             measures = compare(after, before)
         labels = self._labels(before), self._labels(after)

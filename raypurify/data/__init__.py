@@ -17,5 +17,5 @@ from raypurify.data.reading import (
     shape_of,
     take_rows,
 )
-from raypurify.data.sources import narrowed, open_source, shown, spread
+from raypurify.data.sources import in_colour, narrowed, open_source, shown, spread
 from raypurify.data.view import AS_STORED, Shape, View

@@ -66,6 +66,31 @@ class Shard:
     view: View = AS_STORED
     crop_seed: int | None = None
     """The seed that the place of each image's crop follows from, with its id; None: the centre."""
+    in_colour: bool = False
+    """Whether grey images are shown as RGB."""
+
+    @property
+    def shows_as_stored(self) -> bool:
+        """Whether nothing is done to its images."""
+        return not self.view.given and not self.in_colour
+
+    def shown_shape(self, stored: Shape) -> Shape:
+        """The shape of an image as it is shown; raises ValueError where it is smaller than the crop."""
+        height, width, channels = self.view.shape(stored)
+        return height, width, 3 if self.in_colour else channels
+
+    def show(self, stored: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+        """An image as it is shown.
+
+        Args:
+            stored: (H, W, C) uint8, C 1 or 3.
+            name: its id.
+
+        Raises:
+            ValueError: the image is smaller than the crop.
+        """
+        pixels = self.view.show(stored, None if self.crop_seed is None else f"{self.crop_seed} {name}")
+        return np.repeat(pixels, 3, axis=2) if self.in_colour and pixels.shape[2] == 1 else pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +161,7 @@ class Rows:
     kept: NDArray[np.int64] | None = None
     """(N,) which of the rows that were asked for these are, ascending; None: all."""
     shown: bool = False
-    """Whether the images are as the shard's view shows them, and not as they are stored."""
+    """Whether the images are as the shard shows them, and not as they are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +218,7 @@ def decoded(
     urls: Sequence[str],
     labels: NDArray[np.int64],
 ) -> Rows:
-    """Rows of images, each as the shard's view shows it.
+    """Rows of images, each as the shard shows it.
 
     Args:
         contents: of each, its encoded bytes, or its pixels (H, W, C), or why it has none: a ValueError is a reject of
@@ -208,8 +233,7 @@ def decoded(
         if not isinstance(content, Exception):
             try:
                 stored = images.decode(content) if isinstance(content, bytes) else content
-                draw = None if shard.crop_seed is None else f"{shard.crop_seed} {ids[row]}"
-                pixels.append(shard.view.show(stored, draw))
+                pixels.append(shard.show(stored, ids[row]))
                 kept.append(row)
                 continue
             except ValueError as error:

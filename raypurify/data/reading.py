@@ -59,13 +59,13 @@ def read_parts(shard: Shard, parts: Sequence[NDArray[np.int64]]) -> Iterator[Row
     else:
         parts_read = (format.read(shard, rows) for rows in numbers)
     for rows in parts_read:
-        if shard.view.given and not rows.shown:
+        if not shard.shows_as_stored and not rows.shown:
             rows = _shown(rows, shard)
         yield rows if shard.renumbered is None else replace(rows, labels=_renumbered(shard, rows.labels))
 
 
 def _shown(rows: Rows, shard: Shard) -> Rows:
-    """Rows, as they are stored, as the shard's view shows them; an image that is smaller than the crop is rejected."""
+    """Rows, as they are stored, as the shard shows them; an image that is smaller than the crop is rejected."""
     shown = decoded(rows.images, shard=shard, ids=rows.ids, urls=[shard.url] * len(rows.ids), labels=rows.labels)
     assert shown.kept is not None
     if rows.kept is None:
@@ -157,7 +157,7 @@ def headers_of(source: Source) -> list[tuple[str, Shape]]:
         rows = rows_of_file(shard, np.arange(min(shard.rows, each)))
         for name, stored in headers(shard, rows) if headers else ():
             with suppress(ValueError):
-                found += [(name, source.view.shape(stored))] if stored else []
+                found += [(name, shard.shown_shape(stored))] if stored else []
     return found
 
 

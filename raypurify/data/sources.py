@@ -81,6 +81,11 @@ def shown(source: Source, view: View) -> Source:
     )
 
 
+def in_colour(source: Source) -> Source:
+    """A source whose grey images are shown as RGB."""
+    return replace(source, shards=tuple(replace(shard, in_colour=True) for shard in source.shards))
+
+
 def spread(labels: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
     """Pick ``count`` rows by the seed, of each class its share: their numbers, ascending.
 

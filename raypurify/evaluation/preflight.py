@@ -12,7 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypurify import runs
-from raypurify.data import DataError, Origin, Shape, Source, View, check_ids, headers_of, labels_of, shape_of, shown
+from raypurify.data import (
+    DataError,
+    Origin,
+    Shape,
+    Source,
+    View,
+    check_ids,
+    headers_of,
+    in_colour,
+    labels_of,
+    shape_of,
+    shown,
+)
 from raypurify.evaluation import normalisation
 from raypurify.metrics import Metric
 from raypurify.models import Kind, Model
@@ -65,9 +77,10 @@ def checked(
 
 
 def as_trained(source: Source, view: View, classifiers: Iterable[Model]) -> Source:
-    """The source in the view that all classifiers were trained with, where no flag gives one.
+    """The source in the view that all classifiers were trained with, where no flag gives one; in colour, where most
+    images are.
 
-    It stays as it is where they differ, or know of no view, and where its images are stored as that view shows them.
+    The view stays as it is where they differ, or know of none, and where images are stored as that view shows them.
 
     Args:
         source: the dataset, as the flags show it.
@@ -77,10 +90,13 @@ def as_trained(source: Source, view: View, classifiers: Iterable[Model]) -> Sour
     Raises:
         ValueError: all images are smaller than the view's crop.
     """
+    shapes = [source.image_shape] if source.image_shape else [shape for _, shape in headers_of(source)]
+    channels = Counter(shape[2] for shape in shapes)
+    if len(channels) > 1 and channels[3] > channels[1]:
+        source = in_colour(source)
     views = {_view_of(model) for model in classifiers}
     if view.given or view.as_stored or len(views) != 1 or (own := views.pop()) is None:
         return source
-    shapes = [source.image_shape] if source.image_shape else [shape for _, shape in headers_of(source)]
     return source if all(_is_stored(own, shape) for shape in shapes) else shown(source, own)
 
 
@@ -89,7 +105,7 @@ def shapes_told(source: Source, networks: Iterable[Model]) -> tuple[str, list[Sh
 
     Args:
         source: the dataset.
-        networks: what they go through. The view that one was trained with is the one to take.
+        networks: what they go through. The view that one was trained with is the one to take, a classifier's first.
 
     Returns:
         None where the headers tell of one shape only.
@@ -101,15 +117,26 @@ def shapes_told(source: Source, networks: Iterable[Model]) -> tuple[str, list[Sh
     usual = counts.most_common(1)[0][0]
     others = [(name, shape) for name, shape in headers if shape != usual]
     some = ", ".join(f"{_end(name)} {_size(shape)}" for name, shape in others[:NAMED])
-    trained = [view for model in networks if (view := _view_of(model)) is not None]
     side = min(min(shape[:2]) for shape in counts)
-    flags = (trained or [View(resize=side, crop=side)])[0].flags
+    flags = _flags_for(networks) or View(resize=side, crop=side).flags
     advice = f"Give {flags}" if len({shape[2] for shape in counts}) < 2 else "Make them all grey, or all RGB"
     line = (
         f"{source.name}: {len(others)} of {len(headers)} images are not {_size(usual)}: {some}"
         f"{' and more' if len(others) > NAMED else ''}. {advice}"
     )
     return line, [usual, *dict.fromkeys(shape for _, shape in others[:NAMED])]
+
+
+def _flags_for(networks: Iterable[Model]) -> str:
+    """The flags of the view that a network was trained with; of each classifier's, where they differ."""
+    views: dict[Kind, dict[str, str]] = {"classifier": {}, "purifier": {}}
+    for model in networks:
+        if (view := _view_of(model)) is not None:
+            views[model.kind].setdefault(view.flags, model.name)
+    flags = views["classifier"] or dict([*views["purifier"].items()][:1])
+    if len(flags) < 2:
+        return "".join(flags)
+    return " or ".join(f"{text} ({name})" for text, name in flags.items())
 
 
 def _size(shape: Shape) -> str:
@@ -173,7 +200,9 @@ def warned(warnings: Iterable[str]) -> tuple[str, ...]:
 def matched(source: Source, classifiers: Iterable[Model]) -> Source:
     """The source with its labels numbered as the classifiers number their classes, where both have names for them.
 
-    Data whose classes are numbers are matched where these are names of the classifiers' classes.
+    A classifier's name for a class may be several, with commas between: each of them, in upper or lower case and with
+    ``_`` for a space, is the class's. Data whose classes are numbers are matched where these are names of the
+    classifiers' classes.
 
     Raises:
         ValueError: a class of the data that a classifier does not know, or knows several of; classifiers that number
@@ -184,7 +213,7 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
         return source
     first, names = named[0]
     for other, others in named[1:]:
-        if others != names:
+        if not _alike(names, others):
             raise ValueError(
                 f"the classifiers number their classes differently: {first} has {_listed(names)}, {other} has "
                 f"{_listed(others)}"
@@ -195,22 +224,40 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
         given = tuple(map(str, range(given)))
         if not set(given) <= set(names):
             return source
-    if given == names:
+    if _alike(given, names):
         return source
-    unknown = [name for name in given if name not in names]
+    known = [_synonyms(name) for name in names]
+    found = {name: [number for number, own in enumerate(known) if _synonyms(name) <= own] for name in given}
+    found |= {name: [names.index(name)] for name in given if names.count(name) == 1}
+    unknown = [name for name in given if not found[name]]
     if unknown:
         raise ValueError(
-            f"{source.name}: its classes are {_listed(given)}; {first} was trained on {_listed(names)}, and "
-            f"does not know {_listed(unknown)}"
+            f"{source.name}: its classes are {_listed(given)}; {first} was trained on "
+            f"{_listed(name.partition(',')[0] for name in names)}, and does not know {_listed(unknown)}"
         )
-    doubled = sorted({name for name in given if names.count(name) > 1})
+    doubled = sorted({name for name in given if len(found[name]) > 1})
     if doubled:
         raise ValueError(
             f"{source.name}: {first} knows several classes of the same name: {_listed(doubled)}. Which one the data "
-            "mean can't be told; leave these classes out, or number all classes as it does"
+            f"mean can't be told; leave these classes out, or call them by another of their names: "
+            f"{'; '.join(names[number] for number in found[doubled[0]])}"
         )
-    numbers = tuple(names.index(name) for name in given)
-    return replace(source, classes=names, shards=tuple(replace(shard, renumbered=numbers) for shard in source.shards))
+    numbers = tuple(found[name][0] for name in given)
+    own = dict(zip(numbers, given, strict=True))
+    classes = tuple(own.get(number, name) for number, name in enumerate(names))
+    return replace(source, classes=classes, shards=tuple(replace(shard, renumbered=numbers) for shard in source.shards))
+
+
+def _synonyms(name: str) -> set[str]:
+    """The names of a class, in lower case and without ``_``."""
+    return {one.strip().replace("_", " ").casefold() for one in name.split(",")}
+
+
+def _alike(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether both number the same classes alike."""
+    return len(names) == len(others) and all(
+        _synonyms(name) & _synonyms(other) for name, other in zip(names, others, strict=True)
+    )
 
 
 def check_one_shape(source: Source, networks: Iterable[Model]) -> None:
@@ -345,20 +392,24 @@ def described(source: Source, labels: NDArray[np.int64]) -> str:
         line += ": " + ", ".join(f"{name} {counts[index]:,}" for index, name in _numbered(source, present))
     elif len(present):
         line += f", {counts[present].min():,} to {counts[present].max():,} each"
+    if any(shard.in_colour for shard in source.shards):
+        line += ". Grey images are shown as RGB"
     if source.origin.split_by == "ids":
         line += ". The data have no split of their own: a sixth, by a hash of the ids, is the test split"
     return line
 
 
 def missing_classes(source: Source, labels: NDArray[np.int64], what: str) -> list[str]:
-    """A warning where classes of the data have no image.
+    """A warning where classes of the data have no image, but not where most have none: data of a few of the classes.
 
     Args:
         what: the images that ``labels`` are of, for the message: ``training``, ...
     """
     counts = np.bincount(labels, minlength=source.number_of_classes)
     absent = np.flatnonzero(counts == 0)
-    return [f"no {what} image of class {_listed(_names(source, absent))}"] if len(absent) else []
+    if not 0 < len(absent) <= np.count_nonzero(counts):
+        return []
+    return [f"no {what} image of class {_listed(_names(source, absent))}"]
 
 
 def trained_on(source: Source, models: Iterable[Model]) -> list[str]:

@@ -18,4 +18,4 @@ from raypurify.images.decoding import (
     read_picture,
     shape_by_header,
 )
-from raypurify.images.encoding import encode, encode_png, thumbnail, to_uint8_nhwc
+from raypurify.images.encoding import encode, encode_png, on_white, thumbnail, to_uint8_nhwc

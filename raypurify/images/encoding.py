@@ -55,16 +55,28 @@ def encode(
     if picture.icc and not icc:
         notes.append(f"colour profile left out for {format}")
     if picture.alpha is not None:
-        alpha = Image.fromarray(np.ascontiguousarray(picture.alpha))
         if kind.alpha:
-            image.putalpha(alpha)
+            image.putalpha(_mask(picture.alpha))
         else:
             notes.append(f"alpha composited on white for {format}")
-            image = Image.composite(image, Image.new(image.mode, image.size, "white"), alpha)
+            image = _image_of(on_white(picture))
     exif = _exif_for(picture.exif, format, notes) if keep_exif else None
     return _saved(image, kind.pillow, **_options(format, quality, exif), **_present(icc_profile=icc, exif=exif)), tuple(
         notes
     )
+
+
+def on_white(picture: Picture) -> NDArray[np.uint8]:
+    """(H, W, C) uint8: a picture's pixels, laid on white where it is transparent."""
+    if picture.alpha is None:
+        return picture.pixels
+    image = _image_of(picture.pixels)
+    laid = Image.composite(image, Image.new(image.mode, image.size, "white"), _mask(picture.alpha))
+    return np.asarray(laid).reshape(picture.pixels.shape)
+
+
+def _mask(alpha: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(alpha))
 
 
 _LONGEST_JPEG_EXIF = 65_533

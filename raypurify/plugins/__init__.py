@@ -182,6 +182,14 @@ def find(package: str, name: str) -> Callable[..., Any]:
         except ImportError as error:
             error.msg = f"{name!r} cannot be imported: {error.msg}"
             raise
+        except RuntimeError as error:
+            if "torchvision::" not in str(error):
+                raise
+            # torchvision registers operators that a build for another torch lacks.
+            raise ImportError(
+                f"{name!r} cannot be imported: {error}. torchvision was built for another torch; install the two "
+                "together, from one index: https://pytorch.org/get-started"
+            ) from error
         if not callable(getattr(module, attribute, None)):
             raise ValueError(f"{name!r}: module {module_name!r} has no callable {attribute!r}")
         return getattr(module, attribute)

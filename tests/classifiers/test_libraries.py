@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from raypurify import models, plugins
+from raypurify.classifiers.timm import names_of
 from raypurify.classifiers.transformers import view_of
 from raypurify.data import View, open_source, read_rows
 from raypurify.evaluation import preflight
@@ -101,10 +103,24 @@ def test_a_network_of_transformers_is_its_weights_its_normalisation_and_its_view
     with torch.no_grad():
         expected = AutoModelForImageClassification.from_pretrained(resnet).eval()((x - mean) / std).logits
     torch.testing.assert_close(model.build()(x), expected)
-    assert model.config["view"] == {"resize": 36, "crop": 32}
+    assert model.config == {"view": {"resize": 36, "crop": 32}}
     # A worker has it by value: its folder may be on the driver's machine alone.
     assert model.network is not None
     assert models.load("classifier", f"transformers,model={resnet}").identity == model.identity
+
+
+def test_classes_have_the_names_that_a_library_knows(resnet: str, tmp_path: Path) -> None:
+    config = Path(shutil.copytree(resnet, tmp_path / "named")) / "config.json"
+    settings = json.loads(config.read_text())
+    count = len(settings.get("id2label", range(2)))
+    config.write_text(json.dumps({**settings, "id2label": {str(number): f"kind {number}" for number in range(count)}}))
+    known = models.load("classifier", f"transformers,model={config.parent}").config["class_names"]
+    assert known == [f"kind {number}" for number in range(count)]
+    assert names_of(10, ["cat"] * 10) == ["cat"] * 10
+    assert names_of(10, None) is None
+    for told in (None, ["n01440764"] * 1000):
+        assert names_of(1000, told)[0].startswith("tench, ")  # type: ignore[index]
+    assert names_of(1000, ["cat"] * 1000) == ["cat"] * 1000
 
 
 def test_a_network_that_the_hub_does_not_have_is_told(tmp_path: Path) -> None:
@@ -132,6 +148,8 @@ def test_efficientnet_lite_has_its_published_weights(number: int, view: dict[str
     pytest.importorskip("efficientnet_lite_pytorch")
     model = models.load("classifier", f"efficientnet_lite{number}")
     assert model.config["view"] == view
+    assert len(model.config["class_names"]) == 1000
+    assert model.config["class_names"][281] == "tabby, tabby cat, n02123045"
     with torch.no_grad():
         logits = model.build()(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert logits.shape == (1, 1000)

@@ -331,15 +331,19 @@ def test_an_input_that_this_machine_cannot_open_now_is_no_reject(tmp_path: Path,
     assert storage.list_files(f"{output}/images") == [url]
 
 
-def test_transparency_that_cannot_be_written_is_measured(tmp_path: Path):
+def test_transparency_that_cannot_be_written_is_on_white_on_both_sides_of_the_comparison(tmp_path: Path):
     pixels = np.zeros((12, 12, 4), np.uint8)
+    pixels[:, 6:, 3] = 255
     (tmp_path / "in").mkdir()
     Image.fromarray(pixels, "RGBA").save(tmp_path / "in" / "a.png")
     output = str(tmp_path / "out")
     [unit] = units_of(str(tmp_path / "in"), output)
     config = CleaningConfig(input=str(tmp_path / "in"), purifier="identity", format="bmp")
     [row] = Cleaner(Cleaning.load(config, output), "cpu", batch=8, threads=1)(unit).rows
-    assert (row["linf"], row["psnr"]) == (1.0, 0.0)
+    assert (row["linf"], row["psnr"], row["ssim"]) == (0.0, 100.0, 1.0)
+    written = np.asarray(Image.open(next((tmp_path / "out" / "images").iterdir())))
+    assert (written[:, :6] == 255).all()
+    assert (written[:, 6:] == 0).all()
     assert row["notes"] == ["alpha composited on white for bmp"]
 
 

@@ -235,12 +235,45 @@ def test_networks_that_take_all_sizes_get_them_with_a_warning(tmp_path: Path) ->
     ]
 
 
-def test_grey_images_among_colours_are_told_and_no_view_mends_them(tmp_path: Path) -> None:
-    source = mixed_folder(tmp_path / "photos", {f"{number}.png": (40, 40, 3) for number in range(3, 40)})
-    found = preflight.shapes_told(source, [])
+def test_grey_images_among_colours_are_shown_in_colour(tmp_path: Path) -> None:
+    stored = mixed_folder(tmp_path / "photos", {f"{number}.png": (40, 40, 3) for number in range(3, 40)})
+    shown = preflight.as_trained(stored, View(resize=20), [])
+    rows = read_rows(shown.shards[0], 0, 40)
+    assert not rows.rejects
+    assert np.stack(list(rows.images)).shape == (40, 40, 40, 3)
+    grey = rows.ids.index("test/cat/2.png")
+    assert (rows.images[grey] == 2).all()
+    assert preflight.shapes_told(shown, []) is None
+    assert preflight.described(shown, labels_of(shown)).endswith(": cat 20, dog 20. Grey images are shown as RGB")
+
+
+def test_a_few_colour_images_among_grey_ones_are_told(tmp_path: Path) -> None:
+    stored = mixed_folder(tmp_path / "photos", {f"{number}.png": (40, 40, 3) for number in range(3)})
+    found = preflight.shapes_told(preflight.as_trained(stored, View(), []), [])
     assert found is not None
-    assert found[0].startswith("photos: 3 of 40 images are not 40x40 RGB: test/")
-    assert found[0].endswith("40x40 grey. Make them all grey, or all RGB")
+    assert found[0].startswith("photos: 3 of 40 images are not 40x40 grey: test/")
+    assert found[0].endswith("40x40 RGB. Make them all grey, or all RGB")
+
+
+def test_classes_are_known_by_each_of_their_names(tmp_path: Path) -> None:
+    known = classifier(tmp_path, class_names=["crane, bird", "house cat, Felis catus, n021", "crane, machine", "drake"])
+    source = class_folders(tmp_path / "data", ("Drake", "house_cat"))
+    matched = preflight.matched(source, [known])
+    assert set(labels_of(matched).tolist()) == {3, 1}
+    assert matched.classes == ("crane, bird", "house_cat", "crane, machine", "Drake")
+    assert preflight.matched(replace(source, classes=("n021", "crane, bird")), [known]).shards[0].renumbered == (1, 0)
+    with pytest.raises(ValueError, match=r"the same name: crane\. .* by another of their names: crane, bird; crane"):
+        preflight.matched(replace(source, classes=("crane", "n021")), [known])
+    alike = replace(source, classes=("bird", "n021", "crane", "drake"))
+    assert preflight.matched(alike, [known]) is alike
+
+
+def test_of_several_views_each_is_told_with_its_classifier_and_a_purifier_s_is_not(tmp_path: Path) -> None:
+    source = mixed_folder(tmp_path / "photos", {"3.png": (60, 50)})
+    a, b = (classifier(tmp_path, name, view={"resize": 36, "crop": side}) for name, side in (("a", 28), ("b", 32)))
+    found = preflight.shapes_told(source, [replace(a, kind="purifier", config={"view": {"crop": 20}}), a, b])
+    assert found is not None
+    assert found[0].endswith("Give --resize 36 --crop 28 (a) or --resize 36 --crop 32 (b)")
 
 
 def test_a_line_on_many_sizes_and_long_names_is_short(tmp_path: Path) -> None:

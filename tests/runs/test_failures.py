@@ -65,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--data digits --atacks fgsm", 2, ["--atacks", "--attacks"]),
         ("--data digits --config wrong.yaml", 2, ["wrong.yaml: unknown atacks", "did you mean attacks for atacks?"]),
         ("--data s3://no-such-bucket/images", 2, ["s3://no-such-bucket/images", "there is no such bucket"]),
-        ("--data digits --classifiers ./colour", 2, ["colour", "(28, 28, 1)", "expected 3 channels, got 1"]),
+        ("--data digits --classifiers ./colour", 2, ["colour", "(28, 28, 1)", "those of 3 channel(s)"]),
         ("--data digits --purifiers own_plugins:Fails", 1, ["digits#", "images", "KeyError", "has no key"]),
     ],
 )
