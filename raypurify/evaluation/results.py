@@ -17,6 +17,9 @@ from raypurify.evaluation.masking import findings
 from raypurify.metrics import COMPARISONS, METRICS, Metric, wilson_interval
 from raypurify.runs import log, schema
 
+CONFUSED = ("clean", "adversarial", "purified")
+"""Images whose predictions are counted by their labels."""
+
 
 def scores_folder(output: str, cell: str) -> str:
     """Where a cell's scores are: one Parquet file for each unit of rows."""
@@ -103,8 +106,8 @@ def _score_tables(output: str, cell: str, columns: pa.Schema) -> Iterator[pa.Tab
 
 
 class _Totals:
-    """What is kept of a cell's scores: sums, the ids (they have to be unique), those of purified images that are wrong,
-    and the distances (for their median)."""
+    """What is kept of a cell's scores: sums, how many images of each label are taken for each class, the ids (they have
+    to be unique), those of purified images that are wrong, and the distances (for their median)."""
 
     def __init__(self, cell: Mapping[str, Any], metrics: Sequence[Metric]) -> None:
         # An adaptive attacker's victim is the classifier behind the purifier.
@@ -116,6 +119,7 @@ class _Totals:
         self.sums: Counter[str] = Counter()
         self.known: Counter[str] = Counter()
         self.most: dict[str, float] = {}
+        self.pairs: Counter[tuple[str, int, int]] = Counter()
         self.ids: list[pa.ChunkedArray] = []
         self.lost: list[pa.ChunkedArray] = []
         self.distances: dict[str, list[np.ndarray]] = {}
@@ -124,6 +128,8 @@ class _Totals:
         """Count some rows of the scores."""
         for kind in ("clean", *COMPARISONS):
             self._sum(f"right_{kind}", pc.equal(scores[f"pred_{kind}"], scores["label"]))
+        for kind in CONFUSED:
+            self._add_pairs(kind, scores)
         for name in ("steps", "queries"):
             self._sum(name, scores[name])
             self._most(name, scores[name])
@@ -136,6 +142,18 @@ class _Totals:
         self.ids.append(scores["id"])
         self.lost.append(scores["id"].filter(pc.not_equal(scores["pred_purified"], scores["label"])))
         self.n += len(scores)
+
+    def _add_pairs(self, kind: str, scores: pa.Table) -> None:
+        pairs = scores.group_by(["label", f"pred_{kind}"]).aggregate([([], "count_all")])
+        for label, predicted, n in zip(*(column.to_pylist() for column in pairs.columns), strict=True):
+            self.pairs[kind, label, predicted] += n
+
+    def confusion(self, cell: str) -> list[dict[str, Any]]:
+        """Rows of ``schema.CONFUSION``."""
+        return [
+            {"cell": cell, "kind": kind, "label": label, "predicted": predicted, "n": n}
+            for (kind, label, predicted), n in sorted(self.pairs.items())
+        ]
 
     def _add_metric(self, metric: Metric, scores: pa.Table) -> None:
         for column in metric.comparisons:
@@ -248,7 +266,7 @@ def write_summary(
     rows: int,
     more: Sequence[Metric] = (),
 ) -> pa.Table:
-    """Write ``summary.parquet``: a row for each cell whose images are all there.
+    """Write ``summary.parquet``, a row for each cell whose images are all there, and ``confusion.parquet``.
 
     Args:
         output: the run's folder.
@@ -260,19 +278,21 @@ def write_summary(
     Raises:
         RuntimeError: a required cell lacks rows; the message says how many.
     """
-    summaries, worst = [], _WorstCases()
+    summaries, confusion, worst = [], [], _WorstCases()
     for cell in cells:
         if not storage.list_files(scores_folder(output, cell["cell"]), ".parquet") and cell["cell"] not in required:
             continue
         totals = _totals(output, cell, more)
         if totals.n == rows:
             summaries.append({**cell, **totals.figures()})
+            confusion += totals.confusion(cell["cell"])
             worst.add(cell, totals.lost)
         elif cell["cell"] in required:
             raise RuntimeError(f"{output}: cell {cell['cell']} has {totals.n} scores of {rows} images")
     for summary in summaries:
         summary["accuracy_worst"] = worst.accuracy(summary, rows)
     table = pa.Table.from_pylist(summaries, schema=schema.summary(more))
+    storage.write_table(storage.join(output, "confusion.parquet"), pa.Table.from_pylist(confusion, schema.CONFUSION))
     storage.write_table(storage.join(output, "summary.parquet"), table)
     return table
 

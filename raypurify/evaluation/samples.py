@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from raypurify.training import batch_of
 AT_RANDOM = 2
 """Images of each cell that the report shows, picked by the seed."""
 WORST = 2
-"""Images of each cell that the report shows because purification restored them worst."""
+"""Images of each cell that the report shows because purification failed on them."""
 
 TOP = 5
 """Classes that the report names of an image's answers."""
@@ -39,20 +40,24 @@ class Sample:
 
 
 def choose(output: str, cell: str, seed: int) -> list[Sample]:
-    """A few images of a cell: those with the lowest PSNR once purified, and some drawn by the seed and their ids."""
-    columns = pa.schema([schema.SCORES.field(name) for name in ("id", "psnr_purified")])
-    worst: list[tuple[float, str, str]] = []
+    """A few images of a cell: the worst, and some drawn by the seed and their ids.
+
+    The worst are those that stay wrong once purified, and of these, or where all are right, those of the lowest PSNR.
+    """
+    columns = pa.schema([schema.SCORES.field(name) for name in ("id", "label", "pred_purified", "psnr_purified")])
+    worst: list[tuple[bool, float, str, str]] = []
     drawn: list[tuple[int, str, str]] = []
     for url in storage.list_files(scores_folder(output, cell), ".parquet"):
         unit = storage.stem(url)
         table = storage.read_tables([url], columns)
-        rows = zip(table["id"].to_pylist(), table["psnr_purified"].to_pylist(), strict=True)
-        named = [(psnr, name, unit) for name, psnr in rows]
+        right = pc.equal(table["label"], table["pred_purified"])
+        columns_read = (right, table["psnr_purified"], table["id"])
+        named = [(*row, unit) for row in zip(*(column.to_pylist() for column in columns_read), strict=True)]
         worst = heapq.nsmallest(WORST, [*worst, *named])
         drawn = heapq.nsmallest(
-            AT_RANDOM, [*drawn, *((seed_of(seed, "sample", name), name, unit) for _, name, _ in named)]
+            AT_RANDOM, [*drawn, *((seed_of(seed, "sample", name), name, unit) for _, _, name, _ in named)]
         )
-    kinds = {(name, unit): "worst" for _, name, unit in worst} | {(name, unit): "random" for _, name, unit in drawn}
+    kinds = {(name, unit): "worst" for *_, name, unit in worst} | {(name, unit): "random" for _, name, unit in drawn}
     return [Sample(id=name, unit=unit, kind=kind) for (name, unit), kind in kinds.items()]
 
 

@@ -426,7 +426,10 @@ def written(arguments: PaperArguments, measured: Sequence[paper.Measured], adapt
         for dataset, classifier in cases
     }
     facts = {name: str(value) for name, value in asdict(arguments).items() if name not in ("log", "output", "weights")}
-    page = paper.render(tables["accuracy"], tables["similarity"], curves=curves, runs=runs, facts=facts)
+    charts = paper.charts(tables["accuracy"], curves)
+    for name, svg in charts.files.items():
+        storage.write_bytes(folder(arguments, "figures", name), svg.encode())
+    page = paper.render(tables["accuracy"], tables["similarity"], charts=charts, runs=runs, facts=facts)
     url = folder(arguments, "report.html")
     storage.write_bytes(url, page.encode())
     log.tell(f"report: {url}")

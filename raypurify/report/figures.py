@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from numpy.typing import NDArray
 
 from raypurify.plugins import shown
+from raypurify.report import templates
 from raypurify.report.formats import duration, three_digits
 from raypurify.report.throughput import Span
 
@@ -396,6 +397,17 @@ def _thinned(
 def _bare(axes: Axes) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
+
+
+def alone(svg: str) -> str:
+    """A chart as a file of its own: in the colours of the light mode, on no ground.
+
+    Args:
+        svg: what a function of this module drew.
+    """
+    colours = dict(re.findall(r"--([\w-]+): (#\w+);", templates.packaged("style.css").partition("}")[0]))
+    svg = re.sub(r"var\(--([\w-]+)\)", lambda match: colours[match[1]], svg)
+    return svg.replace("<svg ", '<svg font-family="system-ui, DejaVu Sans, sans-serif" ', 1)
 
 
 def _svg(figure: Figure, *, name: str) -> str:

@@ -27,7 +27,10 @@ Sample = dict[str, Any]
 Named = Callable[[int], str]
 """What a class is called, by its number."""
 
-KINDS = {"random": "Chosen at random", "worst": "The worst: least like the original after purification"}
+KINDS = {
+    "random": "Chosen at random",
+    "worst": "The worst: those that purification leaves wrong, least like the original first",
+}
 COLUMNS = 8  # of a gallery with few attacks; with many, two examples each
 SHOWN_SIDE = 76  # CSS pixels
 LARGEST_SIDE = 256  # pixels; larger images are shrunk, which keeps the page light

@@ -10,6 +10,7 @@ import pyarrow as pa
 from raypurify import plugins, storage
 from raypurify.report import (
     bars,
+    confusion,
     epochs,
     headlines,
     images,
@@ -32,6 +33,7 @@ SECTIONS: tuple[Callable[[Page], Section | None], ...] = (
     tables.section,
     masking.section,
     bars.section,
+    confusion.section,
     images.section,
     training.section,
     epochs.section,
@@ -73,8 +75,8 @@ def read_page(output: str, *, curves: Mapping[str, pa.Table] | None = None) -> P
         FileNotFoundError: the folder holds neither table.
         ValueError: a table without the columns that its schema names.
     """
-    summary_url, metrics_url, run_url = (
-        storage.join(output, name) for name in ("summary.parquet", "metrics.parquet", "run.json")
+    summary_url, metrics_url, run_url, confused = (
+        storage.join(output, name) for name in ("summary.parquet", "metrics.parquet", "run.json", "confusion.parquet")
     )
     trainings, trained = dict(curves or {}), None
     if storage.exists(metrics_url):
@@ -90,6 +92,7 @@ def read_page(output: str, *, curves: Mapping[str, pa.Table] | None = None) -> P
         storage.read_json(run_url) if storage.exists(run_url) else {},
         trainings,
         storage.read_tables(storage.list_files(storage.join(output, "rejects"), ".parquet"), schema.REJECTS),
+        storage.read_table(confused) if storage.exists(confused) else None,
         trained,
     )
 
@@ -110,6 +113,7 @@ def render(
     curves: Mapping[str, pa.Table],
     *,
     rejects: pa.Table | None = None,
+    confusion: pa.Table | None = None,
     sections: Sequence[str] = (),
 ) -> str:
     """The page as HTML: it asks nothing of the network, and runs no script.
@@ -120,12 +124,13 @@ def render(
         run: ``run.json``; whatever it lacks is left out.
         curves: tables of the schema ``METRICS`` by name.
         rejects: of the schema ``REJECTS``, or None.
+        confusion: of the schema ``CONFUSION``, or None.
         sections: my_package.module:callable each, called as those in :data:`SECTIONS` are.
 
     Raises:
         ValueError: a table without the columns that its schema names, or an unknown section.
     """
-    return _filled(_page(summary, samples, run, curves, rejects), sections)
+    return _filled(_page(summary, samples, run, curves, rejects, confusion), sections)
 
 
 def _page(
@@ -134,6 +139,7 @@ def _page(
     run: Mapping[str, Any],
     curves: Mapping[str, pa.Table],
     rejects: pa.Table | None,
+    confusion: pa.Table | None,
     trained: Trained | None = None,
 ) -> Page:
     summary = _checked(summary, schema.SUMMARY, "summary")
@@ -143,6 +149,7 @@ def _page(
         samples=_checked(samples, schema.SAMPLES, "samples"),
         rejects=_checked(rejects, schema.REJECTS, "rejects"),
         run=run,
+        confusion=_checked(confusion, schema.CONFUSION, "confusion"),
         curves={name: _checked(table, schema.METRICS, f"metrics of {name}") for name, table in curves.items()},
         trained=trained,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -286,20 +287,48 @@ class Line:
         return one
 
 
+@dataclass(frozen=True, kw_only=True)
+class Charts:
+    """What is drawn of the tables and the trainings."""
+
+    bars: list[dict[str, Any]]
+    """One for each target, at the calibrated parameters (the paper's Figs. 8-11)."""
+    curves: list[dict[str, Any]]
+    """The loss of each training (the paper's Figs. 3-5)."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Each chart as an SVG file, by its name."""
+        drawn = {f"accuracy-{bar['dataset']}-{bar['setting']}-{bar['target']}": bar["svg"] for bar in self.bars}
+        drawn |= {f"loss-{curve['name']}": curve["svg"] for curve in self.curves}
+        return {re.sub(r"[^\w.]+", "-", name) + ".svg": figures.alone(svg) for name, svg in drawn.items()}
+
+
+def charts(accuracy: pa.Table, curves: Mapping[str, pa.Table]) -> Charts:
+    """Draw them.
+
+    Args:
+        accuracy: of the schema :data:`ACCURACY`.
+        curves: tables of the schema ``METRICS`` by the names of the trainings.
+    """
+    drawn = (training.curve(name, table, number) for number, (name, table) in enumerate(curves.items()))
+    return Charts(bars=list(_bars(accuracy.to_pylist())), curves=[curve for curve in drawn if curve is not None])
+
+
 def render(
     accuracy: pa.Table,
     similarity: pa.Table,
     *,
-    curves: Mapping[str, pa.Table],
+    charts: Charts,
     runs: Mapping[str, str],
     facts: Mapping[str, str],
 ) -> str:
-    """The page as HTML: it asks nothing of the network, and runs no script.
+    """The page as HTML: it asks nothing of the network. Its one script sorts tables.
 
     Args:
         accuracy: of the schema :data:`ACCURACY`.
         similarity: of the schema :data:`SIMILARITY`.
-        curves: tables of the schema ``METRICS`` by the names of the trainings.
+        charts: see :func:`charts`.
         runs: links to the pages of the runs, by what they are called.
         facts: what the figures follow from, by name.
     """
@@ -307,17 +336,13 @@ def render(
     return templates.render(
         "paper.html.j2",
         "paper.css",
+        script="sort.js",
         title="The paper's tables, reproduced",
         source=published()["source"],
         tables=_grouped(rows),
         similarities=_grouped(similarity.to_pylist()),
         reached=_reached(rows),
-        bars=list(_bars(rows)),
-        curves=[
-            drawn
-            for number, (name, table) in enumerate(curves.items())
-            if (drawn := training.curve(name, table, number)) is not None
-        ],
+        charts=charts,
         runs=runs,
         facts=facts,
     )
@@ -346,7 +371,7 @@ def _reached(rows: Sequence[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
 
 
 def _bars(rows: Sequence[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
-    """A chart for each target, at the calibrated parameters (the paper's Figs. 8-11)."""
+    """A chart for each target, at the calibrated parameters."""
     shown = (dict(row) for row in rows if row["parameters"] == "calibrated")
     targets = grouped(shown, lambda row: (row["dataset"], row["setting"], row["target"]))
     for number, ((dataset, setting, name), members) in enumerate(targets.items()):

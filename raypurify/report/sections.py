@@ -100,6 +100,8 @@ class Page:
     """What ``run.json`` holds; it may lack anything."""
     curves: Mapping[str, pa.Table]
     """Tables of the schema ``METRICS``, by the trainings' names."""
+    confusion: pa.Table
+    """The table of predictions by label, of the schema ``CONFUSION``."""
     trained: Trained | None = None
     """Where the run is a training."""
 

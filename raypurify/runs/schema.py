@@ -162,13 +162,24 @@ def summary(more: Sequence[Metric] = ()) -> pa.Schema:
     return pa.schema([*SUMMARY, *_totals_of(more)])
 
 
+CONFUSION = pa.schema(
+    [
+        pa.field("cell", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),  # of the images: "clean", "adversarial", or "purified"
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("predicted", pa.int64(), nullable=False),
+        pa.field("n", pa.int64(), nullable=False),  # images; pairs without one are left out
+    ]
+)
+"""``confusion.parquet``: how many images of each label are taken for each class."""
+
 _TOP = pa.list_(pa.struct([pa.field("class", pa.int64()), pa.field("probability", pa.float32())]))
 
 SAMPLES = pa.schema(
     [
         pa.field("cell", pa.string(), nullable=False),
         pa.field("id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),  # "random", or "worst": the least similar after purification
+        pa.field("kind", pa.string(), nullable=False),  # "random", or "worst": wrong after purification, or the least similar
         pa.field("label", pa.int64(), nullable=False),
         pa.field("pred_clean", pa.int64(), nullable=False),
         pa.field("pred_adversarial", pa.int64(), nullable=False),

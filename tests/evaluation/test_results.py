@@ -131,6 +131,27 @@ def test_samples_are_the_worst_and_some_at_random_whatever_the_units(tmp_path: P
     assert [s.kind for s in chosen].count("random") == 2
 
 
+def test_the_worst_samples_are_those_that_stay_wrong(tmp_path: Path) -> None:
+    rows = [row(f"i{n:02d}", psnr_purified=float(n), pred_purified=1 if n < 17 else 0) for n in range(20)]
+    write(tmp_path, rows[:18], rows[18:])
+    chosen = samples.choose(str(tmp_path), "c0ffee", seed=3)
+    assert {s.id for s in chosen if s.kind == "worst"} == {"i17", "i18"}
+
+
+def test_pairs_of_label_and_prediction_are_counted_over_all_units(tmp_path: Path) -> None:
+    write(tmp_path, [row("a", pred_adversarial=0), row("b", pred_adversarial=0)], [row("c", label=2), row("d")])
+    results.write_summary(str(tmp_path), [CELL], {"c0ffee"}, 4)
+    table = storage.read_table(str(tmp_path / "confusion.parquet"))
+    assert table.schema == schema.CONFUSION
+    found = [(row["kind"], row["label"], row["predicted"], row["n"]) for row in table.to_pylist()]
+    assert [pair for pair in found if pair[0] == "adversarial"] == [
+        ("adversarial", 1, 0, 2),
+        ("adversarial", 1, 1, 1),
+        ("adversarial", 2, 1, 1),
+    ]
+    assert [sum(pair[3] for pair in found if pair[0] == kind) for kind in ("clean", "purified")] == [4, 4]
+
+
 def test_scores_of_a_version_without_a_column_are_still_read(tmp_path: Path) -> None:
     url = storage.join(results.scores_folder(str(tmp_path), "c0ffee"), "000000.parquet")
     earlier = pa.Table.from_pylist([row("a")], schema.SCORES).drop_columns(["detected_clean"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from browser import Tab
 
 from raypurify.report import paper
 from raypurify.runs import schema
@@ -85,20 +88,26 @@ def test_psnr_is_told_both_ways() -> None:
     assert row["psnr_eq16"] - row["psnr"] == pytest.approx(20 * np.log10(255), abs=1e-9)
 
 
-def test_the_page_shows_signs_readings_and_runs() -> None:
-    curve = pa.Table.from_pylist(
-        [{"epoch": 0, "step": step, "loss": 1.0 / (step + 1), "images_per_second": 9.0} for step in range(9)]
-    ).select(["epoch", "step", "loss", "images_per_second"])
-    assert set(curve.column_names) <= set(schema.METRICS.names)
-    page = paper.render(
-        paper.accuracy_table(
-            [*MEASURED, cell("cru_net-a_net", "a_net", attack="pgd", figures={"accuracy_purified": 1.0})], ADAPTIVE
-        ),
+def curve() -> pa.Table:
+    steps = [{"epoch": 0, "step": step, "loss": 1.0 / (step + 1), "images_per_second": 9.0} for step in range(9)]
+    table = pa.Table.from_pylist(steps)
+    assert set(table.column_names) <= set(schema.METRICS.names)
+    return table
+
+
+def page_of(*more: paper.Measured) -> str:
+    accuracy = paper.accuracy_table([*MEASURED, *more], ADAPTIVE)
+    return paper.render(
+        accuracy,
         paper.similarity_table(MEASURED),
-        curves={"cru_net-a_net": curve},
+        charts=paper.charts(accuracy, {"cru_net-a_net": curve()}),
         runs={"A <run>": "evaluation/report.html"},
         facts={"epochs": "20"},
     )
+
+
+def test_the_page_shows_signs_readings_and_runs() -> None:
+    page = page_of(cell("cru_net-a_net", "a_net", attack="pgd", figures={"accuracy_purified": 1.0}))
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
     assert "Table 2: white-box, mnist" in text
     assert "Table 6: similarity" in text
@@ -108,6 +117,51 @@ def test_the_page_shows_signs_readings_and_runs() -> None:
     assert "A &lt;run&gt;" in page
     assert "Table 2: the share of clean accuracy is the paper's or more in 1 of 2 calibrated cells" in text
     assert not re.findall(r"https?://(?!www\.w3\.org)", page)
+
+
+def test_each_chart_is_a_file_of_its_own() -> None:
+    files = paper.charts(paper.accuracy_table(MEASURED, ADAPTIVE), {"cru_net-a_net": curve()}).files
+    assert list(files) == [
+        "accuracy-mnist-white-box-A-Net.svg",
+        "accuracy-mnist-black-box-A-net-B-net.svg",
+        "loss-cru_net-a_net.svg",
+    ]
+    for svg in files.values():
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+        assert "var(" not in svg
+        assert "#1f64ad" in svg, "the light mode's colour of what is purified"
+
+
+def column(tab: Tab, number: int) -> list[str]:
+    """The first lines of the cells of one column of the first table."""
+    cells = "[...document.querySelector('table.sortable').tBodies[0].rows].map(row => row.cells[%d].innerText)"
+    return [text.partition("\n")[0] for text in tab.evaluate(cells % number)]
+
+
+def test_a_heading_sorts_its_table_down_up_and_back(tab: Tab, tmp_path: Path) -> None:
+    more = [
+        cell("cru_net-a_net", "a_net", attack=attack, figures={"accuracy_purified": restored})
+        for attack, restored in (("r_fgsm", 0.9), ("pgd", 0.995), ("deepfool", 0.95))
+    ]
+    (tmp_path / "report.html").write_text(page_of(*more))
+    tab.complaints.clear()
+    tab.open((tmp_path / "report.html").as_uri(), width=1280)
+    written = column(tab, 0)
+    assert written == ["FGSM", "R-FGSM", "PGD", "DFA", "SPA"]
+    head = "[...document.querySelectorAll('table.sortable')[0].tHead.rows[1].cells][3]"
+    assert tab.evaluate(f"{head}.innerText") == "CRU-Net"
+    for told, order in (
+        ("descending", ["PGD", "FGSM", "DFA", "R-FGSM", "SPA"]),
+        ("ascending", ["R-FGSM", "DFA", "FGSM", "PGD", "SPA"]),
+        (None, written),
+    ):
+        tab.evaluate(f"{head}.querySelector('button').click()")
+        assert tab.evaluate(f"{head}.getAttribute('aria-sort')") == told
+        assert column(tab, 0) == order, "what was not measured stays last"
+    tab.evaluate("document.querySelector('table.sortable').tHead.rows[0].cells[0].querySelector('button').click()")
+    assert column(tab, 0) == ["SPA", "R-FGSM", "PGD", "FGSM", "DFA"]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
+    assert tab.complaints == []
 
 
 def test_a_page_keeps_what_another_command_measured() -> None:
