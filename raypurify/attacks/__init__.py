@@ -37,7 +37,8 @@ class Attack(Protocol):
 
     ``radius`` names the parameter that holds the radius of its ball, on pixels in [0, 1]; None for an attack without a
     ball. An attack that says nothing calls it ``epsilon``. One whose result depends on the batch that an image came in
-    says so with ``couples_batch = True``.
+    says so with ``couples_batch = True``. One that takes gradients under autocast, and judges in float32 all the same,
+    says so with ``mixes = True``.
     """
 
     @property

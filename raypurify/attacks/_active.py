@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -55,6 +57,24 @@ def logits_of(victim: nn.Module, x: Tensor) -> Tensor:
     """The victim's logits without a graph: (N, K) float32."""
     with torch.no_grad():
         return victim(x).float()
+
+
+def takes_shortcuts(x: Tensor) -> bool:
+    """Whether gradients are computed in less than float32: under autocast, which an attack with ``mixes`` may be."""
+    return torch.is_autocast_enabled(x.device.type)
+
+
+@contextmanager
+def exactly(x: Tensor, *, enabled: bool = True) -> Iterator[None]:
+    """Compute in float32, even under autocast."""
+    with torch.autocast(x.device.type, enabled=False) if enabled else nullcontext():
+        yield
+
+
+def verdict_of(victim: nn.Module, x: Tensor) -> Tensor:
+    """As :func:`logits_of`, in float32 even under autocast."""
+    with exactly(x):
+        return logits_of(victim, x)
 
 
 def begin_draws(victim: nn.Module, *part: object) -> None:

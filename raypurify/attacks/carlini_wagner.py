@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
-from raypurify.attacks._active import Effort, begin_draws, margin, spread
+from raypurify.attacks._active import Effort, begin_draws, exactly, margin, spread, takes_shortcuts, verdict_of
 from raypurify.attacks._gradients import check_gradient, input_gradient, slope, vanishes
 
 CHECKS = 10
@@ -24,7 +24,8 @@ class CarliniWagner:
 
     The margin is that of the true class over the best other one (of the best other one over the target). Pixels are
     drawn off the edges of [0, 1] by ``edge``: tanh would hold those on an edge there forever. Each image has a c, an
-    optimiser and an early stop of its own; the nearest image that fooled the victim is kept, whatever its c.
+    optimiser and an early stop of its own; the nearest image that fooled the victim is kept, whatever its c. Under
+    autocast all descents but the last compute in its type, and what they find is asked of the victim in float32.
     """
 
     confidence: float = 0.0
@@ -47,6 +48,7 @@ class CarliniWagner:
 
     norm = None
     radius = None
+    mixes = True
 
     def __post_init__(self) -> None:
         for name in ("search_steps", "steps"):
@@ -75,7 +77,8 @@ class CarliniWagner:
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         for search_step in range(self.search_steps):
             begin_draws(victim, "descent", search_step)
-            fooled = self._descend(victim, x, y, target, c, found, effort)
+            with exactly(x, enabled=search_step == self.search_steps - 1):
+                fooled = self._descend(victim, x, y, target, c, found, effort)
             high, low = torch.where(fooled, c, high), torch.where(fooled, low, c)
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         return effort.attacked(found.x_adv)
@@ -94,7 +97,14 @@ class CarliniWagner:
             labels = (y if target is None else target)[active]
             x_adv, excess, loss, gradient = self._losses(victim, w, x[active], labels, target is not None, c[active])
             effort.step(active)
-            hits = excess <= -self.confidence if self.confidence else excess < 0
+            hits = self._hits(excess)
+            if takes_shortcuts(x):
+                near = (x_adv - x[active]).flatten(1).norm(dim=1) < found.l2[active]
+                asked = torch.nonzero(hits & (near | ~fooled[active])).flatten()
+                effort.look(active[asked])
+                ahead = margin(verdict_of(victim, x_adv[asked]), labels[asked])
+                hits = torch.zeros_like(hits)
+                hits[asked] = self._hits(ahead if target is None else -ahead)
             fooled[active[hits]] = True
             found.keep(active[hits], x_adv[hits], x[active[hits]])
             w = adam.step(w, gradient, spread(rate, w))
@@ -107,6 +117,10 @@ class CarliniWagner:
                 active, w, before = active[going], w[going], loss[going]
                 adam.select(going)
         return fooled
+
+    def _hits(self, excess: Tensor) -> Tensor:
+        """Which images fool the victim as they should, by their margins (N,): (N,) bool."""
+        return excess <= -self.confidence if self.confidence else excess < 0
 
     def _losses(
         self, victim: nn.Module, w: Tensor, x: Tensor, labels: Tensor, targeted: bool, c: Tensor

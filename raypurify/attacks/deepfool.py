@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
-from raypurify.attacks._active import Effort, fools, logits_of, rivals, spread
+from raypurify.attacks._active import Effort, fools, rivals, spread, takes_shortcuts, verdict_of
 from raypurify.attacks._gradients import check_gradient
 
 FLAT = torch.finfo(torch.float32).tiny ** 0.5
@@ -39,6 +39,7 @@ class DeepFool:
 
     norm = None
     radius = None
+    mixes = True
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -55,7 +56,7 @@ class DeepFool:
     ) -> Attacked:
         """See :class:`raypurify.attacks.Attack`; nothing is random. With ``target``, only its boundary is looked at."""
         result, effort = x.clone(), Effort(x)
-        logits = logits_of(victim, x)
+        logits = verdict_of(victim, x)
         effort.look()
         own = y if target is None else logits.argmax(dim=1)
         others = rivals(logits, y, self.candidates - 1) if target is None else target[:, None]
@@ -73,7 +74,7 @@ class DeepFool:
                 others = nearest(others, active, distances, self.contenders)
             point = (point + step).clamp_(0, 1)
             x_adv = (clean + (1 + self.overshoot) * (point - clean)).clamp_(0, 1)
-            logits = logits_of(victim, x_adv)
+            logits = verdict_of(victim, x_adv)
             effort.look(active)
             if target is not None:
                 own[active] = logits.argmax(dim=1)
@@ -87,8 +88,9 @@ def boundary_step(victim: nn.Module, x: Tensor, own: Tensor, others: Tensor) -> 
     """The shortest step to a boundary between class ``own`` (N,) and one of ``others`` (N, k), and all the distances.
 
     The boundaries are those of the classifier linearised at ``x``: one without a slope is infinitely far, and the step
-    is zero where all are. One forward pass, and k passes back of the whole batch: k in one (``is_grads_batched``) took
-    1.5 times as long on a CPU, and needs victims that can be vmapped.
+    is zero where all are. One forward pass (two under autocast: slopes are computed in its type, and distances in
+    float32), and k passes back of the whole batch: k in one (``is_grads_batched``) took 1.5 times as long on a CPU, and
+    needs victims that can be vmapped.
 
     Returns:
         the step (N, C, H, W), and the distance of each boundary (N, k).
@@ -97,8 +99,11 @@ def boundary_step(victim: nn.Module, x: Tensor, own: Tensor, others: Tensor) -> 
         x = x.detach().requires_grad_(True)
         logits = victim(x).float()
         check_gradient(logits)
-        gaps = (logits.gather(1, others) - logits.gather(1, own[:, None])).T
+        gaps = _gaps(logits, own, others)
         slopes = torch.stack([torch.autograd.grad(gap.sum(), x, retain_graph=True)[0] for gap in gaps], dim=1)
+    if takes_shortcuts(x):
+        # A slope may be a little off. Where the boundary is may not.
+        gaps = _gaps(verdict_of(victim, x.detach()), own, others)
     lengths = slopes.flatten(2).norm(dim=2)
     flat = ~(lengths > FLAT)
     distances = (gaps.detach().T.abs() / lengths).masked_fill(flat, torch.inf)
@@ -107,6 +112,11 @@ def boundary_step(victim: nn.Module, x: Tensor, own: Tensor, others: Tensor) -> 
     scale = (distances / lengths).masked_fill(flat, 0)[images, first]
     step = spread(scale, x) * slopes[images, first]
     return step.masked_fill(~spread(scale > 0, x), 0), distances
+
+
+def _gaps(logits: Tensor, own: Tensor, others: Tensor) -> Tensor:
+    """By how much the logits of ``others`` (N, k) are ahead of those of ``own`` (N,): (k, N)."""
+    return (logits.gather(1, others) - logits.gather(1, own[:, None])).T
 
 
 def nearest(others: Tensor, active: Tensor, distances: Tensor, count: int) -> Tensor:

@@ -24,17 +24,23 @@ def settled(precision: AttackPrecision, device: str) -> models.Precision:
 
 
 def is_mixed(attack: Attack, precision: models.Precision) -> bool:
-    """Whether an attack begins in bfloat16.
+    """Whether an attack computes in bfloat16, and in float32 where it must.
 
-    Only one in a ball does: it is over when the image is wrong. The distance of one that minimises it would grow, and
-    one whose images depend on their batch cannot go on with some of them.
+    One in a ball does: it is over when the image is wrong. The distance of one that minimises it would grow, but where
+    the attack itself tells what may be computed so (``mixes``). One whose images depend on their batch cannot go on
+    with some of them.
     """
     in_ball = attack.norm is not None and radius_of(attack) is not None
-    return precision == "bfloat16" and in_ball and not getattr(attack, "couples_batch", False)
+    able = (in_ball and not getattr(attack, "couples_batch", False)) or _mixes(attack)
+    return precision == "bfloat16" and able
+
+
+def _mixes(attack: Attack) -> bool:
+    return bool(getattr(attack, "mixes", False))
 
 
 def begins_in(attack: Attack, precision: AttackPrecision, purifier: models.Model | None) -> models.Precision:
-    """What an attack begins in, where the attacker knows a ``purifier``, or none.
+    """What an attack computes in, or begins in, where the attacker knows a ``purifier``, or none.
 
     It is float32 through a purifier whose answer to an image is another each time.
     """
@@ -56,7 +62,8 @@ def attack_batch(
     """What an attack makes of a batch, in an arithmetic; whether an image is wrong is always told in float32.
 
     In bfloat16, an attack in a ball is made in bfloat16, and then made in float32 of those images that the victim still
-    gets right. So it fools each image that it fools in bfloat16, and each of the others that it fools in float32.
+    gets right. So it fools each image that it fools in bfloat16, and each of the others that it fools in float32. An
+    attack that ``mixes`` decides for itself what is computed in which.
 
     Args:
         attack: see :func:`is_mixed`.
@@ -69,6 +76,9 @@ def attack_batch(
     """
     if not is_mixed(attack, precision):
         return run_attack(attack, victim, x, y, seeds=seeds)
+    if _mixes(attack):
+        with models.full_float32(), models.autocast(device, "bfloat16"):
+            return run_attack(attack, victim, x, y, seeds=seeds)
     with models.autocast(device, "bfloat16"):
         made = run_attack(attack, victim, x, y, seeds=seeds)
     with torch.no_grad(), models.autocast(device, "float32"):

@@ -66,8 +66,9 @@ class EvaluationConfig:
     """The type that the networks compute in. float32 goes without TF32; final figures are float32."""
     attack_precision: AttackPrecision = "float32"
     """The type that attacks compute in. bfloat16: an attack in a ball goes on in float32 with the images that are still
-    right, so that it is never weaker; the others compute in float32. auto: bfloat16 where the hardware is fast in it.
-    Whether an image is right is always told in the type of --precision."""
+    right, so that it is never weaker; DeepFool and Carlini-Wagner take gradients in bfloat16; the others compute in
+    float32. auto: bfloat16 where the hardware is fast in it. Whether an image is right is always told in the type of
+    --precision."""
     seed: int = 0
     """Seed of everything that an attack or a purifier draws at random."""
 

@@ -179,7 +179,9 @@ SAMPLES = pa.schema(
     [
         pa.field("cell", pa.string(), nullable=False),
         pa.field("id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),  # "random", or "worst": wrong after purification, or the least similar
+        pa.field(
+            "kind", pa.string(), nullable=False
+        ),  # "random", or "worst": wrong after purification, or the least similar
         pa.field("label", pa.int64(), nullable=False),
         pa.field("pred_clean", pa.int64(), nullable=False),
         pa.field("pred_adversarial", pa.int64(), nullable=False),

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 import raypurify
 from raypurify import models
 from raypurify.attacks import Attack
+from raypurify.attacks._active import margin
 from raypurify.attacks.apgd import APGD
+from raypurify.attacks.carlini_wagner import CarliniWagner
 from raypurify.attacks.deepfool import DeepFool
 from raypurify.attacks.pgd import PGD
+from raypurify.attacks.stadv import StAdv
 from raypurify.evaluation.attacking import attack_batch, is_mixed, settled
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 
@@ -67,16 +70,35 @@ def test_what_bfloat16_cannot_fool_float32_does(small_classifier: str) -> None:
     assert right[0] == right[1]
 
 
-def test_only_an_attack_in_a_ball_begins_in_bfloat16(small_classifier: str) -> None:
+@pytest.mark.parametrize(
+    "attack", [DeepFool(), CarliniWagner(search_steps=3, steps=30), CarliniWagner(confidence=2.0, steps=30)]
+)
+def test_an_attack_that_minimises_a_distance_judges_in_float32(attack: Attack, small_classifier: str) -> None:
+    network = models.load_network(small_classifier)
+    victim = Watched(network)
+    x_adv, x, y = made(attack, victim, "bfloat16")
+    plain, _, _ = made(attack, network, "float32")
+    right = network(x).argmax(dim=1) == y
+    wrong = [network(images).argmax(dim=1) != y for images in (x_adv, plain)]
+    assert torch.equal(*wrong)
+    l2 = [(images - x).flatten(1).norm(dim=1)[right].median() for images in (x_adv, plain)]
+    assert l2[0] <= 1.02 * l2[1]
+    assert min(victim.images.values()) >= right.sum()
+    if getattr(attack, "confidence", 0):
+        assert (-margin(network(x_adv[right]), y[right])).amin() >= 2 - 1e-4
+
+
+def test_only_attacks_that_stay_as_strong_compute_in_bfloat16(small_classifier: str) -> None:
     pytest.importorskip("torchattacks")
     from raypurify.attacks import torchattacks
 
     assert is_mixed(PGD(), "bfloat16")
     assert not is_mixed(PGD(), "float32")
-    assert not is_mixed(DeepFool(), "bfloat16")
+    assert is_mixed(DeepFool(), "bfloat16")
+    assert not is_mixed(StAdv(), "bfloat16")
     assert not is_mixed(torchattacks.build_named("PGD")(), "bfloat16")
     victim = Watched(models.load_network(small_classifier))
-    made(DeepFool(), victim, "bfloat16")
+    made(StAdv(steps=3), victim, "bfloat16")
     assert victim.images["bfloat16"] == 0
     assert settled("auto", "cpu") == models.fast_precision("cpu")
     assert settled("auto", "cuda") == "bfloat16"
@@ -87,7 +109,7 @@ def test_it_is_a_cell_of_its_own(small_classifier: str) -> None:
         data="digits",
         classifiers=(small_classifier,),
         purifiers=("threshold", "gaussian_noise"),
-        attacks=("pgd,steps=2", "deepfool"),
+        attacks=("pgd,steps=2", "deepfool", "stadv"),
         settings=("white-box", "adaptive"),
     )
     grids = [
@@ -103,6 +125,9 @@ def test_it_is_a_cell_of_its_own(small_classifier: str) -> None:
         ("pgd", "white-box", "threshold"),
         ("pgd", "white-box", "gaussian_noise"),
         ("pgd", "adaptive", "threshold"),
+        ("deepfool", "white-box", "threshold"),
+        ("deepfool", "white-box", "gaussian_noise"),
+        ("deepfool", "adaptive", "threshold"),
     }
     assert [group.precision for group in grids[0].groups] == ["float32"] * len(grids[0].groups)
 
