@@ -144,7 +144,7 @@ def load(kind: Kind, text: str) -> Model:
     if getattr(network, "pretrained", False):
         # Workers get it by value: none of them asks a hub for the weights.
         sha256 = _hash(spec, _weights_hash(network))
-        return replace(model, sha256=sha256, network=network, config=_recipe(network))
+        return replace(model, sha256=sha256, network=network, config=_recipe(network, model.name))
     if any(True for _ in network.parameters()):
         raise ValueError(
             f"{kind} {spec.name!r} has to be trained first: give a checkpoint's folder, such as runs/{spec.name}/model"
@@ -267,13 +267,25 @@ def _own(model: Model, network: nn.Module) -> Model:
             "load weights in it, or call torch.manual_seed"
         )
     code = _code_of(model.spec, network)
-    return replace(model, sha256=_hash(model.spec, weights), code=code, config=_recipe(network))
+    return replace(model, sha256=_hash(model.spec, weights), code=code, config=_recipe(network, model.name))
 
 
-def _recipe(network: nn.Module) -> dict[str, Any]:
-    """What a network that was not trained here says of the images that it was trained on, as a checkpoint does."""
-    view, names = getattr(network, "view", None), getattr(network, "class_names", None)
-    return {**({} if view is None else {"view": dict(view)}), **({} if names is None else {"class_names": list(names)})}
+def _recipe(network: nn.Module, name: str) -> dict[str, Any]:
+    """What a network that was not trained here says of the images that it was trained on, as a checkpoint does.
+
+    Raises:
+        ValueError: in another form; names the network.
+    """
+    told: dict[str, Any] = {}
+    if (view := getattr(network, "view", None)) is not None:
+        if not isinstance(view, Mapping) or not set(view) <= {"resize", "crop"}:
+            raise ValueError(f'{name}: view: expected {{"resize": 256, "crop": 224}} or one of the two; got {view!r}')
+        told["view"] = dict(view)
+    if (names := getattr(network, "class_names", None)) is not None:
+        if isinstance(names, str) or not all(isinstance(one, str) for one in names):
+            raise ValueError(f"{name}: class_names: expected a list of a text for each class; got {names!r:.200}")
+        told["class_names"] = list(names)
+    return told
 
 
 def known(kind: Kind) -> list[str]:

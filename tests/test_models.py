@@ -163,6 +163,31 @@ def test_a_network_by_dotted_path_is_identified_by_its_weights_and_its_code(
         models.load("classifier", f"{package}.maker:differs")
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            "class_names = {0: 'cat', 1: 'dog'}",
+            r"own_net:Own: class_names: expected a list of a text for each class; got",
+        ),
+        ("class_names = 'cat dog'", "own_net:Own: class_names: expected a list"),
+        ("view = (64, 48)", r"own_net:Own: view: expected {.*} or one of the two; got \(64, 48\)"),
+        ("view = {'side': 64}", "own_net:Own: view: expected"),
+    ],
+)
+def test_what_a_network_says_of_itself_in_another_form_is_told(
+    told: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_net", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    text = f"import torch\nclass Own(torch.nn.Module):\n    {told}\n    def forward(self, x):\n        return x\n"
+    (tmp_path / "own_net.py").write_text(text)
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=message):
+        models.load("classifier", "own_net:Own")
+
+
 def test_a_checkpoint_of_code_of_ones_own_is_identified_by_the_code_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

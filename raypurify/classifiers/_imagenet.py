@@ -14,6 +14,15 @@ SYNSET = re.compile(r"n\d{8}")
 """The id of a class."""
 
 
+def with_synsets(names: list[str]) -> list[str]:
+    """Names of classes; where they are ImageNet's, in its order, all that :func:`class_names` knows of each."""
+    known = class_names()
+    are_same = len(names) == CLASSES and all(
+        name.partition(",")[0].lower() in own.lower().split(", ") for name, own in zip(names, known, strict=True)
+    )
+    return known if are_same else names
+
+
 def class_names() -> list[str]:
     """Of each class its names, with commas between: ``tench, Tinca tinca, n01440764``."""
     text = resources.files(__package__).joinpath("imagenet.txt").read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from raypurify.classifiers import Normalize
+from raypurify.classifiers._imagenet import with_synsets
 from raypurify.classifiers._libraries import unavailable
 
 UNNAMED = re.compile(r"LABEL_\d+")
@@ -52,7 +53,7 @@ class Transformers(nn.Module):
         self.normalize = Normalize(mean, std)
         self.view = view_of(recipe)
         names = [self.network.config.id2label[number] for number in range(self.network.config.num_labels)]
-        self.class_names = None if all(map(UNNAMED.fullmatch, names)) else names
+        self.class_names = None if all(map(UNNAMED.fullmatch, names)) else with_synsets(names)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) float32 in [0, 1] -> (N, classes) logits."""

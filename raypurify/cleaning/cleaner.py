@@ -135,6 +135,7 @@ class Cleaner:
         self.purifier = models.placed(work.purifier.build(), device)
         self.classifier = models.placed(work.classifier.build(), device) if work.classifier else None
         self.channels = channels_of(work.purifier, self.purifier, device)
+        self.sees_colour = self.classifier is not None and _needs_colour(work.classifier, self.classifier, device)
         self.tiling = Tiling()
         self.encoders = ThreadPoolExecutor(threads)
 
@@ -267,6 +268,8 @@ class Cleaner:
     def _labels(self, pixels: NDArray[np.uint8]) -> Sequence[int | None]:
         """The classifier's labels of (N, H, W, C), or None for each where there is no classifier of such images."""
         model = self.work.classifier
+        if self.sees_colour and pixels.shape[3] == 1:
+            pixels = np.repeat(pixels, 3, axis=3)
         shown = None if model is None else _shown(model, pixels)
         if self.classifier is None or shown is None:
             return [None] * len(pixels)
@@ -347,6 +350,24 @@ def channels_of(model: models.Model, purifier: nn.Module, device: str) -> int | 
     return taken[0] if len(taken) == 1 else None
 
 
+def _needs_colour(model: models.Model | None, classifier: nn.Module, device: str) -> bool:
+    """Whether a classifier takes RGB images and no grey ones, by trial.
+
+    Args:
+        model: what it was built from.
+        classifier: on ``device``.
+    """
+    shape = model.config.get("image_shape") if model else None
+    side = model.config.get("view", {}).get("crop") if model else None
+    height, width = (shape or (side or TRIAL[0], side or TRIAL[1]))[:2]
+    taken = []
+    for channels in (1, 3):
+        with suppress(Exception), torch.no_grad():
+            classifier(torch.zeros(1, channels, height, width, device=device))
+            taken.append(channels)
+    return taken == [3]
+
+
 def is_of_machine(error: BaseException) -> bool:
     """Whether a network's failure says nothing of its images: memory has run out, or a GPU is in trouble."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
@@ -363,7 +384,9 @@ def takes(classifier: models.Model, shape: tuple[int, ...]) -> bool:
 def _shown(classifier: models.Model, pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """(N, H, W, C) as the images of a classifier's training were shown; None where it does not take them."""
     view = View(**classifier.config.get("view", {}))
-    if view.given and not (takes(classifier, pixels.shape[1:]) and "image_shape" in classifier.config):
+    if not view.has_shown(pixels.shape[1:]) and not (
+        takes(classifier, pixels.shape[1:]) and "image_shape" in classifier.config
+    ):
         try:
             pixels = np.stack([view.show(image) for image in pixels])
         except ValueError:  # smaller than the crop

@@ -127,6 +127,10 @@ class Source:
     fingerprint: str
     """SHA-256 (hex) of the shards' keys, rows and content identity: the dataset's hash. The place does not count."""
     origin: Origin
+    is_attacked: bool = False
+    """Whether these are known to be attacked images."""
+    skipped: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Files that are no images by their names, as they are counted."""
 
     @cached_property
     def rows(self) -> int:
@@ -174,6 +178,10 @@ class Found:
     contents: tuple[str, ...]
     """What identifies the content of the files (see ``files.content_identity``), in a fixed order."""
     split_by: SplitBy = "files"
+    is_attacked: bool = False
+    """Whether these are known to be attacked images."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Files that are no images by their names, as they are counted."""
 
     @property
     def picked(self) -> bool:

@@ -61,6 +61,11 @@ def class_names(schema: pa.Schema) -> tuple[str, ...]:
         return ()
 
 
+def are_attacked(schema: pa.Schema) -> bool:
+    """Whether the columns are those of images that ``raypurify attack`` wrote."""
+    return {"clean", "pred_adversarial"} <= set(schema.names)
+
+
 def needed(schema: pa.Schema) -> list[str]:
     """The columns that reading images, labels and ids takes."""
     image = image_column(schema) or ""

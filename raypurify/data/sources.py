@@ -54,6 +54,8 @@ def open_source(
         classes=found.classes,
         fingerprint="",
         origin=_origin(found, split),
+        is_attacked=found.is_attacked,
+        skipped=found.skipped,
     )
     if limit is not None and limit < source.rows:
         if found.picked:

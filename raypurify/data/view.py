@@ -63,6 +63,10 @@ class View:
             )
         return self.crop, self.crop, stored[2]
 
+    def has_shown(self, stored: Shape) -> bool:
+        """Whether images of a shape (H, W, C) may have been shown so before they were stored: attacked ones, say."""
+        return stored[:2] == ((self.crop, self.crop) if self.crop is not None else self.shape(stored)[:2])
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.resize is None:
             return height, width

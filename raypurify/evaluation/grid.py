@@ -219,14 +219,18 @@ def build_grid(
 
 
 def left_out(grid: Grid) -> list[str]:
-    """Warnings of purifiers that no cell has, or no adaptive one where that setting is asked for: they were trained for
-    other classifiers."""
+    """Warnings of purifiers that no cell has, or, being trained for other classifiers, no adaptive one where that
+    setting is asked for."""
     cells = [cell for group in grid.groups for cell in group.cells]
     used = {cell.purifier for cell in cells}
     adaptive = {cell.purifier for cell in cells if cell.row["setting"] == "adaptive"}
     warnings = []
     for index, model in enumerate(grid.purifiers):
         if not model.trained_for:
+            if index not in used:
+                warnings.append(
+                    f"{model.name} was trained for no classifier, and is left out; --settings white-box evaluates it"
+                )
             continue
         other = f"{model.name} was trained for another classifier"
         if index not in used:

@@ -20,6 +20,8 @@ from raypurify.training import batch_of
 
 TRIED = 32
 """Images, spread over the data."""
+LEAST = 8
+"""Images: fewer tell nothing."""
 PIXELS = 1 << 21
 """Pixels (height times width) of all of them: of larger images, fewer are tried."""
 ENOUGH = 0.75
@@ -51,12 +53,14 @@ def warnings(classifiers: Iterable[Model], source: Source) -> list[str]:
         source: labelled images, numbered as the classifiers number their classes.
     """
     asked = [model for model in classifiers if model.kind == "classifier" and "kind" not in model.config]
-    if not asked:
+    if not asked or source.is_attacked:
         return []
     tried = narrowed(source, np.unique(np.linspace(0, source.rows - 1, min(TRIED, source.rows)).astype(np.int64)))
     x, y = _of_one_shape([read_rows(shard, 0, shard.rows) for shard in tried.shards])
     few = batch_size(TRIED, PIXELS, (*x.shape[2:], x.shape[1])) if len(y) else 0
-    return [line for model in asked if few and (line := _warning(model, x[:few], y[:few]))]
+    if min(few, len(y)) < LEAST:
+        return []
+    return [line for model in asked if (line := _warning(model, x[:few], y[:few]))]
 
 
 def _of_one_shape(pieces: Iterable[Rows]) -> tuple[Tensor, Tensor]:

@@ -66,8 +66,9 @@ def checked(
     mixed = shapes_told(source, networks)
     if mixed is not None:
         line, shapes = mixed
-        if not all(_takes(model, shape) for model in networks for shape in shapes):
-            raise DataError(line)
+        reasons = (_refusal(model, shape) for model in networks for shape in shapes)
+        if (reason := next(filter(None, reasons), None)) is not None:
+            raise DataError(f"{line}. As they are, {reason}")
         warnings.append(line)
     shape = shape_of(source)
     for model in networks:
@@ -92,12 +93,13 @@ def as_trained(source: Source, view: View, classifiers: Iterable[Model]) -> Sour
     """
     shapes = [source.image_shape] if source.image_shape else [shape for _, shape in headers_of(source)]
     channels = Counter(shape[2] for shape in shapes)
-    if len(channels) > 1 and channels[3] > channels[1]:
+    if source.image_shape is None and channels[3] > channels[1]:
+        # Headers are those of a sample: there may be a grey one even where none of these is.
         source = in_colour(source)
     views = {_view_of(model) for model in classifiers}
     if view.given or view.as_stored or len(views) != 1 or (own := views.pop()) is None:
         return source
-    return source if all(_is_stored(own, shape) for shape in shapes) else shown(source, own)
+    return source if all(own.has_shown(shape) for shape in shapes) else shown(source, own)
 
 
 def shapes_told(source: Source, networks: Iterable[Model]) -> tuple[str, list[Shape]] | None:
@@ -128,10 +130,13 @@ def shapes_told(source: Source, networks: Iterable[Model]) -> tuple[str, list[Sh
 
 
 def _flags_for(networks: Iterable[Model]) -> str:
-    """The flags of the view that a network was trained with; of each classifier's, where they differ."""
+    """The flags that show images as a network was trained, with a view or on images of one size; of each classifier's,
+    where they differ."""
     views: dict[Kind, dict[str, str]] = {"classifier": {}, "purifier": {}}
     for model in networks:
-        if (view := _view_of(model)) is not None:
+        stored = model.config.get("image_shape")
+        by_size = View(resize=min(stored[:2]), crop=min(stored[:2])) if stored and model.kind == "classifier" else None
+        if (view := _view_of(model) or by_size) is not None:
             views[model.kind].setdefault(view.flags, model.name)
     flags = views["classifier"] or dict([*views["purifier"].items()][:1])
     if len(flags) < 2:
@@ -154,12 +159,13 @@ def _end(name: str) -> str:
     return shown if len(shown) <= SHOWN_NAME else f"...{shown[-SHOWN_NAME:]}"
 
 
-def _takes(model: Model, shape: Shape) -> bool:
+def _refusal(model: Model, shape: Shape) -> str | None:
+    """Why a network does not take images of a shape; None where it does."""
     try:
         tried(model.build(), model.kind, model.name, shape)
-    except ValueError:
-        return False
-    return True
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _view_of(model: Model) -> View | None:
@@ -177,14 +183,9 @@ def _other_views(source: Source, networks: Iterable[Model], shape: Shape) -> lis
         f"{model.name} was trained with {view.flags}; here it has {source.view.flags or 'neither of these'}"
         for model, view in known
         if view != source.view
-        and (source.view.given or not _is_stored(view, shape))
+        and (source.view.given or not view.has_shown(shape))
         and not (model.kind == "purifier" and view.resize is None)
     ]
-
-
-def _is_stored(view: View, shape: Shape) -> bool:
-    """Whether images of a shape (H, W, C) may have been shown by a view before they were stored."""
-    return shape[:2] == ((view.crop, view.crop) if view.crop is not None else view.shape(shape)[:2])
 
 
 def told(about: str, warnings: Iterable[str]) -> tuple[str, ...]:
@@ -202,7 +203,7 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
 
     A classifier's name for a class may be several, with commas between: each of them, in upper or lower case and with
     ``_`` for a space, is the class's. Data whose classes are numbers are matched where these are names of the
-    classifiers' classes.
+    classifiers' classes. Folders that are named by numbers, none of which is a name there, have these numbers.
 
     Raises:
         ValueError: a class of the data that a classifier does not know, or knows several of; classifiers that number
@@ -226,6 +227,9 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
             return source
     if _alike(given, names):
         return source
+    numbered = [int(name) for name in given if name.isdecimal() and int(name) < len(names)]
+    if len(numbered) == len(given) and not set(given) & set(names):
+        return _renumbered(source, given, names, numbered)
     known = [_synonyms(name) for name in names]
     found = {name: [number for number, own in enumerate(known) if _synonyms(name) <= own] for name in given}
     found |= {name: [names.index(name)] for name in given if names.count(name) == 1}
@@ -242,10 +246,15 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
             f"mean can't be told; leave these classes out, or call them by another of their names: "
             f"{'; '.join(names[number] for number in found[doubled[0]])}"
         )
-    numbers = tuple(found[name][0] for name in given)
-    own = dict(zip(numbers, given, strict=True))
+    return _renumbered(source, given, names, [found[name][0] for name in given])
+
+
+def _renumbered(source: Source, given: Sequence[str], names: Sequence[str], numbers: Sequence[int]) -> Source:
+    """The source whose classes ``given`` have these numbers among ``names``; numbers take the names' place in words."""
+    own = {number: name for number, name in zip(numbers, given, strict=True) if not name.isdecimal()}
     classes = tuple(own.get(number, name) for number, name in enumerate(names))
-    return replace(source, classes=classes, shards=tuple(replace(shard, renumbered=numbers) for shard in source.shards))
+    shards = tuple(replace(shard, renumbered=tuple(numbers)) for shard in source.shards)
+    return replace(source, classes=classes, shards=shards)
 
 
 def _synonyms(name: str) -> set[str]:
@@ -314,6 +323,9 @@ def check_network(model: Model, source: Source, labels: NDArray[np.int64], shape
         raise ValueError(f"{error}; it was trained on {tuple(trained)}{by}") from error
     if model.kind != "classifier":
         return []
+    named = model.config.get("class_names")
+    if named and len(named) != out.shape[1]:
+        raise ValueError(f"{model.name}: class_names has {len(named)} names, and it tells {out.shape[1]} classes apart")
     check_classes(out.shape[1], model.name, source, labels)
     broken = "its logits of a black image are not finite. The prediction of an image with such logits means nothing"
     return [] if out.isfinite().all() else [f"{model.name}: {broken}"]
@@ -392,8 +404,9 @@ def described(source: Source, labels: NDArray[np.int64]) -> str:
         line += ": " + ", ".join(f"{name} {counts[index]:,}" for index, name in _numbered(source, present))
     elif len(present):
         line += f", {counts[present].min():,} to {counts[present].max():,} each"
-    if any(shard.in_colour for shard in source.shards):
-        line += ". Grey images are shown as RGB"
+    if source.skipped:
+        counts_told = ", ".join(f"{count:,} {kind}" for kind, count in Counter(source.skipped).most_common(SHOWN))
+        line += f". Left alone, being no images by their names: {counts_told}"
     if source.origin.split_by == "ids":
         line += ". The data have no split of their own: a sixth, by a hash of the ids, is the test split"
     return line

@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from raypurify import models, runs, storage
-from raypurify.data import DataError, Source, check_ids, labels_of, names_of, narrowed, open_source, shape_of
+from raypurify.data import (
+    DataError,
+    Source,
+    View,
+    check_ids,
+    labels_of,
+    names_of,
+    narrowed,
+    open_source,
+    shape_of,
+    shown,
+)
 from raypurify.evaluation import normalisation, preflight
 from raypurify.jobs.attempt import FINISHED, hold, ready
 from raypurify.jobs.engine import Engine, engine_of
@@ -29,7 +40,6 @@ from raypurify.runs.progress import print_table
 from raypurify.storage.published import redacted
 from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS, TrainingConfig, saved
 from raypurify.training.answers import last_linear
-from raypurify.training.config import ATTACKED
 from raypurify.training.loggers import Logger, build_logger
 from raypurify.training.objectives import build_attacks, build_pairs
 from raypurify.training.order import ORDER, epoch_batches, hold_out, limited
@@ -70,10 +80,10 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         ValueError, FileNotFoundError: unknown names, unreadable data or weights.
     """
     victims = tuple(models.load("classifier", text) for text in config.classifiers)
-    source = _opened(config, victims)
-    config = dataclasses.replace(config, view=source.view)
     kind: models.Kind = "purifier" if victims else "classifier"
     pairs = _check_names(kind, config)
+    source = _opened(config, victims, pairs)
+    config = dataclasses.replace(config, view=source.view)
     initial = None if config.initial is None else models.load(kind, config.initial)
     given = [model for model in (*victims, initial) if model is not None]
     # A purifier to start from knows no classes: those of its own data do not bind this training's.
@@ -112,19 +122,28 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     return job
 
 
-def _opened(config: TrainingConfig, victims: Sequence[models.Model]) -> Source:
+def _opened(config: TrainingConfig, victims: Sequence[models.Model], pairs: Pairs) -> Source:
     """The images of a training, as they are shown.
 
     Raises:
         DataError: no such data.
-        ValueError: data without labels.
+        ValueError: data without labels, or the attacked images in the place of those that they were made from; a view
+            that is not that of the images that were attacked.
     """
+    if hasattr(pairs, "holds") and pairs.holds(config.data):
+        raise ValueError(f"data: {config.data} has the attacked images; give the data that they were made from")
     source = open_source(config.data, split="train", view=config.view)
     if not source.classes:
         raise ValueError(f"{config.data}: a training needs labels, and these images have none")
-    # The place of a crop at random is not that of an image that was attacked.
-    attacked = config.train_against.partition(",")[0] == ATTACKED
-    return source if attacked else preflight.as_trained(source, config.view, victims)
+    if not hasattr(pairs, "view"):
+        return preflight.as_trained(source, config.view, victims)
+    known: View = pairs.view()
+    if config.view.given and config.view.given != known.given:
+        raise ValueError(
+            f"{config.view.flags}: the images of train_against were attacked {known.flags and 'with '}"
+            f"{known.flags or 'as they are stored'}; leave it out"
+        )
+    return preflight.as_trained(source if config.view.given else shown(source, known), View(as_stored=True), victims)
 
 
 def _check_classifiers(

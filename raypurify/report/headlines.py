@@ -33,7 +33,7 @@ def _headline(rows: Sequence[Row]) -> dict[str, Any]:
     """
     adaptive = [row for row in rows if row["setting"] == "adaptive"]
     attacked = [row for row in rows if row["setting"] != "adaptive" and row["attack"] != NO_ATTACK]
-    attacked = [row for row in attacked if row["setting"] == "white-box"] or attacked
+    attacked = _of_one_setting(attacked)
     members = _in_one_ball(attacked or adaptive, adaptive)
     static = None
     if attacked:
@@ -47,6 +47,14 @@ def _headline(rows: Sequence[Row]) -> dict[str, Any]:
     row = static or partner or rows[0]
     radii = {other["eps"] for other in [*attacked, *adaptive] if other["norm"] == row["norm"]} - {None}
     return {"row": row, "static": static, "adaptive": partner, "radii": len(radii)}
+
+
+def _of_one_setting(rows: list[Row]) -> list[Row]:
+    """The white-box rows, or another setting's where only that has a purifier that learned; all where none has."""
+    by_setting = grouped(rows, lambda row: (row["setting"] != "white-box", row["setting"]))
+    ordered = [by_setting[key] for key in sorted(by_setting)]
+    learned = [members for members in ordered if any(not row["trivial"] for row in members)]
+    return next(iter(learned or ordered), rows)
 
 
 def _in_one_ball(rows: Sequence[Row], adaptive: Sequence[Row]) -> list[Row]:

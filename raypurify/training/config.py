@@ -133,14 +133,14 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
         if self.patience is not None and not self.validation:
             raise ValueError(f"patience = {self.patience} needs held-out images to score; give a --validation above 0")
-        if self.view.crop is not None and self.train_against.partition(",")[0] == ATTACKED:
-            raise ValueError(
-                f"crop = {self.view.crop!r} takes other places than those of the attacked images; leave it out, or "
-                "train_against"
-            )
         if self.trains_on_pairs and not self.attacks:
             raise ValueError("attacks must name at least one attack to train against")
         self._check_classifiers_flags()
+
+    @property
+    def crops_at_random(self) -> bool:
+        """Whether a crop is at another place of an image in each epoch: not where images were attacked beforehand."""
+        return self.view.crop is not None and self.train_against.partition(",")[0] != ATTACKED
 
     @property
     def trains_on_pairs(self) -> bool:

@@ -115,6 +115,8 @@ class EpochOrder:
     rank: int = 0
     workers: int = 1
     """Workers, of which this is number ``rank``; a divisor of ``batch``."""
+    crops_at_random: bool = False
+    """Whether images are cropped at random, and not at their centres."""
 
     def __post_init__(self) -> None:
         if self.batch % LANES:
@@ -128,9 +130,9 @@ class EpochOrder:
             )
 
     def shard(self, epoch: int, index: int) -> Shard:
-        """A shard of the source; its images' crops are at random, others in each epoch."""
+        """A shard of the source; its images' crops, where they are at random, are others in each epoch."""
         shard = self.source.shards[index]
-        return shard if shard.view.crop is None else replace(shard, crop_seed=seed_of(self.seed, "crop", epoch))
+        return replace(shard, crop_seed=seed_of(self.seed, "crop", epoch)) if self.crops_at_random else shard
 
     @property
     def part(self) -> int:

@@ -107,6 +107,7 @@ class Job:
             batch=self.config.batch,
             rank=rank,
             workers=workers,
+            crops_at_random=self.config.crops_at_random,
         )
 
     def checkpoint_config(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Classifiers of other libraries, with random weights or with those that a package carries: nothing is downloaded."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from raypurify import models, plugins
 from raypurify.classifiers.timm import names_of
 from raypurify.classifiers.transformers import view_of
 from raypurify.data import View, open_source, read_rows
-from raypurify.evaluation import preflight
+from raypurify.evaluation import normalisation, preflight
 from raypurify.evaluation.tensors import write_images
 
 MEAN, STD = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
@@ -232,6 +233,17 @@ def test_a_classifier_that_normalises_otherwise_than_it_was_trained_to_is_told(
         (line,) = found
         assert line.startswith(f"{model.name} is ")
         assert re.search(warned, line), line
+
+
+def test_attacked_images_and_a_few_tell_nothing_of_a_normalisation(
+    colours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    model = models.load("classifier", "test_libraries:twice")
+    source = open_source(colours, split="train", limit=20)
+    assert normalisation.warnings([model], source)
+    assert not normalisation.warnings([model], open_source(colours, split="train", limit=7))
+    assert not normalisation.warnings([model], dataclasses.replace(source, is_attacked=True))
 
 
 def twice() -> nn.Module:

@@ -347,6 +347,31 @@ def test_transparency_that_cannot_be_written_is_on_white_on_both_sides_of_the_co
     assert row["notes"] == ["alpha composited on white for bmp"]
 
 
+def test_a_classifier_of_colour_images_labels_grey_ones_and_leaves_alone_what_is_stored_as_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "striped.py").write_text(
+        "import torch\n"
+        "class Striped(torch.nn.Module):\n"
+        '    """The column of the first row that is brightest."""\n'
+        '    view = {"resize": 12, "crop": 8}\n'
+        "    def forward(self, x):\n"
+        "        assert x.shape[1:] == (3, 8, 8), x.shape\n"
+        "        return x[:, :, 0].mean(dim=1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    grey = np.zeros((8, 8), np.uint8)
+    grey[0, 5] = 255
+    (tmp_path / "in").mkdir()
+    Image.fromarray(grey).save(tmp_path / "in" / "grey.png")
+    Image.fromarray(np.repeat(grey[..., None], 3, axis=2)).save(tmp_path / "in" / "stored.png")
+    output = str(tmp_path / "out")
+    [unit] = units_of(str(tmp_path / "in"), output)
+    config = CleaningConfig(input=str(tmp_path / "in"), purifier="identity", classifier="striped:Striped")
+    rows = Cleaner(Cleaning.load(config, output), "cpu", batch=8, threads=1)(unit).rows
+    assert [(row["pred_input"], row["pred_cleaned"]) for row in rows] == [(5, 5), (5, 5)]
+
+
 def test_dictionaries_of_images_and_permuted_tensors_are_read(tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
     encoded = [encode_png(image) for image in pixels]

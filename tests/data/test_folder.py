@@ -62,6 +62,24 @@ def test_without_split_folders_a_hash_splits(tmp_path: Path) -> None:
     assert moved.shards[0].extra["keys"] == first.shards[0].extra["keys"]
 
 
+def test_a_split_that_no_image_falls_into_is_told(tmp_path: Path) -> None:
+    write(tmp_path, {"cats": 1, "dogs": 1})
+    with pytest.raises(DataError, match=r"none of its 2 images is in the test split: a sixth of them.* a folder test$"):
+        open_source(str(tmp_path), split="test")
+
+
+def test_what_is_no_image_and_what_is_in_no_class_folder_is_counted(tmp_path: Path) -> None:
+    write(tmp_path / "train", {"cats": 5, "dogs": 4})
+    for name in ("cats/a.HEIC", "cats/b.heic", "dogs/Thumbs.db", "cats/.DS_Store"):
+        (tmp_path / "train" / name).write_bytes(b"")
+    for name in ("beside.png", "_folder/a.jfif"):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"")
+    source = open_source(str(tmp_path), split="train")
+    assert source.rows == 9
+    assert dict(source.skipped) == {".heic": 2, ".db": 1, "outside the class folders": 2}
+
+
 def test_many_images_make_several_shards(tmp_path: Path) -> None:
     write(tmp_path / "train", {"cats": 700, "dogs": 700}, side=1)
     source = open_source(str(tmp_path), split="train")

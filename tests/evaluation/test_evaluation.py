@@ -124,7 +124,9 @@ def test_a_purifier_that_no_cell_has_is_told_of(networks: dict[str, str]) -> Non
     (told,) = left_out(built(settings=("black-box", "adaptive"), **alone))
     assert told.endswith("has no adaptive figure; --adaptive-purifiers names it")
     named = {**alone, "adaptive_purifiers": (networks["pure-one"],)}
-    assert not left_out(built(settings=("black-box", "adaptive"), **named))
+    (told,) = left_out(built(settings=("black-box", "adaptive"), **named))
+    assert told == "identity was trained for no classifier, and is left out; --settings white-box evaluates it"
+    assert not left_out(built(settings=("white-box", "black-box", "adaptive"), **named))
     with pytest.raises(ValueError, match="needs --settings black-box, or, for adaptive, --adaptive-purifiers"):
         built(settings=("white-box",), **{**alone, "purifiers": (networks["pure-one"],)})
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from raypurify import models
 from raypurify.classifiers import a_net
-from raypurify.data import DataError, Source, View, check_ids, labels_of, open_source, read_rows, shape_of
+from raypurify.data import DataError, Source, View, check_ids, labels_of, open_source, read_rows, reading, shape_of
 from raypurify.evaluation import preflight
 from raypurify.images import encode_png
 from raypurify.storage import checkpoints
@@ -215,7 +215,7 @@ def test_images_of_other_sizes_are_told_by_their_names_before_the_work(tmp_path:
     line = str(refused.value)
     assert line.startswith("photos: 3 of 40 images are not 40x40 grey: ")
     assert all(told in line for told in ("test/dog/3.png 50x60 grey", "test/cat/8.png 48x30 grey", "dog/9.png 50x60"))
-    assert line.endswith(". Give --resize 30 --crop 30")
+    assert ". Give --resize 30 --crop 30. As they are, a does not take images of (H, W, C) = (40, 40, 1): " in line
     trained = classifier(tmp_path, "b", view={"resize": 32, "crop": 28}, class_names=["cat", "dog"])
     found = preflight.shapes_told(source, [network, trained])
     assert found is not None
@@ -237,14 +237,25 @@ def test_networks_that_take_all_sizes_get_them_with_a_warning(tmp_path: Path) ->
 
 def test_grey_images_among_colours_are_shown_in_colour(tmp_path: Path) -> None:
     stored = mixed_folder(tmp_path / "photos", {f"{number}.png": (40, 40, 3) for number in range(3, 40)})
-    shown = preflight.as_trained(stored, View(resize=20), [])
+    shown = preflight.as_trained(stored, View(as_stored=True), [])
     rows = read_rows(shown.shards[0], 0, 40)
     assert not rows.rejects
     assert np.stack(list(rows.images)).shape == (40, 40, 40, 3)
     grey = rows.ids.index("test/cat/2.png")
     assert (rows.images[grey] == 2).all()
     assert preflight.shapes_told(shown, []) is None
-    assert preflight.described(shown, labels_of(shown)).endswith(": cat 20, dog 20. Grey images are shown as RGB")
+
+
+def test_a_grey_image_beyond_those_whose_headers_are_read_is_shown_in_colour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "HEADERS", 10)
+    stored = mixed_folder(tmp_path / "photos", {f"{number}.png": (40, 40, 3) for number in range(40)})
+    last = stored.shards[0].extra["keys"][39]
+    Image.new("L", (40, 40), 7).save(tmp_path / "photos" / last)
+    rows = read_rows(preflight.as_trained(stored, View(), []).shards[0], 0, 40)
+    assert rows.images[39].shape == (40, 40, 3)
+    assert (rows.images[39] == 7).all()
 
 
 def test_a_few_colour_images_among_grey_ones_are_told(tmp_path: Path) -> None:
@@ -266,6 +277,34 @@ def test_classes_are_known_by_each_of_their_names(tmp_path: Path) -> None:
         preflight.matched(replace(source, classes=("crane", "n021")), [known])
     alike = replace(source, classes=("bird", "n021", "crane", "drake"))
     assert preflight.matched(alike, [known]) is alike
+
+
+def test_folders_that_are_named_by_numbers_have_these_numbers(tmp_path: Path) -> None:
+    known = classifier(tmp_path, class_names=["bird", "cat", "dog"])
+    source = class_folders(tmp_path / "data", ("0", "2"))
+    matched = preflight.matched(source, [known])
+    assert set(labels_of(matched).tolist()) == {0, 2}
+    assert matched.classes == ("bird", "cat", "dog")
+    for wrong in (("0", "3"), ("0", "cat")):
+        with pytest.raises(ValueError, match="does not know"):
+            preflight.matched(replace(source, classes=wrong), [known])
+
+
+def test_a_classifier_of_fewer_names_than_classes_is_told(tmp_path: Path) -> None:
+    known = classifier(tmp_path, class_names=["cat", "dog"])
+    source = class_folders(tmp_path / "data", ("cat", "dog"))
+    wrong = replace(known, config={"class_names": ["cat"]})
+    with pytest.raises(ValueError, match="a: class_names has 1 names, and it tells 2 classes apart"):
+        preflight.check_network(wrong, source, labels_of(source), SHAPE)
+
+
+def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
+    mixed_folder(tmp_path / "photos", {})
+    for name in ("cat/a.heic", "cat/b.HEIC", "dog/notes"):
+        (tmp_path / "photos/test" / name).write_bytes(b"")
+    source = open_source(str(tmp_path / "photos"), split="test")
+    told = preflight.described(source, labels_of(source))
+    assert told.endswith(". Left alone, being no images by their names: 2 .heic, 1 without an extension")
 
 
 def test_of_several_views_each_is_told_with_its_classifier_and_a_purifier_s_is_not(tmp_path: Path) -> None:

@@ -4,14 +4,20 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from test_train_runs import ONE_WORKER, TRAINING, lose_the_last_epoch, run_of, weights
 
 import raypurify
 from raypurify import models, storage
 from raypurify.classifiers import b_net
+from raypurify.data import View
+from raypurify.evaluation.generation import GenerationConfig
+from raypurify.jobs.attack import attack
+from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.train import train
 from raypurify.storage import checkpoints
 
@@ -87,8 +93,8 @@ def test_a_training_against_attacked_datasets_is_of_the_images_that_one_has(
     small_classifier: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {"input": "digits", "split": "train", "classifier": small_classifier, "engine": "local"}
-    for name, attack, limit in (("fgsm", "fgsm,epsilon=0.1", 300), ("pgd", "pgd,epsilon=0.1,steps=2", 200)):
-        raypurify.attack(attack=attack, limit=limit, output=tmp_path / name, **flags)
+    for name, text, limit in (("fgsm", "fgsm,epsilon=0.1", 300), ("pgd", "pgd,epsilon=0.1,steps=2", 200)):
+        raypurify.attack(attack=text, limit=limit, output=tmp_path / name, **flags)
     urls = ",".join(f'"{tmp_path / name}/images"' for name in ("fgsm", "pgd"))
     config = dataclasses.replace(
         PURIFIER, classifier=small_classifier, train_against=f"attacked,url=[{urls}]", limit=None
@@ -101,6 +107,31 @@ def test_a_training_against_attacked_datasets_is_of_the_images_that_one_has(
     strange = dataclasses.replace(config, train_against=f"attacked,url={tmp_path}/test/images,split=test")
     with pytest.raises(ValueError, match="has none of the images of digits; attack the data of this training"):
         train(strange, ONE_WORKER, str(tmp_path / "other"))
+
+
+def test_photographs_that_were_attacked_are_shown_as_the_attack_showed_them(
+    small_classifier: str, tmp_path: Path
+) -> None:
+    for number in range(80):
+        path = tmp_path / "photos/train" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40 + number % 3, 50), 3 * number, np.uint8)).save(path)
+    data = str(tmp_path / "photos")
+    shown = GenerationConfig(
+        input=data, split="train", attack="none", classifier=small_classifier, view=View(resize=32, crop=28)
+    )
+    attack(shown, ActorPool(local=True), str(tmp_path / "attacked"))
+    url = f"{tmp_path}/attacked/images"
+    config = dataclasses.replace(
+        PURIFIER, data=data, classifier=small_classifier, train_against=f"attacked,url={url}", limit=None, validation=8
+    )
+    model = train(config, ONE_WORKER, str(tmp_path / "run"))
+    told = storage.read_json(f"{model}/config.json")
+    assert (told["view"], told["image_shape"]) == ({"resize": 32, "crop": 28}, [28, 28, 1])
+    with pytest.raises(ValueError, match="--resize 30: the images of train_against were attacked with --resize 32"):
+        train(dataclasses.replace(config, view=View(resize=30)), ONE_WORKER, str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="has the attacked images; give the data that they were made from"):
+        train(dataclasses.replace(config, data=url), ONE_WORKER, str(tmp_path / "other"))
 
 
 def test_a_classifier_is_trained_against_attacks_on_itself(tmp_path: Path) -> None:

@@ -74,6 +74,11 @@ def test_key_figures_prefer_the_purifier_with_the_better_worst_case() -> None:
     assert parse(summary_of(*rows)).key_figures == ["99.35%", "1.23%", "95.00%", "80.00%"]
 
 
+def test_key_figures_are_of_a_purifier_that_learned_where_only_black_box_has_one() -> None:
+    rows = [cell(purifier="identity", purified=0.0123), cell(setting="black-box", purified=0.75)]
+    assert parse(summary_of(*rows)).key_figures[2] == "75.00%"
+
+
 def test_an_adaptive_figure_that_is_missing_is_said_to_be() -> None:
     assert parse(summary_of(cell())).key_figures == ["99.35%", "1.23%", "97.31%", "not run"]
 

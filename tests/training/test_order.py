@@ -231,7 +231,8 @@ def test_crops_are_at_random_in_training_alike_for_any_workers(tmp_path: Path) -
     source = open_source(str(tmp_path), split="train", view=View(resize=8, crop=6))
 
     def part(rank: int, workers: int) -> EpochOrder:
-        return EpochOrder(source=source, image_shape=(6, 6, 1), seed=0, batch=40, rank=rank, workers=workers)
+        size = {"image_shape": (6, 6, 1), "batch": 40, "crops_at_random": True}
+        return EpochOrder(source=source, seed=0, rank=rank, workers=workers, **size)
 
     def by_id(epoch: int, workers: int) -> dict[str, bytes]:
         found = {}

@@ -8,6 +8,8 @@ is by a hash of their ids too: the first rows, and each shard, hold all classes;
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,7 +23,9 @@ from raypurify.data.view import Shape
 
 RANK = 5
 EXPECTED = "a folder of class folders with images"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SUFFIXES = tuple(f".{extension}" for extension in (*images.EXTENSIONS, "gif", "ppm", "pgm"))
+OUTSIDE = "outside the class folders"
+"""What images are counted as that are in no class folder, or in one that is hidden."""
 SHARD_ROWS = 1024
 HEADER = 128 * 2**10
 """Bytes at the beginning of a file that are read for its header: EXIF and a colour profile may stand before it."""
@@ -37,19 +41,27 @@ def find(place: Place, split: str) -> Found | None:
         return None
     root, folders = place.url, place.folders
     split_by: SplitBy = "files"
+    skipped: Counter[str] = Counter()
     present = {key: next((name for name in names if name in folders), None) for key, names in SPLIT_NAMES.items()}
     if any(present.values()):
         chosen = present[split]
         if chosen is None:
             raise DataError(f"{root}: expected a folder {' or '.join(SPLIT_NAMES[split])}, got the folders {folders}")
         classes = sorted({name for part in present.values() if part for name in _subfolders(root, part)})
-        listed = [(f"{chosen}/{key}", file) for key, file in _images_under(storage.join(root, chosen))]
+        listed = [(f"{chosen}/{key}", file) for key, file in _images_under(storage.join(root, chosen), skipped)]
         label_part = 1
     else:
         classes, label_part, split_by = sorted(folders), 0, "ids"
-        listed = [(key, file) for key, file in _images_under(root) if in_split(key, split)]
+        listed = list(_images_under(root, skipped))
     numbers = {name: number for number, name in enumerate(classes)}
-    listed = [(key, file) for key, file in listed if key.split("/")[label_part] in numbers]
+    found = [(key, file) for key, file in listed if key.split("/")[label_part] in numbers]
+    skipped.update(dict.fromkeys([OUTSIDE], len(listed) - len(found)) if len(found) < len(listed) else {})
+    listed = found if split_by == "files" else [(key, file) for key, file in found if in_split(key, split)]
+    if not listed and found:
+        raise DataError(
+            f"{root}: none of its {len(found)} images is in the {split} split: a sixth of them, by a hash of their "
+            f"names, is the test split. Put the class folders into a folder {split}"
+        )
     if not listed:
         return None
     listed.sort(key=lambda entry: digest(entry[0]))
@@ -61,6 +73,7 @@ def find(place: Place, split: str) -> Found | None:
         classes=tuple(classes),
         contents=(identity,),
         split_by=split_by,
+        skipped=skipped,
     )
 
 
@@ -101,8 +114,12 @@ def _subfolders(root: str, folder: str) -> list[str]:
     return files.list_folder(storage.join(root, folder))[1]
 
 
-def _images_under(root: str) -> list[tuple[str, File]]:
-    """Key relative to ``root`` and file of each image at any depth; hidden files and folders are left out."""
+def _images_under(root: str, skipped: Counter[str]) -> list[tuple[str, File]]:
+    """Key relative to ``root`` and file of each image at any depth; hidden files and folders are left out.
+
+    Args:
+        skipped: counts the files that are no images, by the ends of their names.
+    """
     with files.naming(root):
         fs, path = storage.filesystem(root)
         entries = fs.find(path, detail=True)
@@ -110,8 +127,12 @@ def _images_under(root: str) -> list[tuple[str, File]]:
     listed = []
     for name, info in entries.items():
         key = name.removeprefix(prefix).lstrip("/")
-        if key.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in key.split("/")):
+        if any(part.startswith(".") for part in key.split("/")) or not key or info["type"] == "directory":
+            continue
+        if key.lower().endswith(SUFFIXES):
             listed.append((key, files.described(storage.join(root, key), info)))
+        else:
+            skipped[os.path.splitext(key)[1].lower() or "without an extension"] += 1
     return listed
 
 

@@ -112,6 +112,7 @@ def _found(tables: Tables) -> Found:
     count = len(names) or reached
     return Found(
         shards=tuple(replace(shard, extra={**shard.extra, "classes": count}) for shard in shards),
+        is_attacked=columns.are_attacked(schemas[0]),
         image_shape=columns.tensor_shape(schemas[0]),
         classes=names or count,
         contents=tuple(files.content_identity(file) for _, file in tables),

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raypurify.data import DataError, Shard, Source, ids_of, open_source, take_rows
+from raypurify import storage
+from raypurify.data import DataError, Shard, Source, View, ids_of, open_source, take_rows
 from raypurify.seeds import seed_of
 from raypurify.training.batches import Batch, batch_of
 from raypurify.training.pairs import PairSetup, choices
@@ -50,6 +51,22 @@ class AttackedDatasets:
     def has(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """Which of the images, by their ids, one of the datasets has: (N,)."""
         return np.logical_or.reduce([dataset.has(names) for dataset in self.datasets])
+
+    def view(self) -> View:
+        """How the clean images were shown that were attacked, as the runs tell that attacked them.
+
+        Raises:
+            ValueError: differently.
+        """
+        views = {dataset.view: dataset.url for dataset in self.datasets}
+        if len(views) > 1:
+            told = ", ".join(f"{url} with {view.flags or 'no view'}" for view, url in views.items())
+            raise ValueError(f"train_against: the images were attacked in different views: {told}")
+        return next(iter(views))
+
+    def holds(self, data: str) -> bool:
+        """Whether ``data`` is one of these datasets, and not what they were made from."""
+        return storage.absolute(data) in [storage.absolute(dataset.url).rstrip("/") for dataset in self.datasets]
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """See :class:`raypurify.training.pairs.Pairs`.
@@ -90,6 +107,13 @@ class _Dataset:
     @cached_property
     def source(self) -> Source:
         return open_source(self.url, split=self.split)
+
+    @property
+    def view(self) -> View:
+        """How the clean images were shown, where the run's ``run.json`` stands beside its images; else as stored."""
+        url = storage.join(self.url.rstrip("/").rpartition("/")[0] or ".", "run.json")
+        told = storage.read_json(url).get("identity") if storage.exists(url) else None
+        return View(resize=(told or {}).get("resize"), crop=(told or {}).get("crop"))
 
     def check(self) -> None:
         """Read the ids.
