@@ -107,6 +107,8 @@ class PaperArguments:
     """Folder of the classifiers: DATASET/CLASSIFIER each."""
     datasets: tuple[Dataset, ...] = ("mnist", "cifar10")
     """Which of the paper's two datasets."""
+    classifiers: tuple[str, ...] = ()
+    """Which of the datasets' classifiers; all by default. Black-box rows take both of a dataset."""
     attacked_images: int = 20000
     """FGSM, R-FGSM and PGD attack this number of training images at each radius."""
     minimal_images: int = 5000
@@ -144,11 +146,18 @@ class PaperArguments:
             value = getattr(self, name)
             if value is not None and (not value if name == "datasets" else value < 1):
                 raise ValueError(f"{name} must be at least 1; got {value!r}")
+        known = [name for dataset in self.datasets for name in PARTS[dataset].classifiers]
+        if unknown := [name for name in self.classifiers if name not in known]:
+            raise ValueError(f"classifiers: {', '.join(unknown)}: expected some of {', '.join(known)}")
         if self.calibration_images > HELD_OUT:
             raise ValueError(
                 f"calibration_images must be at most {HELD_OUT}, which the classifiers' trainings held out; got "
                 f"{self.calibration_images}"
             )
+
+    def classifiers_of(self, dataset: Dataset) -> list[str]:
+        """The classifiers of a dataset that are asked for."""
+        return [name for name in PARTS[dataset].classifiers if not self.classifiers or name in self.classifiers]
 
     @property
     def pool(self) -> ActorPool:
@@ -174,19 +183,19 @@ class PaperArguments:
 def main(arguments: PaperArguments) -> None:
     """Reproduce the paper's tables: attack, train, calibrate, evaluate, and set the figures beside the paper's."""
     for dataset in arguments.datasets:
-        for classifier in PARTS[dataset].classifiers:
+        for classifier in arguments.classifiers_of(dataset):
             models.load("classifier", checkpoint(arguments, dataset, classifier))
     engine_of(arguments.trainers).check_room(arguments.trainers.needs)
     measured: list[paper.Measured] = []
     adaptive: list[paper.Adaptive] = []
     for dataset in arguments.datasets:
         networks: dict[str, list[str]] = {}
-        for classifier in PARTS[dataset].classifiers:
+        for classifier in arguments.classifiers_of(dataset):
             attacked = attacked_datasets(arguments, dataset, classifier)
             networks[classifier] = [
                 trained(arguments, dataset, classifier, attacked, seed=seed) for seed in range(arguments.seeds)
             ]
-        for classifier in PARTS[dataset].classifiers:
+        for classifier in arguments.classifiers_of(dataset):
             case = Case(arguments=arguments, dataset=dataset, classifier=classifier, networks=networks)
             radii, distances = case.calibrated()
             measured += [*case.in_balls(radii), *case.searching(distances)]

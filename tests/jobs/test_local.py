@@ -182,7 +182,7 @@ def photographs(root: Path, split: str, count: int = 40) -> str:
 def test_a_view_is_part_of_a_runs_identity_and_gives_images_of_one_shape(small_classifier: str, tmp_path: Path) -> None:
     data, output = photographs(tmp_path / "photos", "test"), str(tmp_path / "run")
     attacked = GenerationConfig(input=data, attack="none", classifier=small_classifier, view=View(resize=32, crop=28))
-    with pytest.raises(ValueError, match=r"photos: 38 of 40 images are not .* Give --resize 40 --crop 40\. As they are, small"):
+    with pytest.raises(ValueError, match=r"photos: 38 of 40 images are not .* Give --resize 40 --crop 40\. As they"):
         attack(dataclasses.replace(attacked, view=View()), POOL, output)
     assert attack(attacked, POOL, output)["n"] == 40
     table = storage.read_table(storage.list_files(f"{output}/images")[0])

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
         ({"seeds": 0}, "seeds must be at least 1; got 0"),
         ({"limit": 0}, "limit must be at least 1"),
         ({"datasets": ()}, "datasets must be at least 1"),
+        ({"datasets": ("mnist",), "classifiers": ("d_net",)}, "classifiers: d_net: expected some of a_net, b_net"),
         ({"calibration_images": 1001}, "calibration_images must be at most 1000"),
     ],
 )
