@@ -13,6 +13,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from raypurify.attacks._victims import Composite as Composite
+from raypurify.attacks._victims import detect as detect
+from raypurify.attacks._victims import is_differentiable as is_differentiable
+from raypurify.attacks._victims import is_random as is_random
+from raypurify.attacks._victims import purify as purify
+from raypurify.attacks._victims import victim_of as victim_of
 from raypurify.seeds import seed_of
 
 

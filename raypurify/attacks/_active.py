@@ -78,7 +78,7 @@ def verdict_of(victim: nn.Module, x: Tensor) -> Tensor:
 
 
 def begin_draws(victim: nn.Module, *part: object) -> None:
-    """Begin a part of an attack before a victim that draws at random (``purifiers.Composite``).
+    """Begin a part of an attack before a victim that draws at random (:class:`raypurify.attacks.Composite`).
 
     What it draws in this part does not depend on how often it was called before, which may follow from other images of
     the batch. Other victims are left alone.

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypurify import metrics
+from raypurify.attacks import purify
 from raypurify.images import to_uint8_nhwc
 from raypurify.models import Precision, autocast
-from raypurify.purifiers import purify
 from raypurify.seeds import derive
 
 RAMP = 16

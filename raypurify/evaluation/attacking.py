@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import models
-from raypurify.attacks import Attack, Attacked, radius_of, run_attack
-from raypurify.purifiers import is_random
+from raypurify.attacks import Attack, Attacked, is_random, radius_of, run_attack
 
 AttackPrecision = Literal["auto", "float32", "bfloat16"]
 

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import models
-from raypurify.attacks import Attack, Attacked, radius_of
+from raypurify.attacks import Attack, Attacked, detect, is_differentiable, purify, radius_of, victim_of
 from raypurify.evaluation.attacking import attack_batch
 from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_metrics
 from raypurify.evaluation.masking import MaskingCheck
 from raypurify.metrics import METRICS, measured
-from raypurify.purifiers import detect, is_differentiable, purify, victim_of
 from raypurify.runs import schema, stages
 from raypurify.seeds import seed_of
 

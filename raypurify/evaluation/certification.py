@@ -23,10 +23,10 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from raypurify import models
+from raypurify.attacks import Composite, is_differentiable, is_random, purify
 from raypurify.attacks.pgd_l2 import PGDL2
 from raypurify.data import AS_STORED, View
 from raypurify.metrics import wilson_interval
-from raypurify.purifiers import Composite, is_differentiable, is_random, purify
 from raypurify.runs import fields
 from raypurify.seeds import derive, normal, seed_of
 

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import metrics, models, plugins
-from raypurify.attacks import Attack
+from raypurify.attacks import Attack, is_random, purify, victim_of
 from raypurify.data import AS_STORED, View
 from raypurify.evaluation import results
 from raypurify.evaluation.attacking import AttackPrecision, attack_batch, begins_in
 from raypurify.images import encode_png, to_uint8_nhwc
-from raypurify.purifiers import is_random, purify, victim_of
 from raypurify.runs import fields, schema, stages
 from raypurify.seeds import seed_of
 

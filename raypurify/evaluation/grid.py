@@ -10,11 +10,10 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from raypurify import models, plugins
-from raypurify.attacks import Attack, radius_name, radius_of
+from raypurify.attacks import Attack, is_differentiable, is_random, radius_name, radius_of
 from raypurify.data import AS_STORED, View
 from raypurify.evaluation.attacking import AttackPrecision, begins_in
 from raypurify.metrics import Metric
-from raypurify.purifiers import is_differentiable, is_random
 from raypurify.runs import fields, schema
 
 Setting = Literal["white-box", "black-box", "transfer", "adaptive"]

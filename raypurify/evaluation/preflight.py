@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypurify import runs
+from raypurify.attacks import detect, purify
 from raypurify.data import (
     DataError,
     Origin,
@@ -28,7 +29,6 @@ from raypurify.data import (
 from raypurify.evaluation import normalisation
 from raypurify.metrics import Metric
 from raypurify.models import Kind, Model
-from raypurify.purifiers import detect, purify
 from raypurify.storage.published import visible
 
 SHOWN = 12

@@ -104,7 +104,7 @@ def accuracy_under(
 
     Args:
         model: (N, C, H, W) in [0, 1] -> logits (N, K); called in eval, and left as it was. One that purifies first is
-            attacked by an attacker who knows the purifier; :class:`raypurify.purifiers.Composite` helps where that has
+            attacked by an attacker who knows the purifier; :class:`raypurify.attacks.Composite` helps where that has
             no gradient, or draws at random.
         x: (N, C, H, W) float32 in [0, 1], on the model's device.
         y: (N,) int64, the labels.

@@ -10,7 +10,7 @@ import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raypurify.attacks import Attack, Attacked
+from raypurify.attacks import Attack, Attacked, Composite
 from raypurify.attacks._active import margin
 from raypurify.attacks._survivors import Survivors
 from raypurify.attacks.apgd import APGD, log_odds, logits_ratio
@@ -18,7 +18,6 @@ from raypurify.attacks.auto_attack import AutoAttack
 from raypurify.attacks.fab import FAB, onto_hyperplane
 from raypurify.attacks.square import HALVED_AFTER, Square
 from raypurify.data import open_source, read_rows
-from raypurify.purifiers import Composite
 from raypurify.purifiers.gaussian_noise import build as gaussian_noise
 from raypurify.training import batch_of
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from raypurify.attacks import Composite
 from raypurify.evaluation.masking import FINDINGS, MaskingCheck, findings, weaknesses
-from raypurify.purifiers import Composite
 from raypurify.purifiers.gaussian_noise import GaussianNoise
 from raypurify.purifiers.rounding import Rounding
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from raypurify import accuracy_under, attacks, load_images, models
+from raypurify.attacks import Composite
 from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
 from raypurify.data import DataError
 from raypurify.images import encode_png
-from raypurify.purifiers import Composite
 from raypurify.purifiers.median_filter import build as median_filter
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import plugins
+from raypurify.attacks import Composite, purify
 from raypurify.attacks.pgd import PGD
-from raypurify.purifiers import Composite, purify
 from raypurify.purifiers.gaussian_noise import GaussianNoise
 from raypurify.purifiers.rounding import Rounding
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from raypurify.attacks import frozen, scaled
-from raypurify.purifiers import Composite
+from raypurify.attacks import Composite, frozen, scaled
 from raypurify.training import Batch
 from raypurify.training.pairs import PairSetup, mixture
 
