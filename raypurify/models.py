@@ -317,10 +317,6 @@ def beside(kind: Kind, spec: plugins.Spec, name: str) -> Any:
 
 def _from_checkpoint(kind: Kind, spec: plugins.Spec) -> Model:
     own = spec.params.get("plugin")
-    if set(spec.params) - {"plugin"}:
-        raise ValueError(
-            f"{spec}: a checkpoint takes its parameters from its config.json; only plugin=... may be given"
-        )
     config, state, weights = checkpoints.load(spec.name)
     missing = {"kind", "plugin", "params"} - set(config)
     if missing:
@@ -336,9 +332,16 @@ def _from_checkpoint(kind: Kind, spec: plugins.Spec) -> Model:
     if params.get("pretrained"):
         params["pretrained"] = False  # this checkpoint has the weights
     plugin = plugins.Spec(name=own or config["plugin"], params=params)
-    model = Model(
-        kind=kind, name=_name_of(spec.name), spec=plugin, state=state, sha256=_hash(plugin, weights), config=config
-    )
+    given = {name: value for name, value in spec.params.items() if name != "plugin"}
+    free = beside(kind, plugin, "INFERENCE") or ()
+    if wrong := sorted(set(given) - set(free)):
+        told = ", ".join(["plugin", *free])
+        raise ValueError(
+            f"{spec}: a checkpoint takes its parameters from its config.json; here {told} may be given, got {wrong[0]}"
+        )
+    plugin = replace(plugin, params={**params, **given})
+    name = str(plugins.Spec(name=_name_of(spec.name), params=given))
+    model = Model(kind=kind, name=name, spec=plugin, state=state, sha256=_hash(plugin, weights), config=config)
     return replace(model, code=_code_of(plugin, model.build())) if ":" in plugin.name else model
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.attacks._victims import Composite as Composite
+from raypurify.attacks._victims import asks_classifier as asks_classifier
 from raypurify.attacks._victims import detect as detect
 from raypurify.attacks._victims import is_differentiable as is_differentiable
 from raypurify.attacks._victims import is_random as is_random

@@ -6,22 +6,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raypurify.attacks._active import margin
+from raypurify.attacks._active import margin, spread
 
 LARGEST_MARGIN = 10.0
 """Logits by which a label may be ahead in a cross-entropy. float32 resolves its gradient to 0.1% there, and not at all
 from 17 on; smaller bounds weigh all the other classes alike, which weakens FGSM."""
 
 
-def input_gradient(victim: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def input_gradient(victim: nn.Module, x: Tensor, labels: Tensor, sign: int = 1) -> tuple[Tensor, Tensor]:
     """Gradient of each image's cross-entropy with respect to that image, and its margin.
 
     The cross-entropy of large logits is flat in float32, so that the gradient of a victim that is sure of itself would
     vanish: where the label is ahead by more than ``LARGEST_MARGIN``, the image's logits are scaled down to that. The
     sum over the batch is differentiated, so that an image's gradient does not depend on the batch, to rounding.
 
+    Before a victim with a ``suspicion`` (see :class:`raypurify.attacks.Composite`), the gradient of a suspected image
+    leads away from that too, in equal length; and to that alone where the victim is fooled already.
+
+    Args:
+        sign: 1 where an attack goes up the gradient, away from the labels; -1 where it goes down, towards them.
+
     Returns:
-        the gradient (N, C, H, W), and by how much the label's logit is ahead of the best other one (N,).
+        the gradient (N, C, H, W), and :func:`ahead_of` (N,).
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
@@ -29,7 +35,33 @@ def input_gradient(victim: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor
         ahead = margin(logits.detach(), labels)
         scale = (ahead / LARGEST_MARGIN).clamp_min(1)
         loss = F.cross_entropy(logits / scale[:, None], labels, reduction="sum")
-        return slope(loss, x), ahead
+        gradient = slope(loss, x)
+        if not hasattr(victim, "suspicion"):
+            return gradient, ahead
+        suspicion = victim.suspicion(x)  # type: ignore[operator]
+        away = slope(suspicion.sum(), x)
+    suspected = suspicion.detach() > 0
+    length, other = (one.flatten(1).norm(dim=1).clamp_min(torch.finfo(one.dtype).tiny) for one in (gradient, away))
+    pull = spread(sign * ahead >= 0, x) * gradient
+    gradient = torch.where(spread(suspected, x), pull - sign * spread(length / other, x) * away, gradient)
+    return gradient, _suspected(ahead, suspicion.detach(), sign)
+
+
+def ahead_of(victim: nn.Module, x: Tensor, labels: Tensor, sign: int = 1) -> Tensor:
+    """By how much the label's logit is ahead of the best other one (N,).
+
+    An image that the victim suspects counts as one that does not fool it: the label is ahead, or behind with ``sign``
+    -1, by what is suspected at least.
+    """
+    with torch.no_grad():
+        ahead = margin(victim(x).float(), labels)
+        if not hasattr(victim, "suspicion"):
+            return ahead
+        return _suspected(ahead, victim.suspicion(x), sign)  # type: ignore[operator]
+
+
+def _suspected(ahead: Tensor, suspicion: Tensor, sign: int) -> Tensor:
+    return torch.where(suspicion > 0, sign * ((sign * ahead).clamp_min(0) + suspicion), ahead)
 
 
 def vanishes(gradient: Tensor) -> Tensor:

@@ -17,13 +17,24 @@ def purify(purifier: nn.Module, x: Tensor, seeds: Sequence[int]) -> Tensor:
     return purified
 
 
-def detect(purifier: nn.Module, x: Tensor, seeds: Sequence[int]) -> Tensor | None:
-    """Which of the images the purifier takes for attacked: (N,) bool; None for a purifier that detects nothing."""
+def detect(purifier: nn.Module, x: Tensor, seeds: Sequence[int], classifier: nn.Module | None = None) -> Tensor | None:
+    """Which of the images the purifier takes for attacked: (N,) bool; None for a purifier that detects nothing.
+
+    Args:
+        seeds: one for each image, for a purifier that draws at random.
+        classifier: behind the purifier, for one that asks it.
+    """
     detector = getattr(purifier, "detect", None)
     if detector is None:
         return None
-    detected: Tensor = detector(x, seeds) if getattr(purifier, "random", False) else detector(x)
+    more = {"classifier": classifier} if asks_classifier(purifier) else {}
+    detected: Tensor = detector(x, seeds, **more) if is_random(purifier) else detector(x, **more)
     return detected
+
+
+def asks_classifier(purifier: nn.Module) -> bool:
+    """Whether the purifier's detector asks the classifier behind it."""
+    return bool(getattr(purifier, "asks_classifier", False))
 
 
 def is_differentiable(purifier: nn.Module) -> bool:
@@ -44,6 +55,9 @@ class Composite(nn.Module):
     before, the same for all images of a batch, so that an image's result does not depend on its batch: attack each
     batch with a composite of its own. An attack whose calls depend on the batch begins its parts by
     :meth:`begin_draws`.
+
+    Before a purifier that says what it suspects, the composite has ``suspicion(x) -> (N,)``, which attacks that follow
+    the cross-entropy's gradient evade.
 
     Args:
         classifier: images to logits.
@@ -70,6 +84,8 @@ class Composite(nn.Module):
         self.straight_through, self.draws, self.seed = straight_through, draws, seed
         self.part: tuple[object, ...] = ()
         self.calls = 0
+        if hasattr(purifier, "suspicion") and not is_random(purifier):
+            self.suspicion = self._suspicion
 
     def begin_draws(self, *part: object) -> None:
         """Begin a part of an attack: what is drawn in it follows from its name and the calls since."""
@@ -82,6 +98,12 @@ class Composite(nn.Module):
         self.calls += 1
         seeds = [seed_of(self.seed, "expectation", *self.part, self.calls, draw) for draw in range(self.draws)]
         return torch.stack([self.classifier(self._purified(x, [seed] * len(x))) for seed in seeds]).mean(dim=0)
+
+    def _suspicion(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N,): above 0 where the purifier takes an image for attacked."""
+        more = {"classifier": self.classifier} if asks_classifier(self.purifier) else {}
+        suspicion: Tensor = cast(Any, self.purifier).suspicion(x, **more)
+        return suspicion.float()
 
     def _purified(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         if self.surrogate is not None:

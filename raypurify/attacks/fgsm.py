@@ -31,7 +31,7 @@ class FGSM:
     ) -> Attacked:
         """See :class:`raypurify.attacks.Attack`; nothing is random."""
         labels, sign = towards(victim, x, y, target, self.labels)
-        gradient, _ = input_gradient(victim, x, labels)
+        gradient, _ = input_gradient(victim, x, labels, sign)
         x_adv = (x + sign * self.epsilon * gradient.sign()).clamp(0, 1)
         queries = 2 + (self.labels == "predicted")
         return counted(x_adv, steps=1, queries=queries, zero_gradient=vanishes(gradient))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
-from raypurify.attacks._active import Effort, logits_of, margin, spread
-from raypurify.attacks._gradients import ball, check_epsilon, check_labels, input_gradient, towards, vanishes
+from raypurify.attacks._active import Effort, spread
+from raypurify.attacks._gradients import ahead_of, ball, check_epsilon, check_labels, input_gradient, towards, vanishes
 from raypurify.seeds import derive, uniform
 
 
@@ -89,9 +89,9 @@ class PGD:
         move = self._mover(x, sign)
         for step in range(self.steps + 1):
             if step < self.steps:
-                gradient, ahead = input_gradient(victim, x_adv, labels)
+                gradient, ahead = input_gradient(victim, x_adv, labels, sign)
             else:
-                ahead = margin(logits_of(victim, x_adv), labels)
+                ahead = ahead_of(victim, x_adv, labels, sign)
             better = sign * ahead < lowest
             best, lowest = torch.where(spread(better, x), x_adv, best), torch.where(better, sign * ahead, lowest)
             if step == 0:

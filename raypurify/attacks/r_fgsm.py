@@ -41,7 +41,7 @@ class RFGSM:
         phi = self.epsilon / 2 if self.phi is None else self.phi
         labels, sign = towards(victim, x, y, target, self.labels)
         x_random = (x + phi * normal(seeds, x).sign()).clamp(0, 1)
-        gradient, _ = input_gradient(victim, x_random, labels)
+        gradient, _ = input_gradient(victim, x_random, labels, sign)
         x_adv = (x_random + sign * (self.epsilon - phi) * gradient.sign()).clamp(0, 1)
         queries = 2 + (self.labels == "predicted")
         return counted(x_adv, steps=1, queries=queries, zero_gradient=vanishes(gradient))

@@ -81,7 +81,10 @@ def attack_batch(
     with models.autocast(device, "bfloat16"):
         made = run_attack(attack, victim, x, y, seeds=seeds)
     with torch.no_grad(), models.autocast(device, "float32"):
-        right = torch.nonzero(victim(made.x_adv).argmax(dim=1) == y).flatten()
+        withstood = victim(made.x_adv).argmax(dim=1) == y
+        if (suspicion := getattr(victim, "suspicion", None)) is not None:
+            withstood |= suspicion(made.x_adv) > 0
+        right = torch.nonzero(withstood).flatten()
         if not len(right):
             return made
         again = run_attack(attack, victim, x[right], y[right], seeds=[seeds[row] for row in right.tolist()])

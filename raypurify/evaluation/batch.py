@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import models
-from raypurify.attacks import Attack, Attacked, detect, is_differentiable, purify, radius_of, victim_of
+from raypurify.attacks import Attack, Attacked, asks_classifier, detect, is_differentiable, purify, radius_of, victim_of
 from raypurify.evaluation.attacking import attack_batch
 from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_metrics
 from raypurify.evaluation.masking import MaskingCheck
@@ -149,6 +149,9 @@ class Evaluator:
         }
         for cell in cells:
             x_pure, detected = shared.restored(cell.purifier, number, x_adv)
+            detected_clean = shared.purified(cell.purifier)[1]
+            if asks_classifier(self.purifiers[cell.purifier]):
+                detected, detected_clean = (self._asked(cell, images, shared.ids) for images in (x_adv, shared.x))
             columns = {
                 **of_group,
                 "pred_clean": shared.predictions(cell.classifier),
@@ -156,7 +159,7 @@ class Evaluator:
                 "pred_purified": self.classify(cell.classifier, x_pure),
                 "pred_clean_purified": shared.purified_predictions(cell.classifier, cell.purifier),
                 "detected": detected,
-                "detected_clean": shared.purified(cell.purifier)[1],
+                "detected_clean": detected_clean,
                 **self.measured("purified", x_pure, shared.x),
                 **shared.purified_similarity(cell.purifier),
             }
@@ -183,6 +186,12 @@ class Evaluator:
         if not x_pure.isfinite().all():
             raise ValueError(f"{self.grid.purifiers[purifier].name} made pixels that are no finite numbers")
         return x_pure, detected
+
+    def _asked(self, cell: Cell, x: Tensor, ids: Sequence[str]) -> Tensor | None:
+        """Which images a purifier takes for attacked that asks the classifier behind it."""
+        seeds = [seed_of(self.grid.config.seed, "purify", name) for name in ids]
+        with stages.spending("purify"):
+            return detect(self.purifiers[cell.purifier], x, seeds, self.classifiers[cell.classifier])
 
     def classify(self, classifier: int, x: Tensor) -> Tensor:
         """The classes that a classifier (by its number) tells of images: (N,) int64."""

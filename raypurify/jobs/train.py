@@ -18,6 +18,7 @@ from torch import nn
 from raypurify import models, runs, storage
 from raypurify.data import (
     DataError,
+    Shape,
     Source,
     View,
     check_ids,
@@ -73,6 +74,10 @@ class TrainingArguments:
         runs.check_max_rejects(self.max_rejects)
 
 
+USUAL: Mapping[models.Kind, str] = {"classifier": "a_net", "purifier": "cru_net"}
+"""A network of each kind that an error names."""
+
+
 def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: float = 1.0) -> Job:
     """Resolve names, read headers, labels and weights: everything that can be wrong, before any work.
 
@@ -93,17 +98,10 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     shape = shape_of(training)
     about = (*about, *preflight.warned(_check_classifiers(victims, config, training, shape)))
     network = models.shaped_for(kind, config.model, shape, source.number_of_classes)
-    built = models.untrained(kind, network)
     if initial is not None and initial.spec != network:
         raise ValueError(f"initial: {config.initial} holds {initial.spec}, and this training is of {network}")
-    if kind == "purifier" and not hasattr(built, "training_loss") and not models.beside(kind, network, "objective"):
-        raise ValueError(
-            f"{config.model}: this purifier has nothing to train; give one with a training_loss, or with an objective "
-            "in its file"
-        )
-    out = preflight.tried(built, kind, config.model, shape)
-    if kind == "classifier" and out.shape[1] != source.number_of_classes:
-        raise ValueError(f"{config.model}: it knows {out.shape[1]} classes, the data have {source.number_of_classes}")
+    objective = models.beside(kind, network, "objective")
+    _check_trainable(config, kind, models.untrained(kind, network), objective, shape, source.number_of_classes)
     job = Job(
         config=config,
         source=source,
@@ -120,6 +118,33 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
     for workers in resources.numbers:
         job.order(0, workers)
     return job
+
+
+def _check_trainable(
+    config: TrainingConfig, kind: models.Kind, built: nn.Module, objective: Any, shape: Shape, classes: int
+) -> None:
+    """Hold the network, and the objective that its file brings, if any, against the data.
+
+    Args:
+        shape: (H, W, C) of the images.
+        classes: how many the data have.
+
+    Raises:
+        ValueError: a network that cannot be trained, or not so.
+    """
+    if kind == "purifier" and not hasattr(built, "training_loss") and not objective:
+        raise ValueError(
+            f"{config.model}: this purifier has nothing to train; give one with a training_loss, or with an objective "
+            "in its file"
+        )
+    if getattr(objective, "calibrates", False) and (not config.validation or config.ema):
+        raise ValueError(
+            f"{config.model}: something of it is set on held-out images, for the weights of the last step; give "
+            f"--validation above 0 and --ema 0; got {config.validation!r} and {config.ema!r}"
+        )
+    out = preflight.tried(built, kind, config.model, shape)
+    if kind == "classifier" and out.shape[1] != classes:
+        raise ValueError(f"{config.model}: it knows {out.shape[1]} classes, the data have {classes}")
 
 
 def _opened(config: TrainingConfig, victims: Sequence[models.Model], pairs: Pairs) -> Source:
@@ -183,7 +208,7 @@ def _check_names(kind: models.Kind, config: TrainingConfig) -> Pairs:
     if name in known[other] and name not in known[kind]:
         raise ValueError(
             f"model: {name} is a {other}, and with classifier = {config.classifier} a {kind} is trained; give another "
-            f"--model, such as {known[kind][0]}"
+            f"--model, such as {USUAL[kind]}"
         )
     return pairs
 

@@ -10,10 +10,16 @@ shapes the network to its data. What an attacker or a reader has to know, the mo
 - ``differentiable = False``: its gradient is zero or absent; the attack goes around it.
 - ``random = True``: it draws at random; ``forward(x, seeds)`` takes one seed for each image.
 - ``trivial = True``: it learned nothing; what a learned one must beat.
+- ``universal = True``: its training asks no classifier, so that it is any classifier's own.
 - ``detect(x) -> (N,) bool``: which images it takes for attacked; ``detect(x, seeds)`` where it draws at random.
+- ``suspicion(x) -> (N,)``: with a gradient, above 0 where it takes an image for attacked; an attacker who knows the
+  purifier keeps it below.
+- ``asks_classifier = True``: ``detect`` and ``suspicion`` take ``classifier``, the network behind it, by that name too.
 - ``restored_and_loss(x_adv, x) -> (restored, loss)``: its output and its ``training_loss`` by one pass, for a training
   that weighs the labels behind it too; absent: two passes.
 - ``unclipped(x)``: its output before a last clip to [0, 1], which lets no gradient pass outside.
+
+The file may also name ``INFERENCE``: parameters that change no weight, and may be given beside a checkpoint.
 
 And, for images that are purified in tiles:
 

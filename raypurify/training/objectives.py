@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -173,6 +174,9 @@ class Objective:
 
     criterion: str | None = None
     """The score, of those of :meth:`score`, whose highest value tells the best epoch; None: no epoch is."""
+    calibrates = False
+    """Whether something of the network is set on the held-out images after each epoch, by :meth:`measured` and
+    :meth:`calibrate`."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
@@ -212,6 +216,14 @@ class Objective:
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch; networks are in eval."""
+        raise NotImplementedError
+
+    def measured(self, batch: Batch) -> Tensor:
+        """What is measured of each image of a batch, to calibrate: (N, ...); networks are in eval."""
+        raise NotImplementedError
+
+    def calibrate(self, values: Tensor) -> None:
+        """Set what is set on the held-out images, by what was measured of all of them: (N, ...), in any order."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
@@ -256,9 +268,13 @@ class PairsObjective(Objective):
     progress = 0.0
     """Share of the steps of the training, in its first cycle, that lie behind; 1 in later cycles."""
 
+    def begin(self, step: int) -> None:
+        """Note how far the training is; a subclass with a :meth:`step` of its own calls it first."""
+        self.progress = 1.0 if self.setup.first_step else step / self.setup.total_steps
+
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """See :meth:`Objective.step`."""
-        self.progress = 1.0 if self.setup.first_step else step / self.setup.total_steps
+        self.begin(step)
         return super().step(batch, step)
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -418,18 +434,32 @@ def check_finite(losses: np.ndarray, rates: Sequence[float], model: nn.Module, *
 
 def validate(objective: Objective, batches: Iterator[Batch]) -> dict[str, float]:
     """Sums of the objective's scores over ``batches``, in float32, and ``n``, the number of images."""
-    networks = (objective.setup.network, *objective.networks.values())
-    for network in networks:
-        network.eval()
     sums: dict[str, float] = {"n": 0.0}
-    with torch.no_grad(), full_float32():
+    with _judged(objective):
         for batch in batches:
             sums["n"] += len(batch.y)
             for name, value in objective.score(batch).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
+
+
+def measure(objective: Objective, batches: Iterator[Batch]) -> Tensor:
+    """What an objective that calibrates measures of ``batches``, in float32, on the CPU; (0,) of none."""
+    with _judged(objective):
+        found = [objective.measured(batch).float().cpu() for batch in batches]
+    return torch.cat(found) if found else torch.empty(0)
+
+
+@contextmanager
+def _judged(objective: Objective) -> Iterator[None]:
+    """Have an objective's networks in eval, and nothing recorded, in float32."""
+    networks = (objective.setup.network, *objective.networks.values())
+    for network in networks:
+        network.eval()
+    with torch.no_grad(), full_float32():
+        yield
     for network in networks:
         network.train()
-    return sums
 
 
 def build_attacks(texts: Sequence[str]) -> tuple[Attack, ...]:

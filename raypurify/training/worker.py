@@ -42,6 +42,7 @@ from raypurify.training.objectives import (
     build_attacks,
     build_pairs,
     check_finite,
+    measure,
     train_step,
     validate,
 )
@@ -110,9 +111,9 @@ class Job:
             crops_at_random=self.config.crops_at_random,
         )
 
-    def checkpoint_config(self) -> dict[str, Any]:
-        """``config.json`` of the model."""
-        victims = [{"classifier": model.name, "sha256": model.sha256} for model in self.victims]
+    def checkpoint_config(self, *, universal: bool = False) -> dict[str, Any]:
+        """``config.json`` of the model, which is any classifier's own where it is ``universal``."""
+        victims = [{"classifier": one.name, "sha256": one.sha256} for one in (() if universal else self.victims)]
         trained_for = {**victims[0], **({"more": victims[1:]} if victims[1:] else {})} if victims else None
         return {
             "format": 1,
@@ -296,6 +297,8 @@ class Worker:
 
     def _validate(self) -> dict[str, float]:
         """Scores of the held-out images, shared out among the workers."""
+        if self.objective.calibrates:
+            self._calibrate()
         with nullcontext() if self.average is None else self.average.applied():
             sums = validate(self.objective, self._held_out())
         names = sorted(sums) if self.job.held_out.rows else []
@@ -304,6 +307,15 @@ class Worker:
         total = self._mean(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64)) * self.workers
         values = dict(zip(names, total.tolist(), strict=True))
         return {name: value / values["n"] for name, value in values.items() if name != "n"}
+
+    def _calibrate(self) -> None:
+        """Let the objective set what follows from all held-out images."""
+        parts = [measure(self.objective, self._held_out())]
+        if self.workers > 1:
+            own, parts = parts[0], parts * self.workers
+            torch.distributed.all_gather_object(parts, own)
+        values = torch.cat([part for part in parts if len(part)])
+        self.objective.calibrate(values.to(self.device))
 
     def _held_out(self) -> Iterator[Batch]:
         for rows in held_out_rows(self.job.held_out, self.job.image_shape, self.rank, self.workers):
@@ -384,7 +396,7 @@ class Worker:
         state = {**self.objective.state(), **{TRAINED + name: value for name, value in trained.items()}}
         optimizer = {name: value.detach().contiguous().cpu() for name, value in state.items()}
         storage.write_bytes(storage.join(folder, "optimizer.safetensors"), safetensors.torch.save(optimizer))
-        config = self.job.checkpoint_config()
+        config = self.job.checkpoint_config(universal=getattr(self.network, "universal", False))
         if self.steps:
             storage.write_bytes(storage.join(folder, "random.safetensors"), safetensors.torch.save(self.random))
         if self.best is not None and (self.best < self.epoch or self.steps):

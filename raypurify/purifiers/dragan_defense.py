@@ -1,0 +1,55 @@
+"""DRAGAN-Defense (ArjomandBigdeli et al. 2020): Defense-GAN's projection on a generator that is trained as a DRAGAN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from raypurify.purifiers._generative import (
+    PENALTY,
+    GenerativeConfig,
+    GenerativeObjective,
+    Projection,
+)
+from raypurify.purifiers._generative import params_for as params_for
+from raypurify.purifiers.defense_gan import INFERENCE as INFERENCE
+from raypurify.seeds import derive, uniform
+from raypurify.training.batches import Batch
+
+SPREAD = 0.5
+"""How far the penalty's points lie from real images, in standard deviations of an image's pixels."""
+
+
+class RegretObjective(GenerativeObjective):
+    """GAN with a penalty of the discriminator's slope around real images (Kodali et al. 2017).
+
+    The weight is 10, and the points are real images plus 0.5 of a standard deviation times a uniform number in [0, 1),
+    as in its authors' code. They take the deviation of the batch; here it is each image's own, so that a training does
+    not depend on how a batch is shared out.
+    """
+
+    def of_critic(self, batch: Batch, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :meth:`GenerativeObjective.of_critic`: ``loss`` is the discriminator's cross-entropy."""
+        spread = SPREAD * real.flatten(1).std(dim=1).view(-1, 1, 1, 1)
+        penalty = self.penalty(real + spread * uniform(derive(batch.seeds, "around"), real, 0, 1))
+        told = _cross_entropy(self.critic(real), 1.0) + _cross_entropy(self.critic(fake), 0.0)
+        return told + PENALTY * penalty, {"loss": told, "penalty": penalty}
+
+    def of_generator(self, fake: Tensor) -> Tensor:
+        """See :meth:`GenerativeObjective.of_generator`."""
+        return _cross_entropy(self.critic(fake), 1.0)
+
+
+def _cross_entropy(logits: Tensor, wanted: float) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, wanted))
+
+
+def build(**params: Any) -> Projection:
+    """DRAGAN-Defense with random weights; ``params`` are :class:`GenerativeConfig`'s fields."""
+    return Projection(GenerativeConfig(**params))
+
+
+objective = RegretObjective
