@@ -38,6 +38,7 @@ class CGAN(nn.Module):
     """The generator: a U-Net of three levels, whose output is the image itself."""
 
     multiple = 4
+    reach = 16
 
     def __init__(self, config: CGANConfig) -> None:
         super().__init__()

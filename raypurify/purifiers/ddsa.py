@@ -36,6 +36,7 @@ class DDSA(nn.Module):
     attacks of a training without ``--classifier``).
     """
 
+    multiple = 2
     reach = 10
 
     def __init__(self, config: DDSAConfig) -> None:
@@ -57,8 +58,6 @@ class DDSA(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width, config.channels, 3, padding=1),
         )
-
-    multiple = 2
 
     def restored_and_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The restored images (N, C, H, W) in [0, 1], and their code (N, 2 width, H / 2, W / 2)."""

@@ -62,12 +62,13 @@ class AutoEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W) in [0, 1]."""
         height, width = x.shape[2:]
+        if self.pooled and (height % 2 or width % 2):
+            x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
         h = self.encoder[0](x)
         if self.pooled:
-            h = self.encoder[1](F.avg_pool2d(h, 2, ceil_mode=True))
-            h = self.decoder[0](h)
-            h = F.interpolate(h, scale_factor=2.0, mode="nearest")[..., :height, :width]
-        return torch.sigmoid(self.output(self.decoder[-1](h)).float())
+            h = self.decoder[0](self.encoder[1](F.avg_pool2d(h, 2)))
+            h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+        return torch.sigmoid(self.output(self.decoder[-1](h)).float())[..., :height, :width]
 
 
 class MagNet(nn.Module):
@@ -85,6 +86,7 @@ class MagNet(nn.Module):
     def __init__(self, config: MagNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.multiple, self.reach = (2, 10) if config.pooled else (1, 3)
         self.reformer = AutoEncoder(config, pooled=config.pooled)
         self.second = AutoEncoder(config, pooled=False)
         self.register_buffer("thresholds", torch.full((2 + len(config.temperatures),), NEVER))

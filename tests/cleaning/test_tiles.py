@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from raypurify import metrics, models
 from raypurify.cleaning.tiles import Tiling, compare, purified_strips, purify_pixels
 from raypurify.images import to_uint8_nhwc
-from raypurify.plugins import known
+from raypurify.plugins import Spec, build, known
 from raypurify.purifiers import cru_net
 
 WEIGHTS = ("weights/mnist/cru_net-a_net", "weights/mnist/cru_net-b_net")
 ENDLESS = "total_variation"
 """Its last step is told by the whole image, so that it says nothing of its reach."""
-TRIVIAL = [name for name in known("raypurify.purifiers") if name not in ("cru_net", "gaussian_noise")]
+LEARNED = ("magnet", "ddsa", "cgan_defense")
+"""With random weights. Defense-GAN and DRAGAN-Defense take images of one size."""
+TRIVIAL = [
+    name
+    for name in known("raypurify.purifiers")
+    if name not in (*LEARNED, "cru_net", "gaussian_noise", "defense_gan", "dragan_defense")
+]
 
 
 def photo(height: int, width: int, channels: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -60,6 +66,10 @@ def purifier(name: str) -> tuple[nn.Module, int]:
     """By name, and its channels."""
     if name == "random cru_net":
         return random_cru_net(channels=3), 3
+    if name in LEARNED:
+        torch.manual_seed(0)
+        built: nn.Module = build("raypurify.purifiers", Spec(name=name, params={"channels": 3}))
+        return built.eval().requires_grad_(False), 3
     return models.load("purifier", name).build(), 1 if name in WEIGHTS else 3
 
 
@@ -85,7 +95,7 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("picture", [photo, noise])
-@pytest.mark.parametrize("name", [*WEIGHTS, "random cru_net", *TRIVIAL])
+@pytest.mark.parametrize("name", [*WEIGHTS, "random cru_net", *LEARNED, *TRIVIAL])
 def test_tiled_is_whole(name: str, picture: Any) -> None:
     """Everywhere, at the image's borders too."""
     network, channels = purifier(name)
