@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import models
-from raypurify.attacks import Attack, Attacked, asks_classifier, detect, is_differentiable, purify, radius_of, victim_of
+from raypurify.attacks import (
+    Attack,
+    Attacked,
+    asks_classifier,
+    detect,
+    is_differentiable,
+    is_random,
+    purify,
+    radius_of,
+    victim_of,
+)
 from raypurify.evaluation.attacking import attack_batch
 from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_metrics
 from raypurify.evaluation.masking import MaskingCheck
@@ -152,17 +162,19 @@ class Evaluator:
             detected_clean = shared.purified(cell.purifier)[1]
             if asks_classifier(self.purifiers[cell.purifier]):
                 detected, detected_clean = (self._asked(cell, images, shared.ids) for images in (x_adv, shared.x))
+            told = self.classify(cell.classifier, x_pure)
             columns = {
                 **of_group,
                 "pred_clean": shared.predictions(cell.classifier),
                 "pred_adversarial": self.classify(cell.classifier, x_adv),
-                "pred_purified": self.classify(cell.classifier, x_pure),
+                "pred_purified": told,
                 "pred_clean_purified": shared.purified_predictions(cell.classifier, cell.purifier),
                 "detected": detected,
                 "detected_clean": detected_clean,
                 **self.measured("purified", x_pure, shared.x),
                 **shared.purified_similarity(cell.purifier),
             }
+            columns |= self._of_draws(cell, x_adv, shared, told)
             yield Scored(cell=cell, scores=self._table(columns, len(shared.ids)), x_adv=x_adv, x_pure=x_pure)
 
     def attacked(self, number: int, shared: _Shared) -> tuple[Attacked, dict[str, pa.Array | None]]:
@@ -176,11 +188,30 @@ class Evaluator:
             )
         return attacked, self._masking(group, attack, shared) if group.known_purifier is not None else {}
 
-    def purify(self, purifier: int, x: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """The images restored by a purifier (by its number), and which it takes for attacked, (N,) bool, or None if it
-        detects nothing; one that is random draws by the images' ids.
+    def _of_draws(self, cell: Cell, x_adv: Tensor, shared: _Shared, first: Tensor) -> dict[str, Tensor]:
+        """What many draws of a random purifier on attacked images come to, where they are asked for.
+
+        Args:
+            first: (N,) predictions of the first draw.
         """
-        seeds = [seed_of(self.grid.config.seed, "purify", name) for name in ids]
+        count = self.grid.config.draws
+        if count == 1 or not is_random(self.purifiers[cell.purifier]):
+            return {}
+        others = (self.purify(cell.purifier, x_adv, shared.ids, draw)[0] for draw in range(1, count))
+        told = torch.stack([first, *(self.classify(cell.classifier, x) for x in others)], dim=1)
+        votes = nn.functional.one_hot(told).sum(dim=1)
+        return {
+            "draws": torch.full_like(first, count),
+            "right_draws": (told == shared.y[:, None]).sum(dim=1),
+            "pred_majority": votes.argmax(dim=1),
+        }
+
+    def purify(self, purifier: int, x: Tensor, ids: Sequence[str], draw: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The images restored by a purifier (by its number), and which it takes for attacked, (N,) bool, or None if it
+        detects nothing; one that is random draws by the images' ids, and by the number of the draw.
+        """
+        more = (draw,) if draw else ()
+        seeds = [seed_of(self.grid.config.seed, "purify", name, *more) for name in ids]
         with stages.spending("purify"):
             x_pure, detected = purify(self.purifiers[purifier], x, seeds), detect(self.purifiers[purifier], x, seeds)
         if not x_pure.isfinite().all():

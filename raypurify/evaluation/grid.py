@@ -56,6 +56,9 @@ class EvaluationConfig:
     purifier that has none. "none": the attacker takes that purifier's own, as one would who knows no better."""
     eot: int = 10
     """The adaptive attacker averages over this number of draws of a random purifier."""
+    draws: int = 1
+    """A random purifier is drawn this number of times on each attacked image. One draw flatters it: the summary has the
+    mean of the draws, the images that are right in all of them, and the majority's vote."""
     masking_images: int = 200
     """About this number of images of each adaptive cell is checked for masked gradients, by five more attacks."""
     metrics: tuple[str, ...] = ()
@@ -82,9 +85,10 @@ class EvaluationConfig:
         strangers = sorted(set(self.adaptive_purifiers) - set(self.purifiers))
         if strangers:
             raise ValueError(f"adaptive_purifiers must be among the purifiers; {strangers} are not")
-        if self.eot < 1 or self.masking_images < 0:
+        if min(self.eot, self.draws) < 1 or self.masking_images < 0:
             raise ValueError(
-                f"eot must be at least 1, masking_images at least 0; got {self.eot}, {self.masking_images}"
+                f"eot and draws must be at least 1, masking_images at least 0; got {self.eot}, {self.draws}, "
+                f"{self.masking_images}"
             )
 
 
@@ -192,6 +196,7 @@ def build_grid(
     purifiers = tuple(models.load("purifier", text) for text in config.purifiers)
     check_names(everyone)
     check_names(purifiers)
+    built = [model.build() for model in purifiers]
     layout = _Layout(
         config=config,
         dataset=dataset,
@@ -200,7 +205,8 @@ def build_grid(
         attackable=frozenset(model.identity for model in surrogates or classifiers),
         purifiers=purifiers,
         stand_in=_stand_in(config),
-        trivial=tuple(bool(getattr(model.build(), "trivial", False)) for model in purifiers),
+        trivial=tuple(bool(getattr(purifier, "trivial", False)) for purifier in built),
+        random=tuple(map(is_random, built)),
         masking_share=min(1.0, config.masking_images / max(rows, 1)),
         batch=batch,
     )
@@ -294,6 +300,8 @@ class _Layout:
     stand_in: models.Model | None
     trivial: tuple[bool, ...]
     """Which of the purifiers learned nothing."""
+    random: tuple[bool, ...]
+    """Which of them draw at random."""
     masking_share: float
     batch: int | None
 
@@ -399,6 +407,8 @@ class _Layout:
             }
             evaluated = [self.classifiers[classifier].identity, self.purifiers[purifier].identity]
             identity = [row, str(resolved), seen, evaluated, self.config.precision, self.config.seed]
+            if self.config.draws > 1 and self.random[purifier]:
+                identity.append({"draws": self.config.draws})
             text = json.dumps(plugins.normalised(identity))
             digest = hashlib.sha256(text.encode()).hexdigest()[:16]
             facts = {"radius": radius_name(attack), "trivial": self.trivial[purifier]}

@@ -137,6 +137,7 @@ class _Totals:
             self._add_metric(metric, scores)
         self._sum("zero_gradient", scores["zero_gradient"])
         self._add_detection(scores)
+        self._add_draws(scores)
         for attack in schema.MASKING_ATTACKS:
             self._sum(f"right_{attack}", pc.equal(scores[f"pred_{attack}"], scores["label"]))
         self.ids.append(scores["id"])
@@ -173,6 +174,12 @@ class _Totals:
         self._sum("detected", scores["detected"])
         self._sum("detected_clean", scores["detected_clean"])
 
+    def _add_draws(self, scores: pa.Table) -> None:
+        self._sum("draws", scores["draws"])
+        self._sum("right_draws", scores["right_draws"])
+        self._sum("all_draws", pc.equal(scores["right_draws"], scores["draws"]))
+        self._sum("majority", pc.equal(scores["pred_majority"], scores["label"]))
+
     def _sum(self, name: str, values: pa.ChunkedArray) -> None:
         known = values.drop_null()
         self.sums[name] += known.to_numpy().sum(dtype=np.float64)
@@ -203,6 +210,17 @@ class _Totals:
             "detection_rate": self._mean("detected"),
             "false_alarm_rate": self._mean("detected_clean"),
             "accuracy_with_detection": self._mean("with_detection"),
+            **self._draws(),
+        }
+
+    def _draws(self) -> dict[str, Any]:
+        """What many draws of a random purifier came to."""
+        draws = self._mean("draws")
+        return {
+            "draws": None if draws is None else int(draws),
+            "accuracy_draws": None if draws is None else float(self.sums["right_draws"] / self.sums["draws"]),
+            "accuracy_all_draws": self._mean("all_draws"),
+            "accuracy_majority": self._mean("majority"),
         }
 
     def _totals_of(self, metric: Metric) -> dict[str, float | None]:

@@ -32,6 +32,7 @@ def section(page: Page) -> Section | None:
         "All figures",
         metrics=metrics,
         detects=detects,
+        draws=any(row["draws"] is not None for row in page.rows),
         worst=worst_cases(page.rows),
         budgets=_budgets(page.rows),
     )

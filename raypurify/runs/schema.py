@@ -118,6 +118,10 @@ SCORES = pa.schema(
         # The check's predictions: null but for some images of adaptive cells.
         *(pa.field(f"pred_{attack}", pa.int64()) for attack in MASKING_ATTACKS),
         pa.field("detected_clean", pa.bool_()),  # the clean image: a false alarm
+        # Of a random purifier that is drawn more than once on each attacked image; null else.
+        pa.field("draws", pa.int64()),
+        pa.field("right_draws", pa.int64()),  # how many of them are classified right
+        pa.field("pred_majority", pa.int64()),  # the class of most; of several, the first
     ]
 )
 """``scores/cell=<hash>/``: one row for each image."""
@@ -147,6 +151,11 @@ SUMMARY = pa.schema(
         pa.field("accuracy_with_detection", pa.float64()),  # purified: right or detected; without an attack: and not
         # Purified: right under every attack of the output that agrees in WORST_OF; null for an attack without a ball.
         pa.field("accuracy_worst", pa.float64()),
+        # Purified, of a random purifier that is drawn more than once on each image; null else.
+        pa.field("draws", pa.int64()),
+        pa.field("accuracy_draws", pa.float64()),  # the share of all draws that are right
+        pa.field("accuracy_all_draws", pa.float64()),  # images that are right in each draw: the worst of them counts
+        pa.field("accuracy_majority", pa.float64()),  # images that most draws tell right
     ]
 )
 """``summary.parquet``: ``cells.parquet``'s columns and the results."""

@@ -74,6 +74,10 @@ def cell(
         "false_alarm_rate": None,
         "accuracy_with_detection": None,
         "accuracy_worst": None,
+        "draws": None,
+        "accuracy_draws": None,
+        "accuracy_all_draws": None,
+        "accuracy_majority": None,
     }
     return row | more
 
