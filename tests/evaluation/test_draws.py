@@ -11,7 +11,9 @@ import torch
 
 import raypurify
 from raypurify import models, storage
+from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
+from raypurify.runs import schema
 from raypurify.seeds import seed_of
 
 NOISE = "gaussian_noise,sigma=0.6"
@@ -24,7 +26,7 @@ def evaluated(output: Path, **more: Any) -> tuple[list[dict[str, Any]], list[dic
         data="digits", limit=30, classifiers=["weights/mnist/a_net"], output=output, engine="local", **{**flags, **more}
     )
     (noisy,) = (row["cell"] for row in summary.to_pylist() if row["purifier"] == NOISE)
-    scores = storage.read_tables(storage.list_files(f"{output}/scores/cell={noisy}"))
+    scores = storage.read_tables(storage.list_files(f"{output}/scores/cell={noisy}"), schema.SCORES)
     return summary.to_pylist(), scores.sort_by("id").to_pylist()
 
 
@@ -53,8 +55,6 @@ def test_each_draw_is_of_a_seed_of_its_own_and_of_the_image_s() -> None:
     config = EvaluationConfig(
         data="digits", classifiers=("weights/mnist/a_net",), purifiers=(NOISE,), attacks=("none",), draws=4
     )
-    from raypurify.evaluation.batch import Evaluator
-
     evaluator = Evaluator(build_grid(config, "digits", 10), "cpu")
     (scored,) = evaluator.evaluate(x, torch.zeros(10, dtype=torch.int64), ids)
     expected = torch.zeros(10, dtype=torch.int64)
@@ -68,13 +68,8 @@ def test_each_draw_is_of_a_seed_of_its_own_and_of_the_image_s() -> None:
 def test_draws_are_part_of_the_cells_of_random_purifiers_alone() -> None:
     hashes = []
     for draws in (1, 2):
-        config = EvaluationConfig(
-            data="digits",
-            classifiers=("weights/mnist/a_net",),
-            purifiers=(NOISE, "jpeg"),
-            attacks=("none",),
-            draws=draws,
-        )
+        names: dict[str, Any] = {"classifiers": ("weights/mnist/a_net",), "purifiers": (NOISE, "jpeg")}
+        config = EvaluationConfig(data="digits", attacks=("none",), draws=draws, **names)
         hashes.append([cell.hash for cell in build_grid(config, "digits", 10).cells])
     assert hashes[0][0] != hashes[1][0]
     assert hashes[0][1] == hashes[1][1]
