@@ -16,12 +16,12 @@ from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.runs import schema
 from raypurify.seeds import seed_of
 
-NOISE = "gaussian_noise,sigma=0.6"
+NOISE = "gaussian_noise,sigma=0.15"
 
 
 def evaluated(output: Path, **more: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of the summary, and of the scores in the order of the ids."""
-    flags: dict[str, Any] = {"attacks": ["fgsm,epsilon=0.1"], "settings": ["white-box"], "purifiers": [NOISE, "jpeg"]}
+    flags: dict[str, Any] = {"attacks": ["none"], "settings": ["white-box"], "purifiers": [NOISE, "jpeg"]}
     summary = raypurify.evaluate(
         data="digits", limit=30, classifiers=["weights/mnist/a_net"], output=output, engine="local", **{**flags, **more}
     )
