@@ -105,6 +105,13 @@ def paper(**defaults: Any) -> Job:
     return Job.of(main, PaperArguments, **defaults)
 
 
+def defenses(**defaults: Any) -> Job:
+    """Compare defenses on one bench."""
+    from raypurify.jobs.compare_defenses import DefensesArguments, main
+
+    return Job.of(main, DefensesArguments, **defaults)
+
+
 def demo() -> Job:
     """Train, attack, restore and report, on embedded digits."""
     from raypurify.jobs.demo import DemoArguments, main

@@ -74,6 +74,11 @@ VERBS = {
         example="paper --datasets mnist --attacked-images 2000 --limit 1000",
         job="paper",
     ),
+    "defenses": Verb(
+        does="Compare defenses of other papers: train each, attack it, and say what it keeps and costs.",
+        example="defenses --classifiers model_a --defenses at magnet ddsa --images 6000",
+        job="defenses",
+    ),
     "status": Verb(
         does="Say what a run is and how far, from its files alone: also of one that another host works on.",
         example="status runs/evaluate",

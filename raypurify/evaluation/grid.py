@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
+from torch import nn
+
 from raypurify import models, plugins
 from raypurify.attacks import Attack, is_differentiable, is_random, radius_name, radius_of
 from raypurify.data import AS_STORED, View
@@ -196,7 +198,6 @@ def build_grid(
     purifiers = tuple(models.load("purifier", text) for text in config.purifiers)
     check_names(everyone)
     check_names(purifiers)
-    built = [model.build() for model in purifiers]
     layout = _Layout(
         config=config,
         dataset=dataset,
@@ -205,8 +206,7 @@ def build_grid(
         attackable=frozenset(model.identity for model in surrogates or classifiers),
         purifiers=purifiers,
         stand_in=_stand_in(config),
-        trivial=tuple(bool(getattr(purifier, "trivial", False)) for purifier in built),
-        random=tuple(map(is_random, built)),
+        built=tuple(model.build() for model in purifiers),
         masking_share=min(1.0, config.masking_images / max(rows, 1)),
         batch=batch,
     )
@@ -298,10 +298,8 @@ class _Layout:
     """Identities of the classifiers that the transfer setting attacks."""
     purifiers: tuple[models.Model, ...]
     stand_in: models.Model | None
-    trivial: tuple[bool, ...]
-    """Which of the purifiers learned nothing."""
-    random: tuple[bool, ...]
-    """Which of them draw at random."""
+    built: tuple[nn.Module, ...]
+    """The purifiers, for what they say of themselves."""
     masking_share: float
     batch: int | None
 
@@ -406,12 +404,10 @@ class _Layout:
                 "purifier": self.purifiers[purifier].name,
             }
             evaluated = [self.classifiers[classifier].identity, self.purifiers[purifier].identity]
-            identity = [row, str(resolved), seen, evaluated, self.config.precision, self.config.seed]
-            if self.config.draws > 1 and self.random[purifier]:
-                identity.append({"draws": self.config.draws})
-            text = json.dumps(plugins.normalised(identity))
-            digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-            facts = {"radius": radius_name(attack), "trivial": self.trivial[purifier]}
+            draws = [{"draws": self.config.draws}] if self.config.draws > 1 and is_random(self.built[purifier]) else []
+            identity = [row, str(resolved), seen, evaluated, self.config.precision, self.config.seed, *draws]
+            digest = hashlib.sha256(json.dumps(plugins.normalised(identity)).encode()).hexdigest()[:16]
+            facts = {"radius": radius_name(attack), "trivial": bool(getattr(self.built[purifier], "trivial", False))}
             cells.append(Cell(row={"cell": digest, **row, **facts}, classifier=classifier, purifier=purifier))
         return Group(
             attack=spec,
@@ -425,7 +421,7 @@ class _Layout:
 
     def _adaptation(self, known_purifier: int) -> dict[str, Any]:
         """What an adaptive attacker adds to an attack's parameters, where the purifier asks for it."""
-        purifier = self.purifiers[known_purifier].build()
+        purifier = self.built[known_purifier]
         added: dict[str, Any] = {}
         if not is_differentiable(purifier):
             added["bpda"] = self.stand_in.name if self.stand_in else "none"

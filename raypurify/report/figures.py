@@ -332,6 +332,28 @@ def certified_curves(curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.
         return _svg(figure, name=name)
 
 
+def costs(points: Mapping[str, tuple[float, float]], *, name: str) -> str:
+    """Accuracy, a share in [0, 1], against images a second, a point for each name."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        for label, (speed, share) in points.items():
+            axes.plot(speed, share, "o", color=_VARIABLES["purified"], markersize=5, clip_on=False)
+            axes.annotate(label, (speed, share), xytext=(5, 4), textcoords="offset points", fontsize=8.0)
+        axes.set_ylim(-0.02, 1.02)
+        axes.margins(x=0.25)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_xlabel("images a second")
+        axes.set_ylabel("adaptive accuracy")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", length=0)
+        _bare(axes)
+        return _svg(figure, name=name)
+
+
 def score_curves(epochs: Sequence[int], scores: Mapping[str, Sequence[float]], *, best: int | None, name: str) -> str:
     """Scores by epoch, a line for each.
 

@@ -1,0 +1,319 @@
+"""Seven defenses on one bench: each trained, attacked and measured alike.
+
+Each stage is runs of the other jobs, in folders of their own below the output. So the same command goes on where it was
+stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+
+from raypurify import models, storage
+from raypurify.evaluation import cost
+from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.jobs.engine import engine_of
+from raypurify.jobs.evaluate import evaluate
+from raypurify.jobs.resources import ActorPool, TrainingResources
+from raypurify.jobs.train import train
+from raypurify.report import attempts, defenses, figures
+from raypurify.runs import log
+from raypurify.runs.log import LogFlags
+from raypurify.training import TrainingConfig
+
+Defense = Literal["at", "magnet", "defense_gan", "dragan_defense", "ddsa", "cgan_defense", "cru_net"]
+ALL: tuple[Defense, ...] = ("at", "magnet", "defense_gan", "dragan_defense", "ddsa", "cgan_defense", "cru_net")
+GENERATIVE = ("defense_gan", "dragan_defense")
+"""Those that learn a generator, for any classifier."""
+UNIVERSAL = ("magnet", *GENERATIVE)
+"""Those whose training asks no classifier."""
+HELD_OUT = {"digits": 250, "mnist": 1000, "cifar10": 1000}
+"""Images that each training holds out, at most a sixth of those that it is on."""
+NONE = "no defense"
+SEARCHING = ("deepfool", "carlini_wagner", "stadv")
+"""The paper's attacks that have no ball."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefensesArguments:
+    """Flags of the comparison."""
+
+    output: str = "runs/defenses"
+    """Folder for all runs, the table and the page: a path, or a URL."""
+    data: Literal["mnist", "cifar10", "digits"] = "mnist"
+    """The images."""
+    classifiers: tuple[str, ...] = ("model_a", "model_b", "model_c", "model_d")
+    """Classifiers to defend; each is trained first. By default those of Defense-GAN's bench."""
+    defenses: tuple[Defense, ...] = ALL
+    """Which defenses."""
+    epsilon: float = 0.3
+    """Radius of the attacks in a ball, of trainings and of evaluations. 8/255 suits CIFAR-10."""
+    images: int | None = None
+    """Trainings are on this number of images; by default on all."""
+    classifier_epochs: int = 10
+    """Epochs of each classifier."""
+    robust_epochs: int = 10
+    """Epochs of each adversarially trained classifier."""
+    epochs: int = 10
+    """Epochs of each purifier that learns from attacked images."""
+    magnet_epochs: int = 100
+    """Epochs of MagNet, whose networks are small."""
+    generator_epochs: int = 50
+    """Epochs of each generator."""
+    generator_width: int = 64
+    """Maps of the generators' last hidden layer."""
+    restarts: int = 10
+    """Descents of each image on a generator's range."""
+    steps: int = 200
+    """Steps of each."""
+    limit: int = 1000
+    """FGSM, R-FGSM and PGD attack this number of test images."""
+    minimal_limit: int = 200
+    """DeepFool, Carlini-Wagner and the spatial attack attack this number of test images."""
+    adaptive_limit: int = 200
+    """The attacker who knows the defense attacks this number of test images."""
+    generative_limit: int = 50
+    """He attacks this number of images through Defense-GAN and DRAGAN-Defense, each step of which is many of theirs."""
+    cpus_per_worker: int = 2
+    """Each actor or training worker takes this number of CPUs, and computes with as many threads."""
+    workers: int = 1
+    """How many actors evaluate, and how many workers train."""
+    use_gpu: bool = False
+    """Each actor and worker takes a GPU."""
+    local: bool = False
+    """Work in this process, in plain torch, without Ray."""
+    log: LogFlags = field(default_factory=LogFlags)
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            is_number = isinstance(value, int) and not isinstance(value, bool)
+            if (is_number and value < 1) or (name in ("classifiers", "defenses") and not value):
+                raise ValueError(f"{name} must be at least 1; got {value!r}")
+        if not 0 < self.epsilon <= 1:
+            raise ValueError(f"epsilon must be above 0 and at most 1; got {self.epsilon!r}")
+
+    @property
+    def pool(self) -> ActorPool:
+        """Who evaluates."""
+        return ActorPool(
+            actors=self.workers,
+            cpus_per_actor=self.cpus_per_worker,
+            gpus_per_actor=float(self.use_gpu),
+            local=self.local,
+        )
+
+    @property
+    def trainers(self) -> TrainingResources:
+        """Who trains."""
+        return TrainingResources(
+            workers=1 if self.local else self.workers,
+            cpus_per_worker=self.cpus_per_worker,
+            use_gpu=self.use_gpu,
+            local=self.local,
+        )
+
+
+def main(arguments: DefensesArguments) -> None:
+    """Compare seven defenses: train each, attack it alike, with an attacker who knows it too, and say what it costs."""
+    known = models.known("classifier")
+    if unknown := [name for name in arguments.classifiers if name not in known]:
+        raise ValueError(f"classifiers: {', '.join(unknown)}: expected some of {', '.join(known)}")
+    engine_of(arguments.trainers).check_room(arguments.trainers.needs)
+    bench = Bench(arguments=arguments)
+    rows: list[dict[str, Any]] = []
+    bases = {name: bench.classifier(name) for name in arguments.classifiers}
+    for name in arguments.classifiers:
+        rows += bench.rows_of(name, bases)
+        written(arguments, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Trainings and evaluations, each in a folder of its own."""
+
+    arguments: DefensesArguments
+
+    def folder(self, *parts: str) -> str:
+        """A folder below the output."""
+        return storage.join(storage.absolute(self.arguments.output), *parts)
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """The attacks in a ball."""
+        eps = f"epsilon={self.arguments.epsilon!r}"
+        return f"fgsm,{eps}", f"r_fgsm,{eps}", f"pgd,{eps},steps=40"
+
+    def train(self, name: str, model: str, **more: Any) -> str:
+        """Train a network in a folder; the folder of its weights."""
+        log.tell(f"training {name}")
+        images = self.arguments.images
+        held_out = min(HELD_OUT[self.arguments.data], HELD_OUT["mnist"] if images is None else max(1, images // 6))
+        usual: dict[str, Any] = {"limit": images, "epochs": self.arguments.epochs, "validation": held_out}
+        config = TrainingConfig(data=self.arguments.data, model=model, **{**usual, **more})
+        return train(config, self.arguments.trainers, self.folder("training", name))
+
+    def classifier(self, name: str) -> str:
+        """A classifier, trained on clean images."""
+        return self.train(name, name, epochs=self.arguments.classifier_epochs)
+
+    def hardened(self, name: str) -> str:
+        """A classifier, adversarially trained (the paper's Eq. 6): PGD of 10 steps, and half of the images clean."""
+        attack = f"pgd,epsilon={self.arguments.epsilon!r},steps=10"
+        more = {"train_against": "adaptive,ramp=0.3", "attacks": (attack,), "clean_share": 0.5}
+        return self.train(f"{name}-at", name, epochs=self.arguments.robust_epochs, **more)
+
+    def purifier(self, defense: str, classifier: str, base: str) -> str:
+        """A purifier, trained for a classifier, or for any."""
+        arguments = self.arguments
+        name = defense if defense in UNIVERSAL else f"{defense}-{classifier}"
+        eps = f"epsilon={arguments.epsilon!r}"
+        pairs = {"attacks": (f"fgsm,{eps}", f"r_fgsm,{eps}", f"pgd,{eps},steps=7")}
+        generator = f",width={arguments.generator_width}"
+        generative = {"epochs": arguments.generator_epochs, "batch": 64, "rate": 2e-4}
+        recipes: dict[str, tuple[str, Mapping[str, Any]]] = {
+            "magnet": ("magnet", {"epochs": arguments.magnet_epochs}),
+            "defense_gan": ("defense_gan" + generator, generative),
+            "dragan_defense": ("dragan_defense" + generator, generative),
+            "ddsa": ("ddsa", pairs),
+            "cgan_defense": ("cgan_defense", {**pairs, "rate": 5e-4}),
+            "cru_net": ("cru_net", {**pairs, "pixel_weight": 100, "logit_weight": 1, "rate": 2e-3}),
+        }
+        model, more = recipes[defense]
+        return self.train(name, model, classifier=base, **more)
+
+    def evaluate(self, name: str, base: str, **more: Any) -> list[dict[str, Any]]:
+        """Evaluate in a folder; the rows of the summary."""
+        log.tell(f"evaluating {name}")
+        usual: dict[str, Any] = {"attacks": self.attacks, "limit": self.arguments.limit, "attack_precision": "auto"}
+        config = EvaluationConfig(data=self.arguments.data, classifiers=(base,), **{**usual, **more})
+        return evaluate(config, self.arguments.pool, self.folder("evaluation", name)).to_pylist()
+
+    def rows_of(self, classifier: str, bases: Mapping[str, str]) -> list[dict[str, Any]]:
+        """All that is measured of the defenses of a classifier: rows of ``defenses.DEFENSES``."""
+        chosen, base = self.arguments.defenses, bases[classifier]
+        hardened = self.hardened(classifier) if {"at", "ddsa"} & set(chosen) else base
+        protected = {"ddsa": hardened}
+        rows: list[dict[str, Any]] = []
+        asked = {**dict.fromkeys(UNIVERSAL, bases[self.arguments.classifiers[0]]), **protected}
+        trained = {
+            defense: self.purifier(defense, classifier, asked.get(defense, base))
+            for defense in chosen
+            if defense != "at"
+        }
+        for victim, suffix in ((base, ""), (hardened, "-at")):
+            behind = {name: url for name, url in trained.items() if protected.get(name, base) == victim}
+            if not behind and "at" not in chosen:
+                continue
+            names = {"identity": NONE if victim == base else "at"}
+            names |= {self.given(name, url): name for name, url in behind.items()}
+            others = tuple(url for name, url in bases.items() if name != classifier)
+            rows += self._static(f"{classifier}{suffix}", classifier, victim, names, others)
+            rows += self._adaptive(f"{classifier}{suffix}", classifier, victim, names)
+        return rows
+
+    def given(self, defense: str, url: str) -> str:
+        """A purifier as a flag names it."""
+        arguments = self.arguments
+        return f"{url},restarts={arguments.restarts},steps={arguments.steps}" if defense in GENERATIVE else url
+
+    def _static(
+        self, name: str, classifier: str, victim: str, names: Mapping[str, str], others: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Under attackers who do not know the defense."""
+        purifiers = tuple(names)
+        settings = ("white-box", "transfer") if others else ("white-box",)
+        balls = {"settings": settings, "surrogates": others[:1]} if others else {"settings": settings}
+        found = self.evaluate(f"{name}-balls", victim, purifiers=purifiers, **balls)
+        found += self.evaluate(
+            f"{name}-minimal", victim, purifiers=purifiers, attacks=SEARCHING, limit=self.arguments.minimal_limit
+        )
+        return [self.row(row, classifier, names) for row in found]
+
+    def _adaptive(self, name: str, classifier: str, victim: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Under PGD through the defense."""
+        defended = {text: defense for text, defense in names.items() if defense != NONE}
+        slow = tuple(text for text, defense in defended.items() if defense in GENERATIVE)
+        quick = tuple(text for text in defended if text not in slow)
+        few, many = self.arguments.generative_limit, self.arguments.adaptive_limit
+        found = []
+        for purifiers, part, limit, steps, checked in (
+            (quick, "adaptive", many, 40, many // 4),
+            (slow, "adaptive-generative", few, 10, 0),
+        ):
+            if purifiers:
+                attacks = (f"pgd,epsilon={self.arguments.epsilon!r},steps={steps}",)
+                more = {"settings": ("adaptive",), "limit": limit, "eot": 1, "masking_images": checked}
+                found += self.evaluate(f"{name}-{part}", victim, purifiers=purifiers, attacks=attacks, **more)
+        return [self.row(row, classifier, names) for row in found]
+
+    def row(self, row: Mapping[str, Any], classifier: str, names: Mapping[str, str]) -> dict[str, Any]:
+        """A row of the comparison, by its row of a summary."""
+        purifiers = {models.load("purifier", text).name: text for text in names}
+        text = purifiers[row["purifier"]]
+        return {
+            "dataset": self.arguments.data,
+            "classifier": classifier,
+            "defense": names[text],
+            "setting": row["setting"],
+            "attack": row["attack"],
+            "eps": row["eps"],
+            "n": row["n"],
+            "accuracy_clean": row["accuracy_clean"],
+            "accuracy_clean_defended": row["accuracy_clean_purified"],
+            "accuracy_undefended": row["accuracy_adversarial"],
+            "accuracy": row["accuracy_purified"],
+            "accuracy_low": row["accuracy_purified_low"],
+            "accuracy_high": row["accuracy_purified_high"],
+            "success_rate_eq14": row["success_rate_eq14"],
+            "accuracy_with_detection": row["accuracy_with_detection"] if row["detection_rate"] is not None else None,
+            "false_alarm_rate": row["false_alarm_rate"],
+            "ssim": row["ssim_purified"],
+            "psnr": row["psnr_purified"],
+            "masking": row["masking"],
+            **self.costs(text, names[text], classifier),
+        }
+
+    def costs(self, text: str, defense: str, classifier: str) -> dict[str, Any]:
+        """What a defense costs: its purifier's speed and size, measured once, and its trainings' seconds."""
+        trainings = {NONE: [], "at": [f"{classifier}-at"], "ddsa": [f"{classifier}-at", f"ddsa-{classifier}"]}
+        own = trainings.get(defense, [defense if defense in UNIVERSAL else f"{defense}-{classifier}"])
+        seconds = sum(_seconds(self.folder("training", name)) for name in own)
+        if text == "identity":
+            return {"images_per_second": None, "parameters": None, "training_seconds": seconds}
+        url = self.folder("costs", f"{classifier}-{defense}.json")
+        if not storage.exists(url):
+            model = models.load("purifier", text)
+            network = model.build()
+            speed = cost.rate(network, tuple(model.config["image_shape"]), self.arguments.pool.device)
+            storage.write_json(url, {"images_per_second": speed, "parameters": cost.parameters(network)})
+        return {**storage.read_json(url), "training_seconds": seconds}
+
+
+def _seconds(output: str) -> float:
+    """How long the attempts of a training took that came to an end."""
+    run = storage.read_json(storage.join(output, "run.json"))
+    return sum(attempts.seconds(attempt) or 0.0 for attempt in attempts.listed(run))
+
+
+def written(arguments: DefensesArguments, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the table and the page, of what was measured so far."""
+    folder = Bench(arguments=arguments).folder
+    table = defenses.table(rows)
+    storage.write_table(folder("tables", "defenses.parquet"), table)
+    text = BytesIO()
+    pa.csv.write_csv(table.drop_columns(["masking"]), text)
+    storage.write_bytes(folder("tables", "defenses.csv"), text.getvalue())
+    charts = defenses.charts(table)
+    for name, svg in charts.items():
+        storage.write_bytes(folder("figures", f"{name}.svg"), figures.alone(svg).encode())
+    pages = storage.list_files(folder("evaluation"), "report.html")
+    runs = {(name := url.split("/")[-2]): f"evaluation/{name}/report.html" for url in pages}
+    facts = {name: str(value) for name, value in asdict(arguments).items() if name not in ("log", "output")}
+    url = folder("report.html")
+    storage.write_bytes(url, defenses.render(table, charts=charts, runs=runs, facts=facts).encode())
+    log.tell(f"report: {url}")

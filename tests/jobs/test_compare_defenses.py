@@ -1,0 +1,101 @@
+"""Defenses on one bench, in this process, at sizes that mean nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from raypurify.jobs.compare_defenses import ALL, DefensesArguments, main
+from raypurify.report import defenses
+
+SMALL = DefensesArguments(
+    data="digits",
+    classifiers=("model_d", "model_a"),
+    images=192,
+    classifier_epochs=2,
+    robust_epochs=1,
+    epochs=1,
+    magnet_epochs=2,
+    generator_epochs=1,
+    generator_width=2,
+    restarts=2,
+    steps=4,
+    limit=8,
+    minimal_limit=3,
+    adaptive_limit=4,
+    generative_limit=2,
+    cpus_per_worker=1,
+    local=True,
+)
+
+
+def changed(**flags: Any) -> DefensesArguments:
+    return DefensesArguments(**{**{name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}, **flags})
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"limit": 0}, "limit must be at least 1; got 0"),
+        ({"defenses": ()}, "defenses must be at least 1"),
+        ({"epsilon": 0.0}, "epsilon must be above 0"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(flags: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        changed(**flags)
+
+
+def test_an_unknown_classifier_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="classifiers: model_z: expected some of"):
+        main(changed(output=str(tmp_path / "run"), classifiers=("model_z",)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_some_defenses_of_one_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = changed(output=str(tmp_path), classifiers=("model_d",), defenses=("at", "magnet"))
+    main(arguments)
+    table = pq.read_table(tmp_path / "tables/defenses.parquet")
+    assert table.schema.equals(defenses.DEFENSES)
+    rows = table.to_pylist()
+    assert {row["defense"] for row in rows} == {"no defense", "at", "magnet"}
+    assert {(row["defense"], row["setting"]) for row in rows if row["setting"] == "adaptive"} == {
+        ("at", "adaptive"),
+        ("magnet", "adaptive"),
+    }
+    (magnet,) = (row for row in rows if row["defense"] == "magnet" and row["setting"] == "adaptive")
+    assert magnet["false_alarm_rate"] is not None
+    assert magnet["images_per_second"] > 0
+    assert magnet["parameters"] == 452 + 4 - 4
+    before = (tmp_path / "tables/defenses.csv").read_bytes()
+    capsys.readouterr()
+    main(arguments)
+    assert "epoch" not in capsys.readouterr().out, "nothing is trained again"
+    assert (tmp_path / "tables/defenses.csv").read_bytes() == before
+    page = (tmp_path / "report.html").read_text()
+    assert "evaluation/model_d-balls/report.html" in page
+
+
+@pytest.mark.slow
+def test_all_defenses_of_two_classifiers(tmp_path: Path) -> None:
+    main(changed(output=str(tmp_path)))
+    rows = pq.read_table(tmp_path / "tables/defenses.parquet").to_pylist()
+    cells = {(row["classifier"], row["defense"], row["setting"], row["attack"]) for row in rows}
+    assert len(cells) == len(rows)
+    for classifier in ("model_d", "model_a"):
+        for defense in ALL:
+            own = [cell for cell in cells if cell[:2] == (classifier, defense)]
+            assert {(setting, attack) for _, _, setting, attack in own} == {
+                *((setting, attack) for setting in ("white-box", "transfer") for attack in ("fgsm", "r_fgsm", "pgd")),
+                *(("white-box", attack) for attack in ("deepfool", "carlini_wagner", "stadv")),
+                ("adaptive", "pgd"),
+            }
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        f"cost-digits-{name}.svg" for name in ("model_d", "model_a")
+    }
+    trained = {path.name for path in (tmp_path / "training").iterdir()}
+    assert "magnet" in trained, "one for all classifiers"
+    assert {"ddsa-model_a", "ddsa-model_d", "model_a-at", "model_d-at"} <= trained
