@@ -248,6 +248,7 @@ def decoded(
                 content = error
         is_value = isinstance(content, ValueError)
         reason = str(content) if is_value else f"{type(content).__name__}: {content}"
+        reason = "there is no such file" if isinstance(content, FileNotFoundError) else reason
         stage = "decode" if is_value else "read"
         rejects.append({"id": ids[row], "url": urls[row], "stage": stage, "reason": reason})
     same_shape = len({image.shape for image in pixels}) == 1

@@ -33,7 +33,8 @@ class EvaluationConfig:
     """Take this number of images only: the first ones, or, of Parquet without splits, of each class its share."""
     view: View = AS_STORED
     classifiers: tuple[str, ...]
-    """The classifiers: checkpoints, or my_package.module:callable."""
+    """The classifiers: checkpoints, or my_package.module:callable, or networks that bring their weights, such as
+    efficientnet_lite0, timm,model=NAME,pretrained=true and transformers,model=NAME."""
     purifiers: tuple[str, ...] = ("identity",)
     """The purifiers: checkpoints, or NAME[,KEY=VALUE...], or my_package.module:callable."""
     attacks: tuple[str, ...] = ("fgsm,epsilon=0.3", "r_fgsm,epsilon=0.3", "pgd,epsilon=0.3,steps=40")

@@ -294,7 +294,8 @@ def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str)
         figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
         axes = figure.add_subplot()
         axes.plot(*_thinned(step, loss), color=_VARIABLES["purified"], alpha=0.3, lw=0.8)
-        axes.plot(step, smooth(loss), color=_VARIABLES["purified"], lw=1.8)
+        # One step alone is a point.
+        axes.plot(step, smooth(loss), "o" if len(step) == 1 else "-", color=_VARIABLES["purified"], lw=1.8)
         if (loss > 0).any():
             _log_axis(axes, loss[loss > 0])
         axes.set_xlabel("step")
