@@ -264,6 +264,8 @@ def _synonyms(name: str) -> set[str]:
 
 def _alike(names: Sequence[str], others: Sequence[str]) -> bool:
     """Whether both number the same classes alike."""
+    if set(names) == set(others):
+        return tuple(names) == tuple(others)
     return len(names) == len(others) and all(
         _synonyms(name) & _synonyms(other) for name, other in zip(names, others, strict=True)
     )

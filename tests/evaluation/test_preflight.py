@@ -275,6 +275,8 @@ def test_classes_are_known_by_each_of_their_names(tmp_path: Path) -> None:
     assert preflight.matched(replace(source, classes=("n021", "crane, bird")), [known]).shards[0].renumbered == (1, 0)
     with pytest.raises(ValueError, match=r"the same name: crane\. .* by another of their names: crane, bird; crane"):
         preflight.matched(replace(source, classes=("crane", "n021")), [known])
+    two = classifier(tmp_path, "two", class_names=["a", "A"])
+    assert preflight.matched(replace(source, classes=("A", "a")), [two]).shards[0].renumbered == (1, 0)
     alike = replace(source, classes=("bird", "n021", "crane", "drake"))
     assert preflight.matched(alike, [known]) is alike
 
