@@ -34,6 +34,8 @@ UNIVERSAL = ("magnet", *GENERATIVE)
 """Those whose training asks no classifier."""
 HELD_OUT = {"digits": 250, "mnist": 1000, "cifar10": 1000}
 """Images that each training holds out, at most a sixth of those that it is on."""
+FEW = 100
+"""Images that the training of a generator holds out: each is searched for."""
 NONE = "no defense"
 SEARCHING = ("deepfool", "carlini_wagner", "stadv")
 """The paper's attacks that have no ball."""
@@ -153,6 +155,7 @@ class Bench:
         log.tell(f"training {name}")
         images = self.arguments.images
         held_out = min(HELD_OUT[self.arguments.data], HELD_OUT["mnist"] if images is None else max(1, images // 6))
+        held_out = min(held_out, FEW) if name in GENERATIVE else held_out
         usual: dict[str, Any] = {"limit": images, "epochs": self.arguments.epochs, "validation": held_out}
         config = TrainingConfig(data=self.arguments.data, model=model, **{**usual, **more})
         return train(config, self.arguments.trainers, self.folder("training", name))
