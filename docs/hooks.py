@@ -17,6 +17,7 @@ PAGES = {
         for name in (
             "ARCHITECTURE.md",
             "CHANGELOG.md",
+            "RESULTS.md",
             "cluster/README.md",
             "weights/mnist/TRAINING.md",
             "weights/cifar10/TRAINING.md",

@@ -12,7 +12,7 @@ import pytest
 from doc_pages import ROOT
 
 BUILD = ("-m", "mkdocs", "build", "--strict")
-PAGES = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "mkdocs.yml")
+PAGES = ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "RESULTS.md", "mkdocs.yml")
 
 
 @pytest.fixture
