@@ -80,7 +80,7 @@ class DefensesArguments:
     adaptive_limit: int = 200
     """The attacker who knows the defense attacks this number of test images."""
     generative_limit: int = 50
-    """He attacks this number of images through Defense-GAN and DRAGAN-Defense, each step of which is many of theirs."""
+    """The same attacker attacks this number of test images through Defense-GAN and DRAGAN-Defense, which are slow."""
     cpus_per_worker: int = 2
     """Each actor or training worker takes this number of CPUs, and computes with as many threads."""
     workers: int = 1

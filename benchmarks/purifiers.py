@@ -1,0 +1,91 @@
+"""Defense-GAN's projection against the same descent of one image and one restart at a time; images/s of every purifier.
+
+Networks have random weights, for speed does not depend on them; images are 28x28 and grey.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from _harness import arguments, median_rate, report, result, seconds_in_turns
+from torch import Tensor, nn
+
+from raypurify import models
+from raypurify.attacks import purify
+from raypurify.evaluation import cost
+
+SHAPE = (28, 28, 1)
+TOLERANCE = 1e-3
+GENERATIVE = ("defense_gan", "dragan_defense")
+NAMES = ("cru_net", "magnet", "ddsa", "cgan_defense", *GENERATIVE)
+
+
+def built(text: str) -> nn.Module:
+    """A purifier of random weights, in eval."""
+    return models.untrained("purifier", models.shaped_for("purifier", text, SHAPE, 10)).eval().requires_grad_(False)
+
+
+def one_at_a_time(network: Any, x: Tensor, seeds: list[int]) -> Tensor:
+    """The same projections (N, C, H, W), each restart of each image by a descent of its own."""
+    config, made = network.config, []
+    own: Any = inspect.getmodule(type(network))
+    for image, seed in zip(x, seeds, strict=True):
+        candidates = []
+        for restart in range(config.restarts):
+            z = own.latents(own.derive([seed], restart), config, x.device)
+            velocity = torch.zeros_like(z)
+            for step in range(config.steps):
+                rate = config.rate * (1 if step < own.COARSE * config.steps else own.FINE)
+                z.requires_grad_(True)
+                slope = torch.autograd.grad((network.generator(z) - image).square().mean(), z)[0]
+                velocity = config.momentum * velocity - rate * slope
+                z = z.detach() + velocity
+            with torch.no_grad():
+                candidate = network.generator(z)[0]
+            candidates.append((float((candidate - image).square().mean()), candidate))
+        made.append(min(candidates, key=lambda one: one[0])[1])
+    return torch.stack(made)
+
+
+def projection(*, quick: bool) -> dict[str, object]:
+    width, restarts, steps, n, alone, turns = (16, 10, 20, 50, 2, 2) if quick else (16, 10, 200, 100, 2, 3)
+    torch.manual_seed(0)
+    network = built(f"defense_gan,width={width},restarts={restarts},steps={steps},rate=1.0")
+    x, seeds = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)), list(range(n))
+    few, own = x[:alone], seeds[:alone]
+    with torch.no_grad():
+        together = purify(network, few, own)
+    with torch.enable_grad():
+        apart = one_at_a_time(network, few, own)
+    difference = float((together - apart).abs().max())
+    assert difference <= TOLERANCE, f"the projections differ by {difference}, more than {TOLERANCE}"
+    seconds = seconds_in_turns(
+        {"ours": lambda: purify(network, x, seeds), "one at a time": lambda: one_at_a_time(network, few, own)}, turns
+    )
+    title = f"Defense-GAN's projection, width {width}, {restarts} restarts of {steps} steps"
+    rates = median_rate(n, seconds["ours"]), median_rate(alone, seconds["one at a time"])
+    return result(title, "images/s", *rates, "one at a time", n, n_baseline=alone, max_difference=difference)
+
+
+def speeds(*, quick: bool) -> list[dict[str, object]]:
+    """Images a second of each purifier, beside CRU-Net's."""
+    measured = {}
+    for name in NAMES:
+        network = built(f"{name},steps=20" if quick and name in GENERATIVE else name)
+        measured[name] = cost.rate(network, SHAPE, "cpu"), cost.parameters(network)
+    base = measured["cru_net"][0]
+    return [
+        result(f"{name}, speed", "images/s", speed, base, "cru_net", 50, parameters=numbers)
+        for name, (speed, numbers) in measured.items()
+    ]
+
+
+def main() -> None:
+    quick = arguments(__doc__).parse_args().quick
+    report("purifiers", [projection(quick=quick), *speeds(quick=quick)], ["torch"])
+
+
+if __name__ == "__main__":
+    main()
