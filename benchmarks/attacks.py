@@ -27,6 +27,7 @@ from raypurify.attacks.deepfool import DeepFool
 from raypurify.attacks.fgsm import FGSM
 from raypurify.attacks.pgd import PGD
 from raypurify.attacks.stadv import StAdv
+from raypurify.evaluation.attacking import attack_batch, settled
 
 EPSILON = 0.3
 AUTO_EPSILON = 0.06
@@ -36,7 +37,7 @@ SCALES = (1, 3, 10)
 """Factors of A-net's logits, which change no decision."""
 SCALED = {"FGSM": 0.2, "PGD, 20 steps": 0.1}
 """Radii at which some images of A-net withstand these."""
-PARTS = ("signs", "scaled", "deepfool", "carlini_wagner", "adaptive", "colour", "spatial", "auto_attack")
+PARTS = ("signs", "scaled", "deepfool", "carlini_wagner", "mixed", "adaptive", "colour", "spatial", "auto_attack")
 PAPER_SPATIAL = 0.0512
 """Accuracy of A-net under the CRU-Net paper's spatial attack (its Table 2), no defense."""
 
@@ -230,6 +231,54 @@ def fooled_by_foolbox(victim: Subject, attack: Any, epsilon: float) -> float:
     return 1 - victim.accuracy(victim.foolboxs(attack, epsilon))
 
 
+def mixed(name: str, few: Subject, epsilon: float, search: int, steps: int) -> list[dict[str, Any]]:
+    """Attacks in the arithmetic that this machine is fast in, beside Foolbox's: one run of each.
+
+    Beside the speeds stand the same figures of the attack in float32.
+    """
+    rivals: dict[str, tuple[Any, Any, float | None]] = {
+        "PGD, 40 steps": (
+            PGD(epsilon=epsilon, steps=40),
+            foolbox.attacks.LinfPGD(rel_stepsize=1 / 30, steps=40),
+            epsilon,
+        ),
+        "DeepFool": (DeepFool(), foolbox.attacks.L2DeepFoolAttack(steps=50, candidates=10), None),
+        f"Carlini-Wagner L2, {search} x {steps} steps": (
+            CarliniWagner(search_steps=search, steps=steps),
+            foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=search, steps=steps),
+            None,
+        ),
+    }
+    rows, n = [], len(few.x)
+    for title, (attack, theirs, radius) in rivals.items():
+        rates, made = {}, {}
+        for who, attacked in {
+            "auto": lambda attack=attack: in_precision(few, attack, settled("auto", "cpu")),
+            "float32": lambda attack=attack: in_precision(few, attack, "float32"),
+            "foolbox": lambda theirs=theirs, radius=radius: few.foolboxs(theirs, radius),
+        }.items():
+            started = time.perf_counter()
+            made[who] = attacked()  # type: ignore[no-untyped-call]
+            rates[who] = n / (time.perf_counter() - started)
+        told: dict[str, Any] = {"images_per_second_float32": rates["float32"]}
+        told |= {f"accuracy_{who}": few.accuracy(x_adv) for who, x_adv in made.items()}
+        if radius is None:
+            told |= {f"median_l2_{who}": few.median_l2(x_adv) for who, x_adv in made.items()}
+        rows.append(
+            result(f"{title} on {name}, auto, speed", "images/s", rates["auto"], rates["foolbox"], "Foolbox", n, **told)
+        )
+    return rows
+
+
+def in_precision(few: Subject, attack: Any, precision: models.Precision) -> Tensor:
+    """What an evaluation makes of the images with ``--attack-precision``."""
+    with torch.no_grad(), models.autocast("cpu", "float32"):
+        x_adv: Tensor = attack_batch(
+            attack, few.classifier, few.x, few.y, seeds=range(len(few.x)), device="cpu", precision=precision
+        ).x_adv
+    return x_adv
+
+
 def spatial(whole: Subject) -> dict[str, Any]:
     """stAdv: accuracy against the paper's, mean flow."""
     attack = StAdv()
@@ -360,6 +409,17 @@ def main() -> None:
             torchattacks.CW(few.classifier, c=1, steps=search * steps, lr=0.01),
             turns,
         ),
+        "mixed": lambda: [
+            measured
+            for name, victim, epsilon in (
+                ("A-net", few, EPSILON),
+                *(
+                    (title, subject(4 if options.quick else 32, "cifar10", f"weights/cifar10/{network}"), 8 / 255)
+                    for title, network in (("D-net", "d_net"), ("M-net", "m_net"))
+                ),
+            )
+            for measured in mixed(name, victim, epsilon, search, steps)
+        ],
         "adaptive": lambda: adaptive(whole.first(4 if options.quick else 192)),
         "colour": lambda: [
             in_colour(
