@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import foolbox
@@ -252,13 +253,14 @@ def mixed(name: str, few: Subject, epsilon: float, search: int, steps: int) -> l
     rows, n = [], len(few.x)
     for title, (attack, theirs, radius) in rivals.items():
         rates, made = {}, {}
-        for who, attacked in {
-            "auto": lambda attack=attack: in_precision(few, attack, settled("auto", "cpu")),
-            "float32": lambda attack=attack: in_precision(few, attack, "float32"),
-            "foolbox": lambda theirs=theirs, radius=radius: few.foolboxs(theirs, radius),
-        }.items():
+        runs: dict[str, Callable[[], Tensor]] = {
+            "auto": partial(in_precision, few, attack, settled("auto", "cpu")),
+            "float32": partial(in_precision, few, attack, "float32"),
+            "foolbox": partial(few.foolboxs, theirs, radius),
+        }
+        for who, attacked in runs.items():
             started = time.perf_counter()
-            made[who] = attacked()  # type: ignore[no-untyped-call]
+            made[who] = attacked()
             rates[who] = n / (time.perf_counter() - started)
         told: dict[str, Any] = {"images_per_second_float32": rates["float32"]}
         told |= {f"accuracy_{who}": few.accuracy(x_adv) for who, x_adv in made.items()}
