@@ -179,7 +179,7 @@ class Bench:
         generator = f",width={arguments.generator_width}"
         generative = {"epochs": arguments.generator_epochs, "batch": 64, "rate": 2e-4}
         recipes: dict[str, tuple[str, Mapping[str, Any]]] = {
-            "magnet": ("magnet", {"epochs": arguments.magnet_epochs}),
+            "magnet": ("magnet", {"epochs": arguments.magnet_epochs, "rate": 1e-2, "weight_decay": 0.0}),
             "defense_gan": ("defense_gan" + generator, generative),
             "dragan_defense": ("dragan_defense" + generator, generative),
             "ddsa": ("ddsa", pairs),

@@ -13,6 +13,8 @@ from raypurify.seeds import derive, normal
 from raypurify.training.batches import Batch, augment
 from raypurify.training.objectives import PurifierObjective
 
+SIGMOID = 4.0
+"""Factor of the first weights before a sigmoid."""
 NEVER = torch.finfo(torch.float32).max
 """A threshold that nothing exceeds."""
 
@@ -46,7 +48,11 @@ class MagNetConfig:
 
 
 class AutoEncoder(nn.Module):
-    """Convolutions of 3x3 with sigmoids; with ``pooled``, the image is half as large between them."""
+    """Convolutions of 3x3 with sigmoids; with ``pooled``, the image is half as large between them.
+
+    Weights start as Glorot and Bengio (2010) draw them for sigmoids. From PyTorch's own start it does not leave a grey
+    image for thousands of steps.
+    """
 
     def __init__(self, config: MagNetConfig, *, pooled: bool) -> None:
         super().__init__()
@@ -58,6 +64,10 @@ class AutoEncoder(nn.Module):
         self.encoder = nn.ModuleList([conv(config.channels), *([conv(config.maps)] if pooled else [])])
         self.decoder = nn.ModuleList(conv(config.maps) for _ in range(2 if pooled else 1))
         self.output = nn.Conv2d(config.maps, config.channels, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight, gain=SIGMOID)
+                nn.init.zeros_(cast(nn.Parameter, module.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W) in [0, 1]."""
