@@ -272,6 +272,15 @@ def mixed(name: str, few: Subject, epsilon: float, search: int, steps: int) -> l
     return rows
 
 
+def mixed_on_all(few: Subject, coloured: int, search: int, steps: int) -> list[dict[str, Any]]:
+    """:func:`mixed` on A-net, and on D-net and M-net with so many images."""
+    rows = mixed("A-net", few, EPSILON, search, steps)
+    for title, network in (("D-net", "d_net"), ("M-net", "m_net")):
+        victim = subject(coloured, "cifar10", f"weights/cifar10/{network}")
+        rows += mixed(title, victim, 8 / 255, search, steps)
+    return rows
+
+
 def in_precision(few: Subject, attack: Any, precision: models.Precision) -> Tensor:
     """What an evaluation makes of the images with ``--attack-precision``."""
     with torch.no_grad(), models.autocast("cpu", "float32"):
@@ -411,17 +420,7 @@ def main() -> None:
             torchattacks.CW(few.classifier, c=1, steps=search * steps, lr=0.01),
             turns,
         ),
-        "mixed": lambda: [
-            measured
-            for name, victim, epsilon in (
-                ("A-net", few, EPSILON),
-                *(
-                    (title, subject(4 if options.quick else 32, "cifar10", f"weights/cifar10/{network}"), 8 / 255)
-                    for title, network in (("D-net", "d_net"), ("M-net", "m_net"))
-                ),
-            )
-            for measured in mixed(name, victim, epsilon, search, steps)
-        ],
+        "mixed": lambda: mixed_on_all(few, 4 if options.quick else 32, search, steps),
         "adaptive": lambda: adaptive(whole.first(4 if options.quick else 192)),
         "colour": lambda: [
             in_colour(

@@ -15,10 +15,8 @@ from raypurify import models
 from raypurify.attacks import (
     Attack,
     Attacked,
-    asks_classifier,
     detect,
     is_differentiable,
-    is_random,
     purify,
     radius_of,
     victim_of,
@@ -160,7 +158,7 @@ class Evaluator:
         for cell in cells:
             x_pure, detected = shared.restored(cell.purifier, number, x_adv)
             detected_clean = shared.purified(cell.purifier)[1]
-            if asks_classifier(self.purifiers[cell.purifier]):
+            if cell.asks:
                 detected, detected_clean = (self._asked(cell, images, shared.ids) for images in (x_adv, shared.x))
             told = self.classify(cell.classifier, x_pure)
             columns = {
@@ -194,14 +192,13 @@ class Evaluator:
         Args:
             first: (N,) predictions of the first draw.
         """
-        count = self.grid.config.draws
-        if count == 1 or not is_random(self.purifiers[cell.purifier]):
+        if cell.draws == 1:
             return {}
-        others = (self.purify(cell.purifier, x_adv, shared.ids, draw)[0] for draw in range(1, count))
+        others = (self.purify(cell.purifier, x_adv, shared.ids, draw)[0] for draw in range(1, cell.draws))
         told = torch.stack([first, *(self.classify(cell.classifier, x) for x in others)], dim=1)
         votes = nn.functional.one_hot(told).sum(dim=1)
         return {
-            "draws": torch.full_like(first, count),
+            "draws": torch.full_like(first, cell.draws),
             "right_draws": (told == shared.y[:, None]).sum(dim=1),
             "pred_majority": votes.argmax(dim=1),
         }

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from raypurify import models, plugins
-from raypurify.attacks import Attack, is_differentiable, is_random, radius_name, radius_of
+from raypurify.attacks import Attack, asks_classifier, is_differentiable, is_random, radius_name, radius_of
 from raypurify.data import AS_STORED, View
 from raypurify.evaluation.attacking import AttackPrecision, begins_in
 from raypurify.metrics import Metric
@@ -102,6 +102,10 @@ class Cell:
     row: Mapping[str, Any]
     classifier: int
     purifier: int
+    draws: int = 1
+    """How often the purifier is drawn on each attacked image."""
+    asks: bool = False
+    """Whether the purifier's detector asks the classifier."""
 
     @property
     def hash(self) -> str:
@@ -404,12 +408,7 @@ class _Layout:
                 "classifier": self.classifiers[classifier].name,
                 "purifier": self.purifiers[purifier].name,
             }
-            evaluated = [self.classifiers[classifier].identity, self.purifiers[purifier].identity]
-            draws = [{"draws": self.config.draws}] if self.config.draws > 1 and is_random(self.built[purifier]) else []
-            identity = [row, str(resolved), seen, evaluated, self.config.precision, self.config.seed, *draws]
-            digest = hashlib.sha256(json.dumps(plugins.normalised(identity)).encode()).hexdigest()[:16]
-            facts = {"radius": radius_name(attack), "trivial": bool(getattr(self.built[purifier], "trivial", False))}
-            cells.append(Cell(row={"cell": digest, **row, **facts}, classifier=classifier, purifier=purifier))
+            cells.append(self._cell(row, radius_name(attack), [str(resolved), seen], classifier, purifier))
         return Group(
             attack=spec,
             resolved=resolved,
@@ -418,6 +417,32 @@ class _Layout:
             cells=tuple(cells),
             couples_batch=couples_batch,
             precision=precision,
+        )
+
+    def _cell(
+        self, row: Mapping[str, Any], radius: str | None, attack: Sequence[Any], classifier: int, purifier: int
+    ) -> Cell:
+        """A cell and its hash.
+
+        Args:
+            row: what describes it.
+            radius: what its attack calls the radius.
+            attack: all else that its attacked images follow from.
+            classifier: its number; likewise ``purifier``.
+        """
+        built = self.built[purifier]
+        draws = self.config.draws if is_random(built) else 1
+        evaluated = [self.classifiers[classifier].identity, self.purifiers[purifier].identity]
+        more = [{"draws": draws}] if draws > 1 else []
+        identity = [row, *attack, evaluated, self.config.precision, self.config.seed, *more]
+        digest = hashlib.sha256(json.dumps(plugins.normalised(identity)).encode()).hexdigest()[:16]
+        facts = {"radius": radius, "trivial": bool(getattr(built, "trivial", False))}
+        return Cell(
+            row={"cell": digest, **row, **facts},
+            classifier=classifier,
+            purifier=purifier,
+            draws=draws,
+            asks=asks_classifier(built),
         )
 
     def _adaptation(self, known_purifier: int) -> dict[str, Any]:

@@ -250,7 +250,7 @@ def test_bad_grids_are_refused(networks: dict[str, str]) -> None:
         grid_of(networks, adaptive_purifiers=("jpeg",))
     with pytest.raises(ValueError, match="grey-box"):
         grid_of(networks, settings=("grey-box",))
-    with pytest.raises(ValueError, match="eot must be at least 1"):
+    with pytest.raises(ValueError, match="eot and draws must be at least 1"):
         grid_of(networks, eot=0)
     with pytest.raises(ValueError, match="attacks must name"):
         grid_of(networks, attacks=())
