@@ -13,7 +13,7 @@ from raypurify.seeds import seed_of
 
 def purify(purifier: nn.Module, x: Tensor, seeds: Sequence[int]) -> Tensor:
     """The purified images; ``seeds``, one for each, are for a purifier that draws at random."""
-    purified: Tensor = purifier(x, seeds) if getattr(purifier, "random", False) else purifier(x)
+    purified: Tensor = purifier(x, seeds) if is_random(purifier) else purifier(x)
     return purified
 
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.csv
 
 from raypurify import models, storage
 from raypurify.evaluation import cost
 from raypurify.evaluation.grid import EvaluationConfig
+from raypurify.jobs import tables
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.evaluate import evaluate
-from raypurify.jobs.resources import ActorPool, TrainingResources
+from raypurify.jobs.resources import Crew
 from raypurify.jobs.train import train
 from raypurify.report import attempts, defenses, figures
 from raypurify.runs import log
@@ -42,7 +39,7 @@ SEARCHING = ("deepfool", "carlini_wagner", "stadv")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefensesArguments:
+class DefensesArguments(Crew):
     """Flags of the comparison."""
 
     output: str = "runs/defenses"
@@ -81,14 +78,6 @@ class DefensesArguments:
     """The attacker who knows the defense attacks this number of test images."""
     generative_limit: int = 50
     """The same attacker attacks this number of test images through Defense-GAN and DRAGAN-Defense, which are slow."""
-    cpus_per_worker: int = 2
-    """Each actor or training worker takes this number of CPUs, and computes with as many threads."""
-    workers: int = 1
-    """How many actors evaluate, and how many workers train."""
-    use_gpu: bool = False
-    """Each actor and worker takes a GPU."""
-    local: bool = False
-    """Work in this process, in plain torch, without Ray."""
     log: LogFlags = field(default_factory=LogFlags)
 
     def __post_init__(self) -> None:
@@ -98,26 +87,6 @@ class DefensesArguments:
                 raise ValueError(f"{name} must be at least 1; got {value!r}")
         if not 0 < self.epsilon <= 1:
             raise ValueError(f"epsilon must be above 0 and at most 1; got {self.epsilon!r}")
-
-    @property
-    def pool(self) -> ActorPool:
-        """Who evaluates."""
-        return ActorPool(
-            actors=self.workers,
-            cpus_per_actor=self.cpus_per_worker,
-            gpus_per_actor=float(self.use_gpu),
-            local=self.local,
-        )
-
-    @property
-    def trainers(self) -> TrainingResources:
-        """Who trains."""
-        return TrainingResources(
-            workers=1 if self.local else self.workers,
-            cpus_per_worker=self.cpus_per_worker,
-            use_gpu=self.use_gpu,
-            local=self.local,
-        )
 
 
 def main(arguments: DefensesArguments) -> None:
@@ -235,7 +204,7 @@ class Bench:
         found += self.evaluate(
             f"{name}-minimal", victim, purifiers=purifiers, attacks=SEARCHING, limit=self.arguments.minimal_limit
         )
-        return [self.row(row, classifier, names) for row in found]
+        return self.rows(found, classifier, names)
 
     def _adaptive(self, name: str, classifier: str, victim: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
         """Under PGD through the defense."""
@@ -252,12 +221,17 @@ class Bench:
                 attacks = (f"pgd,epsilon={self.arguments.epsilon!r},steps={steps}",)
                 more = {"settings": ("adaptive",), "limit": limit, "eot": 1, "masking_images": checked}
                 found += self.evaluate(f"{name}-{part}", victim, purifiers=purifiers, attacks=attacks, **more)
-        return [self.row(row, classifier, names) for row in found]
+        return self.rows(found, classifier, names)
 
-    def row(self, row: Mapping[str, Any], classifier: str, names: Mapping[str, str]) -> dict[str, Any]:
-        """A row of the comparison, by its row of a summary."""
-        purifiers = {models.load("purifier", text).name: text for text in names}
-        text = purifiers[row["purifier"]]
+    def rows(
+        self, found: Sequence[Mapping[str, Any]], classifier: str, names: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
+        """Rows of the comparison, by those of a summary."""
+        texts = {models.load("purifier", text).name: text for text in names}
+        return [self.row(row, classifier, texts[row["purifier"]], names) for row in found]
+
+    def row(self, row: Mapping[str, Any], classifier: str, text: str, names: Mapping[str, str]) -> dict[str, Any]:
+        """A row of the comparison: of a purifier, as a flag names it."""
         return {
             "dataset": self.arguments.data,
             "classifier": classifier,
@@ -307,10 +281,7 @@ def written(arguments: DefensesArguments, rows: Sequence[Mapping[str, Any]]) -> 
     """Write the table and the page, of what was measured so far."""
     folder = Bench(arguments=arguments).folder
     table = defenses.table(rows)
-    storage.write_table(folder("tables", "defenses.parquet"), table)
-    text = BytesIO()
-    pa.csv.write_csv(table.drop_columns(["masking"]), text)
-    storage.write_bytes(folder("tables", "defenses.csv"), text.getvalue())
+    tables.write(folder("tables", "defenses"), table)
     charts = defenses.charts(table)
     for name, svg in charts.items():
         storage.write_bytes(folder("figures", f"{name}.svg"), figures.alone(svg).encode())

@@ -10,21 +10,18 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from typing import Any, Literal
-
-import pyarrow as pa
-import pyarrow.csv
 
 from raypurify import models, storage
 from raypurify.evaluation.calibration import COLUMNS, SIMILARITIES, distance_at, radius_at, within
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.evaluation.results import read_scores
+from raypurify.jobs import tables
 from raypurify.jobs.attack import attack
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.evaluate import evaluate
-from raypurify.jobs.resources import ActorPool, TrainingResources
+from raypurify.jobs.resources import Crew
 from raypurify.jobs.train import train
 from raypurify.report import formats, paper
 from raypurify.runs import log
@@ -98,7 +95,7 @@ SEARCHING = ("deepfool", "stadv", "rotation_translation", "carlini_wagner")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PaperArguments:
+class PaperArguments(Crew):
     """Flags of the reproduction."""
 
     output: str = "runs/paper"
@@ -131,14 +128,6 @@ class PaperArguments:
     """Attacks are calibrated on this number of images that a classifier's training held out: at most 1,000."""
     calibration_search_images: int = 200
     """Carlini-Wagner is calibrated on this number of images."""
-    cpus_per_worker: int = 2
-    """Each actor or training worker takes this number of CPUs, and computes with as many threads."""
-    workers: int = 1
-    """How many actors attack and evaluate, and how many workers train."""
-    use_gpu: bool = False
-    """Each actor and worker takes a GPU."""
-    local: bool = False
-    """Work in this process, in plain torch, without Ray."""
     log: LogFlags = field(default_factory=LogFlags)
 
     def __post_init__(self) -> None:
@@ -158,26 +147,6 @@ class PaperArguments:
     def classifiers_of(self, dataset: Dataset) -> list[str]:
         """The classifiers of a dataset that are asked for."""
         return [name for name in PARTS[dataset].classifiers if not self.classifiers or name in self.classifiers]
-
-    @property
-    def pool(self) -> ActorPool:
-        """Who attacks and evaluates."""
-        return ActorPool(
-            actors=self.workers,
-            cpus_per_actor=self.cpus_per_worker,
-            gpus_per_actor=float(self.use_gpu),
-            local=self.local,
-        )
-
-    @property
-    def trainers(self) -> TrainingResources:
-        """Who trains."""
-        return TrainingResources(
-            workers=1 if self.local else self.workers,
-            cpus_per_worker=self.cpus_per_worker,
-            use_gpu=self.use_gpu,
-            local=self.local,
-        )
 
 
 def main(arguments: PaperArguments) -> None:
@@ -412,17 +381,14 @@ class Case:
 
 def written(arguments: PaperArguments, measured: Sequence[paper.Measured], adaptive: Sequence[paper.Adaptive]) -> None:
     """Write the tables and the page: of what was measured so far, and of what other commands on the output measured."""
-    tables = {"accuracy": paper.accuracy_table(measured, adaptive), "similarity": paper.similarity_table(measured)}
-    for name, table in tables.items():
+    made = {"accuracy": paper.accuracy_table(measured, adaptive), "similarity": paper.similarity_table(measured)}
+    for name, table in made.items():
         url = folder(arguments, "tables", f"{name}.parquet")
         if storage.exists(url):
             table = paper.merged(table, storage.read_table(url))
-        tables[name] = table
-        storage.write_table(url, table)
-        text = BytesIO()
-        pa.csv.write_csv(table, text)
-        storage.write_bytes(folder(arguments, "tables", f"{name}.csv"), text.getvalue())
-    cases = paper.cases(tables["accuracy"])
+        made[name] = table
+        tables.write(folder(arguments, "tables", name), table)
+    cases = paper.cases(made["accuracy"])
     runs = {
         f"{classifier} on {dataset}: {name}": f"evaluation/{dataset}-{classifier}/{name}/report.html"
         for dataset, classifier in cases
@@ -435,10 +401,10 @@ def written(arguments: PaperArguments, measured: Sequence[paper.Measured], adapt
         for dataset, classifier in cases
     }
     facts = {name: str(value) for name, value in asdict(arguments).items() if name not in ("log", "output", "weights")}
-    charts = paper.charts(tables["accuracy"], curves)
+    charts = paper.charts(made["accuracy"], curves)
     for name, svg in charts.files.items():
         storage.write_bytes(folder(arguments, "figures", name), svg.encode())
-    page = paper.render(tables["accuracy"], tables["similarity"], charts=charts, runs=runs, facts=facts)
+    page = paper.render(made["accuracy"], made["similarity"], charts=charts, runs=runs, facts=facts)
     url = folder(arguments, "report.html")
     storage.write_bytes(url, page.encode())
     log.tell(f"report: {url}")

@@ -316,3 +316,37 @@ def _amounts(texts: Sequence[str]) -> dict[str, float]:
         if not name or name in ("CPU", "GPU", "memory") or not 0 < amounts[name] < float("inf"):
             raise ValueError(f"actor_resources: expected NAME=AMOUNT, a name of your own and more than 0; got {text!r}")
     return amounts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """Flags of a job that is a sequence of trainings, attacks and evaluations."""
+
+    cpus_per_worker: int = 2
+    """Each actor or training worker takes this number of CPUs, and computes with as many threads."""
+    workers: int = 1
+    """How many actors attack and evaluate, and how many workers train."""
+    use_gpu: bool = False
+    """Each actor and worker takes a GPU."""
+    local: bool = False
+    """Work in this process, in plain torch, without Ray."""
+
+    @property
+    def pool(self) -> ActorPool:
+        """Who attacks and evaluates."""
+        return ActorPool(
+            actors=self.workers,
+            cpus_per_actor=self.cpus_per_worker,
+            gpus_per_actor=float(self.use_gpu),
+            local=self.local,
+        )
+
+    @property
+    def trainers(self) -> TrainingResources:
+        """Who trains."""
+        return TrainingResources(
+            workers=1 if self.local else self.workers,
+            cpus_per_worker=self.cpus_per_worker,
+            use_gpu=self.use_gpu,
+            local=self.local,
+        )

@@ -237,6 +237,11 @@ class GenerativeObjective(Objective):
         }
 
 
+def cross_entropy(logits: Tensor, wanted: float) -> Tensor:
+    """Of a discriminator's logits, all of which should say 1, real, or 0, generated: a scalar."""
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, wanted))
+
+
 def shares(batch: Batch) -> Tensor:
     """(N, 1, 1, 1) uniform in [0, 1), each of its image's seed."""
     return uniform(derive(batch.seeds, "share"), batch.x.new_empty(len(batch.x), 1, 1, 1), 0, 1)

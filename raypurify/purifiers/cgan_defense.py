@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raypurify.purifiers._generative import cross_entropy
 from raypurify.training.batches import Batch
 from raypurify.training.objectives import NETWORK, PurifierObjective, Setup
 
@@ -111,16 +112,12 @@ class ConditionalObjective(PurifierObjective):
         self.begin(step)
         x_adv, x = self.pairs(batch)
         restored = self.generator(x_adv)
-        told = _cross_entropy(self.discriminator(x_adv, x), 1.0)
-        told = (told + _cross_entropy(self.discriminator(x_adv, restored.detach()), 0.0)) / 2
+        told = cross_entropy(self.discriminator(x_adv, x), 1.0)
+        told = (told + cross_entropy(self.discriminator(x_adv, restored.detach()), 0.0)) / 2
         told = self.optimizations["discriminator"].minimise(told, step)
         loss = self.generator.config.l1_weight * F.l1_loss(restored, x)
-        loss = loss + _cross_entropy(self.discriminator(x_adv, restored), 1.0)
+        loss = loss + cross_entropy(self.discriminator(x_adv, restored), 1.0)
         return {"loss": self.optimizations[NETWORK].minimise(loss, step), "discriminator": told}
-
-
-def _cross_entropy(logits: Tensor, wanted: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, wanted))
 
 
 def build(**params: Any) -> CGAN:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from raypurify.purifiers._generative import (
     PENALTY,
     GenerativeConfig,
     GenerativeObjective,
     Projection,
+    cross_entropy,
 )
 from raypurify.purifiers._generative import params_for as params_for
 from raypurify.purifiers.defense_gan import INFERENCE as INFERENCE
@@ -35,16 +34,12 @@ class RegretObjective(GenerativeObjective):
         """See :meth:`GenerativeObjective.of_critic`: ``loss`` is the discriminator's cross-entropy."""
         spread = SPREAD * real.flatten(1).std(dim=1).view(-1, 1, 1, 1)
         penalty = self.penalty(real + spread * uniform(derive(batch.seeds, "around"), real, 0, 1))
-        told = _cross_entropy(self.critic(real), 1.0) + _cross_entropy(self.critic(fake), 0.0)
+        told = cross_entropy(self.critic(real), 1.0) + cross_entropy(self.critic(fake), 0.0)
         return told + PENALTY * penalty, {"loss": told, "penalty": penalty}
 
     def of_generator(self, fake: Tensor) -> Tensor:
         """See :meth:`GenerativeObjective.of_generator`."""
-        return _cross_entropy(self.critic(fake), 1.0)
-
-
-def _cross_entropy(logits: Tensor, wanted: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, wanted))
+        return cross_entropy(self.critic(fake), 1.0)
 
 
 def build(**params: Any) -> Projection:
