@@ -20,6 +20,8 @@ from raypurify.attacks._victims import is_differentiable as is_differentiable
 from raypurify.attacks._victims import is_random as is_random
 from raypurify.attacks._victims import purify as purify
 from raypurify.attacks._victims import victim_of as victim_of
+from raypurify.attacks._votes import abstains as abstains
+from raypurify.attacks._votes import check_votes as check_votes
 from raypurify.seeds import seed_of
 
 

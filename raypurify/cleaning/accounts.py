@@ -87,6 +87,8 @@ class Totals:
     """Images that came out as they went in, by every 8-bit pixel."""
     relabelled: int | None = None
     """Images that the classifier took for something else afterwards; None without a classifier."""
+    detected: int | None = None
+    """Images on which the classifier's vote in noise abstained; None without a vote."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Rejects by reason; where reasons differ in numbers and details only, as one without them."""
     skipped: dict[str, int] = field(default_factory=dict)
@@ -105,7 +107,7 @@ class Totals:
 
     def shown(self) -> dict[str, Any]:
         """What the job prints."""
-        figures = {"psnr": self.psnr, "ssim": self.ssim, "linf": self.linf, "relabelled": self.relabelled}
+        figures = {name: getattr(self, name) for name in ("psnr", "ssim", "linf", "relabelled", "detected")}
         counts = {"inputs": self.n, "cleaned": self.cleaned, "rejected": self.rejected, "unchanged": self.unchanged}
         return {**counts, **{name: value for name, value in figures.items() if value is not None}}
 
@@ -160,6 +162,7 @@ def add_up(output: str) -> Totals:
         setattr(totals, name, sums[name] / sums[f"{name}_n"] if sums[f"{name}_n"] else None)
     totals.unchanged = sums["unchanged"]
     totals.relabelled = sums["relabelled"] if sums["labelled"] else None
+    totals.detected = sums["detected"] if sums["voted"] else None
     totals.reasons = reasons.counts()
     return totals
 
@@ -180,7 +183,8 @@ def _sums(manifest: pa.Table) -> dict[str, Any]:
         sums |= {name: float(column.sum()), f"{name}_n": len(column)}
     labels = manifest.select(["pred_input", "pred_cleaned"]).drop_null()
     relabelled = int((labels["pred_input"].to_numpy() != labels["pred_cleaned"].to_numpy()).sum())
-    return {**sums, "labelled": len(labels), "relabelled": relabelled}
+    votes = [vote for vote in manifest["detected"].to_pylist() if vote is not None]
+    return {**sums, "labelled": len(labels), "relabelled": relabelled, "voted": len(votes), "detected": sum(votes)}
 
 
 def _most_changed(manifest: pa.Table, unit: str) -> list[dict[str, Any]]:

@@ -7,18 +7,19 @@ unit that is done again gives the same bytes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from raypurify import images, models, storage
+from raypurify.attacks import abstains, check_votes
 from raypurify.cleaning import reader, writer
 from raypurify.cleaning.accounts import Cleaned
 from raypurify.cleaning.plan import Unit
@@ -30,6 +31,8 @@ from raypurify.runs import fields, stages
 from raypurify.seeds import seed_of
 
 Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
+Answer = TypeVar("Answer")
+"""What a classifier is asked of an image."""
 
 READ_PIXELS = 1 << 22
 """Pixels of images that may wait for others of their shape, in one of ``PENDING``."""
@@ -55,6 +58,11 @@ class CleaningConfig:
     classifier: str | None = None
     """A classifier that labels each image before and after, where it takes images of that shape. It sees an image as
     those that it was trained on were shown, if it says how."""
+    certify_draws: int = 0
+    """With a number above 0, and a classifier, each image goes so many times through Gaussian noise, purifier and
+    classifier, and is told as detected where the vote abstains; 100 will do."""
+    certify_sigma: float = 0.25
+    """Standard deviation of this noise, on pixels in [0, 1]."""
     shards: writer.Shards = "mirror"
     """mirror: an image for each image, a Parquet file for each range of rows of one, a tar for each tar, under their
     own names. parquet, webdataset: a shard for each unit, images only."""
@@ -84,6 +92,9 @@ class CleaningConfig:
             raise ValueError(f"quality must be in [1, 100]; got {self.quality!r}")
         if not 1 <= self.max_pixels <= images.LARGEST_PIXELS:
             raise ValueError(f"max_pixels must be in [1, {images.LARGEST_PIXELS}]; got {self.max_pixels!r}")
+        check_votes(self.certify_draws, self.certify_sigma)
+        if self.certify_draws and self.classifier is None:
+            raise ValueError("certify_draws needs a classifier whose answers are the votes; give --classifier")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1; got {self.limit!r}")
 
@@ -113,7 +124,10 @@ class Cleaning:
         hashes = {"purifier_sha256": self.purifier.identity}
         if self.classifier is not None:
             hashes["classifier_sha256"] = self.classifier.identity
-        return {**asdict(self.config), **hashes}
+        config = asdict(self.config)
+        if not self.config.certify_draws:
+            del config["certify_draws"], config["certify_sigma"]
+        return {**config, **hashes}
 
 
 class Cleaner:
@@ -236,9 +250,11 @@ class Cleaner:
         with stages.spending("measure"):
             measures = compare(after, before)
         labels = self._labels(before), self._labels(after)
+        detected = self._detected(before, [item.id for item in items])
         for index, item in enumerate(items):
             item.measures = {name: _number(values[index]) for name, values in measures.items()}
             item.measures |= {"pred_input": labels[0][index], "pred_cleaned": labels[1][index]}
+            item.measures["detected"] = detected[index]
             item.cleaned, item.encoded, item.waits = after[index], encoded[index], False
 
     def _purified(self, pixels: NDArray[np.uint8], ids: Sequence[str]) -> NDArray[np.uint8]:
@@ -267,6 +283,39 @@ class Cleaner:
 
     def _labels(self, pixels: NDArray[np.uint8]) -> Sequence[int | None]:
         """The classifier's labels of (N, H, W, C), or None for each where there is no classifier of such images."""
+
+        def told(x: Tensor, rows: Sequence[int]) -> list[int]:
+            labels: list[int] = cast(nn.Module, self.classifier)(x).argmax(dim=1).tolist()
+            return labels
+
+        return self._answers(pixels, range(len(pixels)), told)
+
+    def _detected(self, pixels: NDArray[np.uint8], ids: Sequence[str]) -> Sequence[bool | None]:
+        """Where the vote on (N, H, W, C) abstains, or None for each where there is none, or none of such images."""
+        config = self.work.config
+        if not config.certify_draws:
+            return [None] * len(pixels)
+
+        def told(x: Tensor, rows: Sequence[int]) -> list[bool]:
+            seeds = [seed_of(config.seed, "vote", ids[row]) for row in rows]
+            networks = cast(nn.Module, self.classifier), self.purifier
+            detected: list[bool] = abstains(
+                *networks, x, seeds, draws=config.certify_draws, sigma=config.certify_sigma
+            ).tolist()
+            return detected
+
+        return self._answers(pixels, range(len(pixels)), told)
+
+    def _answers(
+        self, pixels: NDArray[np.uint8], rows: Sequence[int], told: Callable[[Tensor, Sequence[int]], list[Answer]]
+    ) -> Sequence[Answer | None]:
+        """What is told of images, (N, C, H, W) in [0, 1], as the classifier sees them; None for those it does not take.
+
+        Args:
+            pixels: (N, H, W, C).
+            rows: their numbers.
+            told: from images and their numbers.
+        """
         model = self.work.classifier
         if self.sees_colour and pixels.shape[3] == 1:
             pixels = np.repeat(pixels, 3, axis=3)
@@ -275,15 +324,14 @@ class Cleaner:
             return [None] * len(pixels)
         try:
             with stages.spending("classify"), torch.no_grad(), models.autocast(self.device, self.work.config.precision):
-                x = torch.from_numpy(shown).to(self.device).permute(0, 3, 1, 2).float().div(255)
-                labels: list[int] = self.classifier(x).argmax(dim=1).tolist()
-                return labels
+                return told(torch.from_numpy(shown).to(self.device).permute(0, 3, 1, 2).float().div(255), rows)
         except Exception as error:
             if is_of_machine(error):
                 raise
             if len(pixels) == 1:
                 return [None]
-            return [label for one in pixels for label in self._labels(one[None])]
+            alone = zip(pixels, rows, strict=True)
+            return [answer for one, row in alone for answer in self._answers(one[None], [row], told)]
 
     def _take(self, item: Item, sink: writer.Sink, done: Cleaned) -> None:
         """Hand an item to its sink, and note what became of it."""

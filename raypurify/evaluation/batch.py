@@ -15,6 +15,7 @@ from raypurify import models
 from raypurify.attacks import (
     Attack,
     Attacked,
+    abstains,
     detect,
     is_differentiable,
     purify,
@@ -157,9 +158,7 @@ class Evaluator:
         }
         for cell in cells:
             x_pure, detected = shared.restored(cell.purifier, number, x_adv)
-            detected_clean = shared.purified(cell.purifier)[1]
-            if cell.asks:
-                detected, detected_clean = (self._asked(cell, images, shared.ids) for images in (x_adv, shared.x))
+            detected, detected_clean = self._detections(cell, x_adv, shared, detected)
             told = self.classify(cell.classifier, x_pure)
             columns = {
                 **of_group,
@@ -214,6 +213,38 @@ class Evaluator:
         if not x_pure.isfinite().all():
             raise ValueError(f"{self.grid.purifiers[purifier].name} made pixels that are no finite numbers")
         return x_pure, detected
+
+    def _detections(
+        self, cell: Cell, x_adv: Tensor, shared: _Shared, detected: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Which attacked images, and which clean ones, are taken for attacked: (N,) bool each, or None.
+
+        Args:
+            detected: what the purifier's detector says of the attacked ones by itself.
+        """
+        detected_clean = shared.purified(cell.purifier)[1]
+        if cell.asks:
+            detected, detected_clean = (self._asked(cell, images, shared.ids) for images in (x_adv, shared.x))
+        if not self.grid.config.certify_draws:
+            return detected, detected_clean
+        abstained = self.abstains(cell.classifier, cell.purifier, x_adv, shared.ids)
+        abstained_clean = shared.abstained(cell.classifier, cell.purifier)
+        if detected is None or detected_clean is None:
+            return abstained, abstained_clean
+        return detected | abstained, detected_clean | abstained_clean
+
+    def abstains(self, classifier: int, purifier: int, x: Tensor, ids: Sequence[str]) -> Tensor:
+        """Where the vote of draws of noise, purified and classified, cannot tell: (N,) bool."""
+        config = self.grid.config
+        with stages.spending("classify"):
+            return abstains(
+                self.classifiers[classifier],
+                self.purifiers[purifier],
+                x,
+                [seed_of(config.seed, "vote", name) for name in ids],
+                draws=config.certify_draws,
+                sigma=config.certify_sigma,
+            )
 
     def _asked(self, cell: Cell, x: Tensor, ids: Sequence[str]) -> Tensor | None:
         """Which images a purifier takes for attacked that asks the classifier behind it."""
@@ -287,6 +318,7 @@ class _Shared:
         self._predictions: dict[int, Tensor] = {}
         self._purified_predictions: dict[tuple[int, int], Tensor] = {}
         self._purified_similarity: dict[int, dict[str, Tensor]] = {}
+        self._abstained: dict[tuple[int, int], Tensor] = {}
         self.masking: dict[tuple[int, int | None, float], dict[str, Tensor]] = {}
 
     def chosen_for_masking(self) -> list[int]:
@@ -322,6 +354,13 @@ class _Shared:
         if key not in self._purified_predictions:
             self._purified_predictions[key] = self.evaluator.classify(classifier, self.purified(purifier)[0])
         return self._purified_predictions[key]
+
+    def abstained(self, classifier: int, purifier: int) -> Tensor:
+        """Where the vote on the clean images cannot tell."""
+        key = (classifier, purifier)
+        if key not in self._abstained:
+            self._abstained[key] = self.evaluator.abstains(classifier, purifier, self.x, self.ids)
+        return self._abstained[key]
 
     def purified_similarity(self, purifier: int) -> dict[str, Tensor]:
         if purifier not in self._purified_similarity:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -23,22 +23,13 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from raypurify import models
-from raypurify.attacks import Composite, is_differentiable, is_random, purify
-from raypurify.attacks.pgd_l2 import PGDL2
+from raypurify.attacks import is_random, purify
 from raypurify.data import AS_STORED, View
 from raypurify.metrics import wilson_interval
 from raypurify.runs import fields
-from raypurify.seeds import derive, normal, seed_of
+from raypurify.seeds import seed_of
 
 Procedure = Literal["fixed", "sequential"]
-ATTACK = PGDL2(steps=20)
-"""What certificates are held against, at radii of their own."""
-ATTACK_DRAWS = 16
-"""Draws that the attacker's gradient is averaged over."""
-ATTACK_COST = 3 * ATTACK.steps * ATTACK_DRAWS
-"""About how many draws an attack on an image costs: a gradient is three passes through the networks."""
-WITHIN = 0.99
-"""Share of its radius at which an image is attacked."""
 BLOCK = 100
 """Draws whose noise comes from one seed: that of the image, and of the block's number. A large image has fewer."""
 BLOCK_VALUES = 2**22
@@ -79,8 +70,9 @@ class CertificationConfig:
     clip: bool = False
     """Clip noisy images to [0, 1] before the purifier, as a training against noise does that clips."""
     attack_images: int = 20
-    """At most this number of each cell's certified images that are right is attacked, at 0.99 of their radii, by PGD in
-    L2 through the noise. A run of whose certificates an attack proves more wrong than --alpha allows fails."""
+    """This number of each cell's images is drawn, and those that are right are attacked by PGD in L2 through the noise:
+    at 0.99 of their radii, and at those of --radii that are larger, until the answer changes. A run of whose
+    certificates an attack proves more wrong than --alpha allows fails."""
     precision: models.Precision = "float32"
     """The type that the networks compute in. A certificate is of the networks in this type."""
     seed: int = 0
@@ -143,29 +135,25 @@ def bound_of(counts: NDArray[np.int64], draws: int, alpha: float) -> NDArray[np.
 def sequence_of(count: int, draws: int, alpha: float) -> tuple[float, float]:
     """A confidence interval of a probability that holds, at 1 - alpha, for all numbers of draws at once.
 
-    It is where the likelihood, averaged over all probabilities alike, is less than 1 / alpha times that of the
-    probability itself: a martingale, which by Ville's inequality seldom grows so large (Robbins 1970).
+    It is where the likelihood, averaged over all probabilities, is less than 1 / alpha times that of the probability
+    itself: a martingale, which by Ville's inequality seldom grows so large (Robbins 1970). The average has the weights
+    of Jeffreys' prior, which loses less than equal ones where nearly all draws agree.
     """
-    average = special.betaln(count + 1, draws - count + 1) + np.log(alpha)
+    average = special.betaln(count + 0.5, draws - count + 0.5) - special.betaln(0.5, 0.5) + np.log(alpha)
 
     def beyond(p: float) -> bool:
         return bool(average > special.xlogy(count, p) + special.xlog1py(draws - count, -p))
 
+    def edge(outer: float, inner: float) -> float:
+        if not beyond(outer):
+            return outer
+        for _ in range(50):
+            middle = (outer + inner) / 2
+            outer, inner = (middle, inner) if beyond(middle) else (outer, middle)
+        return outer
+
     mean = count / draws
-    lower, upper = 0.0, mean
-    if not beyond(0.0):
-        upper = 0.0
-    for _ in range(50):
-        middle = (lower + upper) / 2
-        lower, upper = (middle, upper) if beyond(middle) else (lower, middle)
-    low = lower
-    lower, upper = mean, 1.0
-    if not beyond(1.0):
-        lower = 1.0
-    for _ in range(50):
-        middle = (lower + upper) / 2
-        lower, upper = (lower, middle) if beyond(middle) else (middle, upper)
-    return low, upper
+    return edge(0.0, mean), edge(1.0, mean)
 
 
 def radius_of(bounds: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
@@ -266,7 +254,7 @@ class Smoothed:
         """
         total: Tensor | None = None
         with torch.no_grad(), models.autocast(self.device, self.config.precision):
-            for rows, noisy, seeds in self._noisy(x, ids, part, first, draws):
+            for rows, noisy, seeds in self.noisy(x, ids, part, first, draws):
                 restored = purify(self.purifier, noisy, seeds)
                 logits = self.classifier(restored)
                 if total is None:
@@ -276,7 +264,7 @@ class Smoothed:
         assert total is not None
         return total
 
-    def _noisy(
+    def noisy(
         self, x: Tensor, ids: Sequence[str], part: str, first: int, draws: int
     ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
         """Noisy images, a batch at a time: rows of ``x`` (M,), images (M, C, H, W), and seeds for a random purifier."""
@@ -340,81 +328,19 @@ def decided(smoothed: Smoothed, x: Tensor, name: str, label: int) -> dict[str, A
     return certificate(label, guess, draws, count, lowest, sigma)
 
 
-class Noisy(nn.Module):
-    """Noise, then a purifier: what an attacker who knows both attacks through."""
-
-    random = True
-
-    def __init__(self, purifier: nn.Module, sigma: float, *, clip: bool) -> None:
-        super().__init__()
-        self.purifier, self.sigma, self.clip = purifier, sigma, clip
-
-    def forward(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
-        """(N, C, H, W) -> the same; one seed for each image."""
-        noisy = x + self.sigma * normal(derive(seeds, "noise"), x)
-        noisy = noisy.clamp(0, 1) if self.clip else noisy
-        purified = purify(self.purifier, noisy, derive(seeds, "purify"))
-        # The gradient of the identity stands for that of a purifier that has none (BPDA).
-        return purified if is_differentiable(self.purifier) else noisy + (purified - noisy).detach()
-
-
-def attacked(smoothed: Smoothed, x: Tensor, name: str, guess: int, radius: float) -> dict[str, Any]:
-    """Attack an image at 0.99 of its radius: a row of ``schema.ATTACKED_CERTIFICATES``.
+def sample(smoothed: Smoothed, x: Tensor, name: str, label: int) -> dict[str, Any]:
+    """An image clean, with the noise of its first draw, and purified: a row of ``schema.NOISY_SAMPLES``.
 
     Args:
         smoothed: the smoothed classifier.
         x: (C, H, W) float32 in [0, 1], on the device.
         name: the image's id.
-        guess: the class that is certified.
-        radius: of the certificate.
+        label: its true class.
     """
-    config = smoothed.config
-    seed = seed_of(config.seed, "certificate", name, "attack")
-    noisy = Noisy(smoothed.purifier, smoothed.sigma, clip=config.clip)
-    victim = Composite(smoothed.classifier, noisy, draws=ATTACK_DRAWS, seed=seed)
-    attack = replace(ATTACK, epsilon=WITHIN * radius)
-    y = torch.full((1,), guess, device=x.device)
-    x_adv = attack(victim, x[None], y, seeds=[seed]).x_adv
-    votes = smoothed.votes(x_adv, [name], "attacked", 0, config.draws)[0]
-    return {
-        "id": name,
-        "guess": guess,
-        "radius": radius,
-        "l2": float((x_adv[0] - x).norm()),
-        "answer": int(votes.argmax()),
-        "votes": votes.tolist(),
-    }
-
-
-def picked(rows: Sequence[Mapping[str, Any]], config: CertificationConfig) -> Sequence[Mapping[str, Any]]:
-    """The certificates, of these, that are held against an attack: those that the seed picks."""
-    order = sorted(rows, key=lambda row: seed_of(config.seed, "attacked", row["id"]))
-    return order[: config.attack_images]
-
-
-def is_wrong(row: Mapping[str, Any]) -> bool:
-    """Whether an attack proves a certificate wrong: within its radius, surely less than half of the draws answer the
-    class that is certified.
-
-    A vote that is merely lost proves nothing: near the radius, the probability may be a half and a little.
-
-    Args:
-        row: of ``schema.ATTACKED_CERTIFICATES``.
-    """
-    votes = row["votes"]
-    found = stats.binomtest(votes[row["guess"]], sum(votes), alternative="less")
-    return bool(found.proportion_ci(1 - 1e-6, "exact").high < 0.5)
-
-
-def is_broken(wrong: int, n: int, alpha: float, cells: int) -> bool:
-    """Whether more certificates of a cell are wrong than chance allows.
-
-    Where all is right, this is so in one of the cells with a chance of at most 0.005.
-
-    Args:
-        wrong: certificates that an attack proved wrong.
-        n: images of the cell, each of which may have a wrong one with a chance of ``alpha``.
-        alpha: see ``n``.
-        cells: how many there are.
-    """
-    return bool(wrong and stats.binom.sf(wrong - 1, n, alpha) <= 0.005 / cells)
+    with torch.no_grad(), models.autocast(smoothed.device, smoothed.config.precision):
+        _, noisy, seeds = next(smoothed.noisy(x[None], [name], "count", 0, 1))
+        pixels = {"clean": x[None], "noisy": noisy, "purified": purify(smoothed.purifier, noisy, seeds)}
+        told = {f"pred_{kind}": int(smoothed.classifier(one).argmax()) for kind, one in pixels.items()}
+    hwc = {kind: one[0].permute(1, 2, 0).float().cpu() for kind, one in pixels.items()}
+    flat = {kind: one.flatten().numpy() for kind, one in hwc.items()}
+    return {"id": name, "label": label, **told, "shape": list(hwc["clean"].shape), **flat}

@@ -12,7 +12,15 @@ from typing import Any, Literal
 from torch import nn
 
 from raypurify import models, plugins
-from raypurify.attacks import Attack, asks_classifier, is_differentiable, is_random, radius_name, radius_of
+from raypurify.attacks import (
+    Attack,
+    asks_classifier,
+    check_votes,
+    is_differentiable,
+    is_random,
+    radius_name,
+    radius_of,
+)
 from raypurify.data import AS_STORED, View
 from raypurify.evaluation.attacking import AttackPrecision, begins_in
 from raypurify.metrics import Metric
@@ -62,6 +70,11 @@ class EvaluationConfig:
     draws: int = 1
     """A random purifier is drawn this number of times on each attacked image. One draw flatters it: the summary has the
     mean of the draws, the images that are right in all of them, and the majority's vote."""
+    certify_draws: int = 0
+    """With a number above 0, each image goes so many times through Gaussian noise, purifier and classifier, and is told
+    as detected where the vote abstains; 100 will do. An adaptive attacker does not know of the vote."""
+    certify_sigma: float = 0.25
+    """Standard deviation of this noise, on pixels in [0, 1]."""
     masking_images: int = 200
     """About this number of images of each adaptive cell is checked for masked gradients, by five more attacks."""
     metrics: tuple[str, ...] = ()
@@ -93,6 +106,7 @@ class EvaluationConfig:
                 f"eot and draws must be at least 1, masking_images at least 0; got {self.eot}, {self.draws}, "
                 f"{self.masking_images}"
             )
+        check_votes(self.certify_draws, self.certify_sigma)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,7 +447,8 @@ class _Layout:
         built = self.built[purifier]
         draws = self.config.draws if is_random(built) else 1
         evaluated = [self.classifiers[classifier].identity, self.purifiers[purifier].identity]
-        more = [{"draws": draws}] if draws > 1 else []
+        more: list[Any] = [{"draws": draws}] if draws > 1 else []
+        more += [{"votes": [self.config.certify_draws, self.config.certify_sigma]}] if self.config.certify_draws else []
         identity = [row, *attack, evaluated, self.config.precision, self.config.seed, *more]
         digest = hashlib.sha256(json.dumps(plugins.normalised(identity)).encode()).hexdigest()[:16]
         facts = {"radius": radius, "trivial": bool(getattr(built, "trivial", False))}

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 
 from raypurify import models, runs, storage
 from raypurify.data import Source, narrowed, open_source, read_rows, shape_of
-from raypurify.evaluation import certification, preflight, units
+from raypurify.evaluation import certificate_attacks, certification, preflight, units
 from raypurify.evaluation.certification import Cell, CertificationConfig, Smoothed
 from raypurify.evaluation.grid import check_names
 from raypurify.evaluation.units import Unit
@@ -40,6 +39,10 @@ PART = 1000
 GUESS = "guess"
 TRIED = 4
 """Images that a dry run tries."""
+SHOWN = 6
+"""Images of each cell that the report shows."""
+ADDED = 16
+"""Units of a cell whose votes are added up together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +117,7 @@ def certify(
         batch = resources.batch_for(shape_of(source))
         work = Certification(config=config, cells=cells, output=output, batch=batch)
         todo = undone(work, planned := units.units_of(source, size))
-        if run.finished and not todo and not _unattacked(work) and (told := _told(work)) is not None:
+        if run.finished and not todo and not _unshown(work) and (told := _told(work)) is not None:
             log.tell(FINISHED)
             return told
         log.tell(*preflight.told(about, warnings))
@@ -122,8 +125,8 @@ def certify(
         run.counts.update(cells=[cell.hash for cell in cells], marks=len(work.marks))
         with attempt_at(run, resources, work, asdict(config), shared_filesystem=shared_filesystem) as attempt:
             _draw(work, attempt, todo, planned, max_rejects)
-            _add_up(work, run, planned)
-            _attack(work, attempt, planned)
+            _add_up(work, attempt, planned)
+            _show(work, attempt, planned)
             run.check()
             summary = _conclude(work, source, planned)
         certificates.write_report(output)
@@ -151,7 +154,8 @@ def dry_run(config: CertificationConfig, resources: ActorPool) -> dict[str, Any]
         for ids, images, labels in units.batches_of(pieces, resources.batch_for):
             smoothed.votes(batch_of(images, labels, (), device).x, ids, GUESS, 0, draws)
         rate = draws * tried.rows / (time.perf_counter() - began) * resources.needs.count
-    attacked = min(config.attack_images, source.rows) * (config.draws + certification.ATTACK_COST)
+    drawn = min(config.attack_images, source.rows)
+    attacked = drawn * certificate_attacks.ATTACKS * certificate_attacks.ATTACK_COST
     total = len(cells) * (source.rows * (config.draws + config.guesses) + attacked)
     return {
         "images": source.rows,
@@ -296,6 +300,10 @@ def _attacks(output: str, cell: Cell) -> str:
     return storage.join(output, "attacked", f"{cell.hash}.parquet")
 
 
+def _samples(output: str, cell: Cell) -> str:
+    return storage.join(output, "samples", f"{cell.hash}.parquet")
+
+
 def _draw(
     work: Certification, attempt: Attempt, todo: Sequence[Todo[Unit]], planned: Sequence[Unit], max_rejects: float
 ) -> None:
@@ -313,64 +321,105 @@ def _draw(
     check_rejects(work.output, rejected, sum(unit.images for unit in planned), max_rejects)
 
 
-def _add_up(work: Certification, run: runs.Run, planned: Sequence[Unit]) -> None:
+def _add_up(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> None:
     """Write certificates, once all votes are there."""
-    for cell in work.cells if work.config.procedure == "fixed" else ():
-        for unit in planned:
-            run.check()
-            url = storage.join(_certificates(work.output, cell), f"{unit.name}.parquet")
-            storage.write_table(url, _added_up(work, cell, unit.name))
+    names = [unit.name for unit in planned]
+    parts = [
+        (cell, names[first : first + ADDED])
+        for cell in (work.cells if work.config.procedure == "fixed" else ())
+        for first in range(0, len(names), ADDED)
+    ]
+    attempt.engine.map(attempt.pool.needs, add_up, (work, attempt.run.id), parts)
 
 
-def _attack(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> None:
-    """Hold some certificates of each cell against an attack, where these were not before."""
+def add_up(work: Certification, attempt: str, todo: tuple[Cell, Sequence[str]]) -> None:
+    """Write the certificates of units of a cell while the attempt of this id holds the output."""
+    cell, names = todo
+    for unit in names:
+        table = _added_up(work, cell, unit)
+        lease.check(work.output, attempt)
+        storage.write_table(storage.join(_certificates(work.output, cell), f"{unit}.parquet"), table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """Certificates of a cell that are looked at closely, each with its unit's name."""
+
+    drawn: Sequence[Mapping[str, Any]]
+    """Those that are attacked."""
+    shown: Sequence[Mapping[str, Any]]
+    """Those that the report shows."""
+
+
+def _show(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> None:
+    """Hold some certificates of each cell against an attack, and keep the pixels of some, where it was not done."""
     shared = (work, attempt.pool, attempt.run.id, {unit.name: unit for unit in planned})
-    attempt.engine.map(attempt.pool.needs, attack_certified, shared, _unattacked(work))
+    attempt.engine.map(attempt.pool.needs, show, shared, _unshown(work))
 
 
-def _unattacked(work: Certification) -> list[tuple[Cell, Sequence[Mapping[str, Any]]]]:
-    """Cells with certificates that have to be attacked, and are not; with the rows of these."""
-    names = ["id", "guess", "radius"]
-    found: list[tuple[Cell, Sequence[Mapping[str, Any]]]] = []
+def _unshown(work: Certification) -> list[tuple[Cell, _Chosen]]:
+    """Cells with certificates that have to be attacked or shown, and are not."""
+    found = []
     for cell in work.cells:
         chosen = _chosen(work, cell)
-        url = _attacks(work.output, cell)
-        made = storage.read_table(url, names).to_pylist() if storage.exists(url) else []
-        if [{name: row[name] for name in names} for row in chosen] != made:
+        made, url = _attacked(work, cell), _samples(work.output, cell)
+        shown = storage.read_table(url)["id"].to_pylist() if storage.exists(url) else []
+        is_attacked = certificate_attacks.covers(made, chosen.drawn, work.config.radii)
+        if not is_attacked or shown != [row["id"] for row in chosen.shown]:
             found.append((cell, chosen))
     return found
 
 
-def _chosen(work: Certification, cell: Cell) -> list[Mapping[str, Any]]:
-    """The certificates of a cell that are held against an attack, each with its unit's name, unit by unit."""
-    found = []
+def _attacked(work: Certification, cell: Cell) -> list[Mapping[str, Any]]:
+    """The attacks on certificates of a cell, as they were written."""
+    url = _attacks(work.output, cell)
+    return storage.read_table(url).to_pylist() if storage.exists(url) else []
+
+
+def _chosen(work: Certification, cell: Cell) -> _Chosen:
+    """The certificates of a cell that are held against an attack, and those that are shown: the seed draws them."""
+    rows: list[Mapping[str, Any]] = []
     for url in storage.list_files(_certificates(work.output, cell), ".parquet"):
-        rows = storage.read_table(url).to_pylist()
-        found += [{**row, "unit": storage.stem(url)} for row in rows if row["right"] and row["radius"] > 0]
-    return sorted(certification.picked(found, work.config), key=lambda row: (row["unit"], row["id"]))
+        rows += [{**row, "unit": storage.stem(url)} for row in storage.read_table(url).to_pylist()]
+    ordered = certificate_attacks.picked(rows, work.config)
+    return _Chosen(drawn=ordered[: work.config.attack_images], shown=ordered[:SHOWN])
 
 
-def attack_certified(
-    work: Certification,
-    actors: ActorPool,
-    attempt: str,
-    planned: Mapping[str, Unit],
-    todo: tuple[Cell, Sequence[Mapping[str, Any]]],
+def show(
+    work: Certification, actors: ActorPool, attempt: str, planned: Mapping[str, Unit], todo: tuple[Cell, _Chosen]
 ) -> None:
-    """Attack certified images of a cell, and write them while the attempt of this id holds the output."""
+    """Attack images of a cell, and sample it, and write both while the attempt of this id holds the output."""
     actors.set_threads()
     cell, chosen = todo
     smoothed = Smoothed(cell.placed(actors.device), cell.sigma, work.config, actors.device, work.batch)
-    made = []
-    for unit, members in groupby(chosen, key=lambda row: row["unit"]):
-        read = {
-            ids[0]: batch_of(images, labels, (), actors.device).x[0]
-            for ids, images, labels in units.batches_of(planned[unit].read(), lambda shape: 1)
+    images = dict(_images(planned, [*chosen.drawn, *chosen.shown], actors.device))
+    attacked = [
+        row
+        for drawn in chosen.drawn
+        for row in certificate_attacks.attacked(smoothed, images[drawn["id"]], drawn, work.config.radii)
+    ]
+    names = ("guess", "radius")
+    samples = [
+        {
+            **certification.sample(smoothed, images[row["id"]], row["id"], row["label"]),
+            **{name: row[name] for name in names},
         }
-        for row in members:
-            made.append(certification.attacked(smoothed, read[row["id"]], row["id"], row["guess"], row["radius"]))
+        for row in chosen.shown
+    ]
     lease.check(work.output, attempt)
-    storage.write_table(_attacks(work.output, cell), pa.Table.from_pylist(made, schema.ATTACKED_CERTIFICATES))
+    storage.write_table(_attacks(work.output, cell), pa.Table.from_pylist(attacked, schema.ATTACKED_CERTIFICATES))
+    storage.write_table(_samples(work.output, cell), pa.Table.from_pylist(samples, schema.NOISY_SAMPLES))
+
+
+def _images(
+    planned: Mapping[str, Unit], rows: Sequence[Mapping[str, Any]], device: str
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The images of certificates, (C, H, W) float32 in [0, 1], by their ids."""
+    wanted = {row["id"] for row in rows}
+    for unit in sorted({row["unit"] for row in rows}):
+        for ids, pixels, labels in units.batches_of(planned[unit].read(), lambda shape: 1):
+            if ids[0] in wanted:
+                yield ids[0], batch_of(pixels, labels, (), device).x[0]
 
 
 def _conclude(work: Certification, source: Source, planned: Sequence[Unit]) -> pa.Table:
@@ -383,7 +432,7 @@ def _conclude(work: Certification, source: Source, planned: Sequence[Unit]) -> p
     for row in summary.to_pylist():
         if row["n"] + rejected != source.rows:
             raise RuntimeError(f"{work.output}: {row['n']} certificates and {rejected} rejected, of {source.rows}")
-        if certification.is_broken(row["attacked_wrong"], row["n"], work.config.alpha, len(work.cells)):
+        if certificate_attacks.is_broken(row["attacked_wrong"], row["n"], work.config.alpha, len(work.cells)):
             which = f"{row['attacked_wrong']} certificates of {row['purifier']}, σ = {row['sigma']:g}"
             url = storage.join(work.output, "attacked", f"{row['cell']}.parquet")
             raise RuntimeError(f"an attack proved {which}, wrong: see {url}. No figure of this run is to be trusted")
@@ -438,12 +487,14 @@ def _summary(work: Certification, dataset: str) -> pa.Table:
             "sigma": cell.sigma,
         }
         table = storage.read_tables(urls, schema.CERTIFICATES)
-        url = _attacks(work.output, cell)
-        attacked = storage.read_table(url).to_pylist() if storage.exists(url) else []
+        made, drawn = _attacked(work, cell), _chosen(work, cell).drawn
+        within = [row for row in made if row["at"] <= row["radius"]]
         common |= {
-            "attacked": len(attacked),
-            "attacked_changed": sum(row["answer"] != row["guess"] for row in attacked),
-            "attacked_wrong": sum(map(certification.is_wrong, attacked)),
+            "drawn": len(drawn),
+            "attacked": len(within),
+            "attacked_changed": sum(row["answer"] != row["guess"] for row in within),
+            "attacked_wrong": sum(map(certificate_attacks.is_wrong, within)),
         }
-        found += [{**common, **row} for row in certification.summarised(table, work.config.radii)]
+        for row in certification.summarised(table, work.config.radii):
+            found.append({**common, "empirical": certificate_attacks.empirical(made, drawn, row["radius"]), **row})
     return pa.Table.from_pylist(found, schema.CERTIFIED)

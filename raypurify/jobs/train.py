@@ -421,7 +421,8 @@ def _with_more_epochs(job: Job, run: runs.Run) -> Job:
 
 LATER = (
     *("train_against", "pixel_weight", "label_weight", "patience"),
-    *("more_classifiers", "kl_weight", "feature_weight", "logit_weight", "ema", "stability_weight"),
+    *("more_classifiers", "kl_weight", "feature_weight", "logit_weight", "ema"),
+    *("stability_weight", "consistency_weight"),
 )
 """Fields that runs of earlier versions do not name in their identity; they go on where these have their defaults."""
 

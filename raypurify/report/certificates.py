@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raypurify import storage
-from raypurify.report import attempts, figures, formats, templates
+from raypurify.report import attempts, figures, formats, images, templates
 from raypurify.report.cells import Row, grouped
 from raypurify.runs import schema
 from raypurify.storage.published import redacted
@@ -49,7 +49,9 @@ def overview(output: str) -> tuple[dict[str, Any], Iterator[tuple[str, str]]]:
 
 def write_report(output: str) -> None:
     """Write ``report.html`` into the output folder of certificates, from what the run wrote there."""
-    page = certificates_page(storage.read_json(storage.join(output, "run.json")), *read(output))
+    rows, curves = read(output)
+    samples = {cell: _samples(output, cell) for cell in curves}
+    page = certificates_page(storage.read_json(storage.join(output, "run.json")), rows, curves, samples)
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
 
 
@@ -64,10 +66,16 @@ def _curve(output: str, cell: str) -> tuple[NDArray[np.float64], NDArray[np.floa
     return np.concatenate([[0.0], falls]), np.append(left, 0.0)
 
 
+def _samples(output: str, cell: str) -> list[images.Sample]:
+    """A few images of a cell with their pixels; none where the run kept none of it."""
+    url = storage.join(output, "samples", f"{cell}.parquet")
+    if not storage.exists(url):
+        return []
+    return images.read_samples(storage.read_table(url), ("clean", "noisy", "purified"))
+
+
 def certificates_page(
-    run: Mapping[str, Any],
-    rows: Sequence[Row],
-    curves: Curves,
+    run: Mapping[str, Any], rows: Sequence[Row], curves: Curves, samples: Mapping[str, Sequence[images.Sample]]
 ) -> str:
     """The page as HTML: it asks nothing of the network, and runs no script.
 
@@ -75,6 +83,7 @@ def certificates_page(
         run: ``run.json``; whatever it lacks is left out.
         rows: of the schema ``CERTIFIED``.
         curves: of each cell, by its hash: radii (M,), and shares in [0, 1] that hold from each to the next.
+        samples: of each cell, by its hash: rows of the schema ``NOISY_SAMPLES``.
     """
     run = formats.visible(run)
     rows = formats.visible(redacted([*rows]))
@@ -87,6 +96,7 @@ def certificates_page(
         cells=[{"row": members[0], "at": {row["radius"]: row for row in members}} for members in cells],
         radii=radii,
         charts=list(_charts(cells, curves)),
+        galleries=[_gallery(members[0], samples.get(members[0]["cell"], ())) for members in cells],
         identity=identity,
         values=_values(run),
         warnings=attempts.warnings(run),
@@ -106,6 +116,27 @@ def _charts(
 ) -> Iterator[dict[str, Any]]:
     """A chart for each classifier and purifier, with a line for each size of the noise."""
     together = grouped([dict(members[0]) for members in cells], lambda row: (row["classifier"], row["purifier"]))
+    attacked: dict[str, list[Row]] = {}
+    for row in (row for members in cells for row in members if row["empirical"] is not None):
+        attacked.setdefault(row["cell"], []).append(row)
     for number, members in enumerate(together.values()):
         lines = {f"σ = {row['sigma']:g}": curves[row["cell"]] for row in members if row["cell"] in curves}
-        yield {"row": members[0], "svg": figures.certified_curves(lines, name=f"certified{number}")}
+        marks = {
+            f"σ = {row['sigma']:g}": [(one["radius"], one["empirical"]) for one in attacked[row["cell"]]]
+            for row in members
+            if row["cell"] in attacked
+        }
+        yield {
+            "row": members[0],
+            "svg": figures.certified_curves(lines, marks, name=f"certified{number}"),
+            "drawn": max((row["drawn"] for row in members), default=0),
+        }
+
+
+def _gallery(row: Row, samples: Sequence[images.Sample]) -> dict[str, Any]:
+    """A few images of a cell: clean, noisy and purified, each with what the classifier takes it for."""
+    kinds = {"clean": "Clean", "noisy": "Noisy", "purified": "Purified"}
+    pictures = {
+        name: [images.classified(sample, kind, name, str) for sample in samples] for kind, name in kinds.items()
+    }
+    return {"row": row, "samples": samples, "pictures": pictures if samples else {}}

@@ -308,23 +308,33 @@ def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str)
         return _svg(figure, name=name)
 
 
-def certified_curves(curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], *, name: str) -> str:
-    """Certified accuracy over the L2 radius, a line for each size of the noise.
+def certified_curves(
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    marks: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    name: str,
+) -> str:
+    """Certified accuracy over the L2 radius, a line for each size of the noise, and accuracy under attack.
 
     Args:
         curves: radii (N,), ascending from 0, and shares in [0, 1] that hold from each to the next, by their names.
+        marks: radii and shares in [0, 1] under the best attack that was found, by the names of their curves.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
         axes = figure.add_subplot()
         styles = itertools.cycle(itertools.product(("solid", (0, (3.5, 2))), ("purified", "attacked", "adaptive")))
         for (label, (radii, shares)), (dashes, colour) in zip(curves.items(), styles, strict=False):
-            axes.step(radii, shares, where="post", linestyle=dashes, color=_VARIABLES[colour], lw=1.6, label=label)
+            style: dict[str, Any] = {"linestyle": dashes, "color": _VARIABLES[colour], "label": label}
+            axes.step(radii, shares, where="post", lw=1.6, **style)
+            if label in marks:
+                style |= {"label": f"{label}, attacked", "lw": 0.8, "marker": "o", "markersize": 4, "clip_on": False}
+                axes.plot(*zip(*marks[label], strict=True), markerfacecolor="none", **style)
         axes.set_xlim(0, None)
         axes.set_ylim(0, 1.02)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
         axes.set_xlabel("L2 radius, on pixels in [0, 1]")
-        axes.set_ylabel("certified accuracy")
+        axes.set_ylabel("accuracy")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.tick_params(length=0)

@@ -54,7 +54,9 @@ def section(page: Page) -> Section | None:
 def galleries(page: Page) -> Iterator[dict[str, Any]]:
     """Examples of one classifier and purifier in one setting each, in tables by :data:`KINDS`."""
     rows = at_one_radius(page.rows)
-    by_cell = grouped(_samples(page.samples), lambda sample: (sample["cell"],))
+    by_cell = grouped(
+        read_samples(page.samples, ("clean", "adversarial", "purified")), lambda sample: (sample["cell"],)
+    )
     shown = featured(row for row in rows if (row["cell"],) in by_cell)
     order = list(dict.fromkeys(["white-box", "adaptive", *(row["setting"] for row in rows)]))
     attacked = [row for row in rows if row["purifier"] in shown and row["attack"] != NO_ATTACK]
@@ -67,13 +69,13 @@ def galleries(page: Page) -> Iterator[dict[str, Any]]:
             yield {"row": cells[0], "surrogate": surrogate(cells[0]), "tables": tables}
 
 
-def _samples(table: pa.Table) -> list[Sample]:
-    images = ("clean", "adversarial", "purified")
+def read_samples(table: pa.Table, kinds: Sequence[str]) -> list[Sample]:
+    """Rows of a table of samples; the columns ``kinds`` hold their pixels, of the shapes in ``shape``."""
     table = table.combine_chunks()
-    samples: list[Sample] = table.drop_columns(list(images)).to_pylist()
+    samples: list[Sample] = table.drop_columns(list(kinds)).to_pylist()
     for position, sample in enumerate(samples):
         sample["id"] = redacted(sample["id"])
-        for kind in images:
+        for kind in kinds:
             flat = table[kind][position].values.to_numpy(zero_copy_only=False)
             sample[kind] = flat.reshape(sample["shape"])
     return samples

@@ -261,12 +261,27 @@ ATTACKED_CERTIFICATES = pa.schema(
         pa.field("id", pa.string(), nullable=False),
         pa.field("guess", pa.int64(), nullable=False),  # the class that is certified
         pa.field("radius", pa.float64(), nullable=False),  # of the certificate
-        pa.field("l2", pa.float64(), nullable=False),  # of the attacked image's change: below the radius
+        pa.field("at", pa.float64(), nullable=False),  # radius of the L2 ball that it was attacked in
+        pa.field("l2", pa.float64(), nullable=False),  # of the attacked image's change
         pa.field("answer", pa.int64(), nullable=False),  # the vote's on the attacked image
         pa.field("votes", pa.list_(pa.int64()), nullable=False),
     ]
 )
-"""``attacked/<hash>.parquet``: some of a cell's certified images under an attack within their radii."""
+"""``attacked/<hash>.parquet``: some of a cell's images under attack, within their radii and beyond; a row for each."""
+
+NOISY_SAMPLES = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("guess", pa.int64(), nullable=False),  # the class that is certified
+        pa.field("radius", pa.float64(), nullable=False),  # L2
+        *(pa.field(f"pred_{kind}", pa.int64(), nullable=False) for kind in ("clean", "noisy", "purified")),
+        pa.field("shape", pa.list_(pa.int64()), nullable=False),  # [H, W, C]
+        # H*W*C pixels, row-major HWC; those of the noisy image are not bound to [0, 1].
+        *(pa.field(kind, pa.list_(pa.float32()), nullable=False) for kind in ("clean", "noisy", "purified")),
+    ]
+)
+"""``samples/<hash>.parquet`` of certificates: a few images of a cell with their pixels, for the report."""
 
 CERTIFIED = pa.schema(
     [
@@ -284,6 +299,8 @@ CERTIFIED = pa.schema(
         pa.field("abstained", pa.float64(), nullable=False),  # share of the images, the same at each radius
         pa.field("draws_mean", pa.float64(), nullable=False),  # likewise
         pa.field("radius_mean", pa.float64(), nullable=False),  # likewise, wrong images as 0: it rewards easy images
+        pa.field("drawn", pa.int64(), nullable=False),  # images that were drawn to be attacked
+        pa.field("empirical", pa.float64()),  # of these, right and unchanged by the best attack found within the radius
         pa.field("attacked", pa.int64(), nullable=False),  # certified images that were attacked within their radii
         pa.field("attacked_changed", pa.int64(), nullable=False),  # of these, those whose vote the attack changed
         pa.field("attacked_wrong", pa.int64(), nullable=False),  # of these, those whose certificate it proved wrong
@@ -343,6 +360,7 @@ MANIFEST = pa.schema(
         pa.field("ssim", pa.float32()),  # null where a side is under 11 pixels
         pa.field("pred_input", pa.int64()),  # null without a classifier
         pa.field("pred_cleaned", pa.int64()),
+        pa.field("detected", pa.bool_()),  # the input: the vote of --certify-draws abstains; null without one
         pa.field("purifier_sha256", pa.string(), nullable=False),
     ]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ def loss_of_answers(
     Args:
         classifier: (N, C, H, W) -> logits (N, K).
         config: has the weights.
-        restored: purified adversarial images.
+        restored: purified adversarial images; where ``consistency_weight`` is above 0, half are one draw of them, and
+            half are another, in the same order.
         x: the clean images that these were made of.
         clean: the same, purified; it is looked at where ``kl_weight`` is above 0.
         y: (N,) int64, the true labels.
@@ -43,6 +45,8 @@ def loss_of_answers(
         loss = loss + config.label_weight * F.cross_entropy(logits.float(), y)
     if config.stability_weight:
         loss = loss + config.stability_weight * F.cross_entropy(logits.float(), expected_logits.argmax(dim=1))
+    if config.consistency_weight:
+        loss = loss + config.consistency_weight * inconsistency(*logits.chunk(2))
     if config.kl_weight:
         loss = loss + config.kl_weight * divergence(classifier(clean), logits)
     return loss
@@ -57,6 +61,20 @@ def divergence(clean: Tensor, adversarial: Tensor) -> Tensor:
     """
     found, expected = (F.log_softmax(logits.float(), dim=1) for logits in (adversarial, clean))
     return F.kl_div(found, expected, reduction="batchmean", log_target=True)
+
+
+def inconsistency(first: Tensor, second: Tensor) -> Tensor:
+    """How far the answers to two draws are from their mean: the mean Kullback-Leibler divergence, a scalar.
+
+    It is the regularisation of Jeong and Shin (2020, arXiv 2006.04062) for two draws, without their term of entropy.
+
+    Args:
+        first: logits (N, K).
+        second: logits (N, K) of the same images.
+    """
+    draws = torch.stack([F.log_softmax(logits.float(), dim=1) for logits in (first, second)])
+    mean = (draws.logsumexp(dim=0) - math.log(2)).expand_as(draws)
+    return F.kl_div(draws, mean, reduction="none", log_target=True).sum(dim=2).mean()
 
 
 def logits_and_features(classifier: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

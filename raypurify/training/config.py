@@ -30,7 +30,10 @@ ATTACKS = "attacks"
 """The source of a purifier's pairs, in ``raypurify.training.pairs``, that is taken where none is named."""
 ATTACKED = "attacked"
 """The source that takes images which were attacked before."""
-ANSWER_WEIGHTS = ("label_weight", "stability_weight", "kl_weight", "feature_weight", "logit_weight")
+ANSWER_WEIGHTS = (
+    *("label_weight", "stability_weight", "consistency_weight"),
+    *("kl_weight", "feature_weight", "logit_weight"),
+)
 """Weights of losses in what the classifier behind a purifier answers."""
 
 
@@ -67,6 +70,10 @@ class TrainingConfig:
     stability_weight: float = 0.0
     """Weight of the cross-entropy of what the classifier says of the clean image, for denoisers (Salman et al. 2020).
     It needs no labels."""
+    consistency_weight: float = 0.0
+    """Weight of the loss of Jeong and Shin (2020), for certificates: every image is drawn twice, and both answers are
+    held against their mean, as a Kullback-Leibler divergence. Both draws count in the other losses. It needs no
+    labels."""
     kl_weight: float = 0.0
     """Weight of the loss of TRADES (Zhang et al. 2019): how far the classifier's answer to the adversarial image is
     from that to the clean one, both purified where there is a purifier, as the Kullback-Leibler divergence."""
@@ -160,13 +167,8 @@ class TrainingConfig:
     def _check_classifiers_flags(self) -> None:
         if self.classifier is not None:
             return
-        usual: dict[str, tuple[object, ...]] = {"pixel_weight": (1.0,), "label_weight": (0.0,)}
-        usual |= {
-            "feature_weight": (0.0,),
-            "logit_weight": (0.0,),
-            "more_classifiers": ((),),
-            "stability_weight": (0.0,),
-        }
+        usual: dict[str, tuple[object, ...]] = {"pixel_weight": (1.0,), "more_classifiers": ((),)}
+        usual |= {name: (0.0,) for name in ANSWER_WEIGHTS if name != "kl_weight"}
         if not self.trains_on_pairs:
             usual |= {"attacks": (DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS), "clean_share": (CLEAN_SHARE,)}
             usual |= {"kl_weight": (0.0,)}

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from raypurify import plugins
 from raypurify.attacks import Attack
 from raypurify.models import autocast, full_float32
-from raypurify.seeds import seed_of
+from raypurify.seeds import derive, seed_of
 from raypurify.training.answers import divergence, loss_of_answers
 from raypurify.training.batches import Batch, augment
 from raypurify.training.config import TrainingConfig, precision_of
@@ -277,13 +277,19 @@ class PairsObjective(Objective):
         self.begin(step)
         return super().step(batch, step)
 
-    def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Attacked images, or clean ones in their share, and the clean images that they were made of: (N, C, H, W)."""
+    def pairs(self, batch: Batch, draws: int = 1) -> tuple[Tensor, Tensor]:
+        """Attacked images, or clean ones in their share, and the clean images that they were made of: (N, C, H, W).
+
+        With several draws there are (draws * N): all images under the first draw, then under the next.
+        """
         config = self.setup.config
         change = partial(augment, seeds=batch.seeds, augmentation=config.augmentation)
-        x = change(batch.x)
-        x_adv = self.attacked(replace(batch, x=x), config.clean_share, augment=change, progress=self.progress)
-        return x_adv, x
+        changed = replace(batch, x=change(batch.x))
+        made = [
+            self.attacked(changed, config.clean_share, draw=draw, augment=change, progress=self.progress)
+            for draw in range(draws)
+        ]
+        return torch.cat(made), torch.cat([changed.x] * draws)
 
     def attacked(self, batch: Batch, clean_share: float, **more: Any) -> Tensor:
         """The images of a batch as the source of pairs makes them: (N, C, H, W).
@@ -291,14 +297,19 @@ class PairsObjective(Objective):
         Args:
             batch: the clean images.
             clean_share: share of them, in [0, 1], that are left as they are.
-            more: other fields of :class:`raypurify.training.pairs.PairSetup` that differ from batch to batch.
+            more: ``draw``, the number of a draw of the same images, from 0; and other fields of
+                :class:`raypurify.training.pairs.PairSetup` that differ from batch to batch.
         """
         return self.made(batch, self.setup.classifier, clean_share, **more)
 
-    def made(self, batch: Batch, classifier: nn.Module | None, clean_share: float, **more: Any) -> Tensor:
+    def made(
+        self, batch: Batch, classifier: nn.Module | None, clean_share: float, draw: int = 0, **more: Any
+    ) -> Tensor:
         """The images of a batch as the source of pairs makes them before one classifier."""
         setup = self.setup
         assert setup.pairs is not None
+        if draw:
+            batch = replace(batch, seeds=derive(batch.seeds, "draw", draw))
         making = PairSetup(
             network=setup.network, classifier=classifier, attacks=setup.attacks, clean_share=clean_share, **more
         )
@@ -335,7 +346,9 @@ class PurifierObjective(PairsObjective):
 
     def loss(self, batch: Batch) -> Tensor:
         config, network = self.setup.config, cast(Any, self.setup.network)
-        x_adv, x = self.pairs(batch)
+        draws = 2 if config.consistency_weight else 1
+        x_adv, x = self.pairs(batch, draws)
+        y = batch.y.repeat(draws)
         if not config.weighs_answers:
             return config.pixel_weight * cast(Tensor, network.training_loss(x_adv, x))
         if config.pixel_weight:
@@ -345,8 +358,10 @@ class PurifierObjective(PairsObjective):
         clean = network(x) if config.kl_weight else x
         loss = config.pixel_weight * pixel_loss
         for classifier, own in self.shared_out(batch):
-            of_answers = loss_of_answers(classifier, config, restored[own], x[own], clean[own], batch.y[own])
-            loss = loss + len(batch.y[own]) / len(batch.y) * of_answers
+            if isinstance(own, Tensor):
+                own = torch.cat([own + draw * len(batch.y) for draw in range(draws)])
+            of_answers = loss_of_answers(classifier, config, restored[own], x[own], clean[own], y[own])
+            loss = loss + len(y[own]) / len(y) * of_answers
         return loss
 
     def attacked(self, batch: Batch, clean_share: float, **more: Any) -> Tensor:
@@ -358,7 +373,7 @@ class PurifierObjective(PairsObjective):
         change = more.pop("augment", None)
         for classifier, own in parts:
             part = batch.taken(cast(Tensor, own).tolist())
-            again = {} if change is None else {"augment": partial(change, seeds=part.seeds)}
+            again: dict[str, Any] = {} if change is None else {"augment": partial(change, seeds=part.seeds)}
             x_adv[own] = self.made(part, classifier, clean_share, **more, **again)
         return x_adv
 

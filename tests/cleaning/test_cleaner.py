@@ -372,6 +372,29 @@ def test_a_classifier_of_colour_images_labels_grey_ones_and_leaves_alone_what_is
     assert [(row["pred_input"], row["pred_cleaned"]) for row in rows] == [(5, 5), (5, 5)]
 
 
+def test_a_vote_tells_of_images_whose_answer_is_unsure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "halves.py").write_text(
+        "from torch import nn, stack\n\n\nclass Halves(nn.Module):\n    def forward(self, x):\n"
+        "        assert x.shape[2] == 8\n"
+        "        mean = x.mean(dim=(1, 2, 3)) - 0.5\n        return stack([-mean, mean], dim=1)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "in").mkdir()
+    for name, side, level in (("sure", 8, 255), ("unsure", 8, 128), ("other", 9, 128)):
+        Image.fromarray(np.full((side, 8), level, np.uint8)).save(tmp_path / "in" / f"{name}.png")
+    output = str(tmp_path / "out")
+    [unit] = units_of(str(tmp_path / "in"), output)
+    named = {"input": str(tmp_path / "in"), "purifier": "identity"}
+    config = CleaningConfig(**named, classifier="halves:Halves", certify_draws=50, certify_sigma=1.0)
+    work = Cleaning.load(config, output)
+    rows = Cleaner(work, "cpu", batch=8, threads=1)(unit).rows
+    assert {row["id"]: row["detected"] for row in rows} == {"sure.png": False, "unsure.png": True, "other.png": None}
+    assert "certify_draws" in work.identity()
+    assert "certify_draws" not in Cleaning.load(CleaningConfig(**named), output).identity()
+    with pytest.raises(ValueError, match="certify_draws needs a classifier"):
+        CleaningConfig(**named, certify_draws=50)
+
+
 def test_dictionaries_of_images_and_permuted_tensors_are_read(tmp_path: Path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
     encoded = [encode_png(image) for image in pixels]

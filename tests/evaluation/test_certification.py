@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from raypurify import models
-from raypurify.evaluation import certification
+from raypurify.evaluation import certificate_attacks, certification
 from raypurify.evaluation.certification import CertificationConfig, Smoothed
 
 ALPHA = 0.001
@@ -139,21 +139,46 @@ def test_large_images_have_smaller_blocks() -> None:
 def test_an_attack_goes_around_a_purifier_without_a_gradient() -> None:
     x = torch.full((1, 2, 2), 0.7)
     for purifier in ("identity", "rounding"):
-        row = certification.attacked(smoothed(purifier=purifier, draws=400), x, "a", 1, 0.4)
-        assert row["l2"] == pytest.approx(0.99 * 0.4, abs=1e-4)
-        assert row["answer"] == 1, "the boundary is 0.4 away"
-        row = certification.attacked(smoothed(purifier=purifier, draws=400), x, "a", 1, 0.8)
+        one = smoothed(purifier=purifier, draws=400)
+        certified = {"id": "a", "guess": 1, "right": True}
+        within, near, far = certificate_attacks.attacked(one, x, {**certified, "radius": 0.4}, (0.1, 0.41, 0.9, 2.0))
+        assert within["l2"] == pytest.approx(0.99 * 0.4, abs=1e-4)
+        assert within["answer"] == near["answer"] == 1, "the boundary is 0.4 away, where a vote is still a toss-up"
+        assert (far["at"], far["answer"]) == (0.9, 0), "and there it ends"
+        (row,) = certificate_attacks.attacked(one, x, {**certified, "radius": 0.8}, ())
         assert row["answer"] == 0
-        assert certification.is_wrong(row)
+        assert certificate_attacks.is_wrong(row)
+        assert not [*certificate_attacks.attacked(one, x, {**certified, "radius": 0.0, "right": False}, (1.0,))]
+
+
+def test_accuracy_under_attack_is_that_of_what_no_attack_changed() -> None:
+    rows = [{"id": name, "guess": 1, "right": name != "d", "radius": 0.5} for name in "abcd"]
+    held, changed = [600, 400], [1000, 0]
+    attack = {"guess": 1, "radius": 0.5}
+    made = [
+        {**attack, "id": "a", "at": 0.495, "answer": 0, "votes": [501, 499]},
+        {**attack, "id": "a", "at": 1.0, "answer": 1, "votes": held[::-1]},
+        {**attack, "id": "a", "at": 2.0, "answer": 0, "votes": changed},
+        {**attack, "id": "b", "at": 0.495, "answer": 0, "votes": changed},
+        {**attack, "id": "b", "at": 1.0, "answer": 0, "votes": changed},
+        {**attack, "id": "c", "at": 0.495, "answer": 1, "votes": held[::-1]},
+        {**attack, "id": "c", "at": 1.0, "answer": 0, "votes": held},
+    ]
+    shares = [certificate_attacks.empirical(made, rows, radius) for radius in (0.0, 0.4, 0.5, 1.0, 2.0)]
+    assert shares == [0.75, 0.75, 0.5, 0.25, 0.0]
+    assert certificate_attacks.empirical([], [], 1.0) is None
+    assert certificate_attacks.covers(made, rows, (0.4, 1.0, 2.0))
+    assert not certificate_attacks.covers(made, rows, (0.4, 0.7))
+    assert not certificate_attacks.covers(made[1:], rows, (0.4,))
 
 
 def test_a_vote_that_is_merely_lost_proves_no_certificate_wrong() -> None:
-    assert not certification.is_wrong({"guess": 1, "votes": [5010, 4990]})
-    assert certification.is_wrong({"guess": 1, "votes": [5400, 4600]})
-    assert not certification.is_broken(0, 500, ALPHA, 1)
-    assert not certification.is_broken(2, 500, ALPHA, 1)
-    assert certification.is_broken(5, 500, ALPHA, 1)
-    assert not certification.is_broken(4, 500, ALPHA, 10)
+    assert not certificate_attacks.is_wrong({"guess": 1, "votes": [5010, 4990]})
+    assert certificate_attacks.is_wrong({"guess": 1, "votes": [5400, 4600]})
+    assert not certificate_attacks.is_broken(0, 500, ALPHA, 1)
+    assert not certificate_attacks.is_broken(2, 500, ALPHA, 1)
+    assert certificate_attacks.is_broken(5, 500, ALPHA, 1)
+    assert not certificate_attacks.is_broken(4, 500, ALPHA, 10)
 
 
 @pytest.mark.parametrize(

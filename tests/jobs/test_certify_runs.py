@@ -120,20 +120,56 @@ def test_certified_images_withstand_an_attack_within_their_radii(
     config: CertificationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = str(tmp_path / "run")
-    config = dataclasses.replace(config, draws=500, alpha=1e-4)
-    assert certify(config, LOCAL, output)["attacked"].to_pylist() == [0, 0]
-    more = dataclasses.replace(config, attack_images=3)
-    row = certify(more, LOCAL, output).to_pylist()[0]
+    config = dataclasses.replace(config, draws=500, alpha=1e-4, radii=(0.0, 0.1, 9.0))
+    none = certify(config, LOCAL, output).to_pylist()
+    assert [(row["attacked"], row["drawn"], row["empirical"]) for row in none] == [(0, 0, None)] * 3
+    more = dataclasses.replace(config, attack_images=30)
+    rows = certify(more, LOCAL, output).to_pylist()
     (url,) = storage.list_files(f"{output}/attacked", ".parquet")
     found = storage.read_table(url).to_pylist()
-    assert (row["attacked"], row["attacked_changed"], row["attacked_wrong"]) == (len(found), 0, 0)
-    assert 0 < len(found) <= 3
-    assert all(0.5 * one["radius"] < one["l2"] <= 0.99 * one["radius"] + 1e-5 for one in found)
-    monkeypatch.setattr(certification, "WITHIN", 60.0)
+    within = [one for one in found if one["at"] <= one["radius"]]
+    beyond = [one for one in found if one["at"] > one["radius"]]
+    assert (rows[0]["attacked"], rows[0]["attacked_changed"], rows[0]["attacked_wrong"]) == (len(within), 0, 0)
+    assert 0 < len(within) <= rows[0]["drawn"] == 30
+    assert all(0.5 * one["radius"] < one["l2"] <= one["at"] == 0.99 * one["radius"] for one in within)
+    assert {one["id"] for one in beyond if one["at"] == 9.0} == {one["id"] for one in within}, "no answer stays there"
+    assert [row["empirical"] for row in rows] == sorted((row["empirical"] for row in rows), reverse=True)
+    assert rows[0]["empirical"] == pytest.approx(len(within) / 30)
+    assert rows[2]["empirical"] == 0
+    changed = dataclasses.replace(more, radii=(0.0, 0.1, 5.0, 9.0))
+    assert [row["radius"] for row in certify(changed, LOCAL, output).to_pylist()] == [0.0, 0.1, 5.0, 9.0]
+    assert {one["at"] for one in storage.read_table(url).to_pylist()} > {5.0}, "attacked there, too"
+
+
+def test_a_certificate_that_an_attack_proves_wrong_fails_the_run(
+    config: CertificationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, draws=500, alpha=1e-4, attack_images=30)
+    monkeypatch.setattr(certification, "bound_of", lambda counts, draws, alpha: np.full(len(counts), 1 - 1e-12))
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"an attack proved \d certificates of identity, σ = 0.1, wrong"):
-            certify(more, LOCAL, str(tmp_path / "broken"))
+            certify(config, LOCAL, str(tmp_path / "broken"))
     assert not (tmp_path / "broken" / storage.SUCCESS).exists()
+
+
+def test_a_few_images_are_kept_as_they_are_seen(config: CertificationConfig, tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    certify(config, LOCAL, output)
+    (url,) = storage.list_files(f"{output}/samples", ".parquet")
+    table = storage.read_table(url)
+    assert table.schema == schema.NOISY_SAMPLES
+    rows = {row["id"]: row for row in certificates(output)}
+    assert len(table) == job.SHOWN
+    for row in table.to_pylist():
+        assert (row["guess"], row["radius"]) == (rows[row["id"]]["guess"], rows[row["id"]]["radius"])
+        noise = np.array(row["noisy"]) - np.array(row["clean"])
+        assert noise.std() == pytest.approx(0.1, rel=0.1)
+        assert row["purified"] == row["noisy"], "the identity"
+    page = Path(f"{output}/report.html").read_text()
+    assert page.count("Noisy image") == job.SHOWN
+    storage.remove(url)
+    certify(config, LOCAL, output)
+    assert storage.read_table(url) == table
 
 
 def test_cells_that_could_not_be_told_apart_are_refused(config: CertificationConfig, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def changed(key: str, *, psnr: float = 20.0, side: int = 28, **values: Any) -> d
         "ssim": 0.8123 if side >= 11 else None,
         "pred_input": 3,
         "pred_cleaned": 3,
+        "detected": None,
         "purifier_sha256": "ab",
     } | values
     assert list(row) == schema.MANIFEST.names
@@ -138,6 +139,12 @@ def test_key_figures() -> None:
     for about in ("97.22% of all", "2.78% of all", "1.00% of the cleaned", "25.5 levels in 255", "5 kB written"):
         assert about in text
     assert "120 retries among them" in text
+
+
+def test_detected_stands_only_where_there_was_a_vote() -> None:
+    given = {"identity": {"classifier": "weights/mnist/a_net"}}
+    assert "29" in parse(given, detected=29).key_figures
+    assert len(parse(given, detected=None).key_figures) == len(parse(given, detected=29).key_figures) - 1
 
 
 def test_relabelled_stands_only_where_a_classifier_was_given() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from raypurify.attacks import run
 from raypurify.attacks.pgd import PGD
 from raypurify.training import Batch, TrainingConfig
-from raypurify.training.answers import divergence, last_linear, logits_and_features
+from raypurify.training.answers import divergence, inconsistency, last_linear, logits_and_features
 from raypurify.training.average import Average
 from raypurify.training.objectives import (
     ClassifierObjective,
@@ -84,6 +84,37 @@ def test_a_loss_on_what_the_classifier_said_stands_alone_too() -> None:
     x_adv, x = objective.pairs(batch())
     expected = 2 * F.cross_entropy(classifier(network(x_adv)), classifier(x).argmax(dim=1))
     torch.testing.assert_close(objective.loss(batch()), expected)
+
+
+def test_two_draws_of_an_image_are_held_against_their_mean() -> None:
+    first, second = torch.randn(5, 4), torch.randn(5, 4)
+    p, q = first.softmax(dim=1), second.softmax(dim=1)
+    mean = (p + q) / 2
+    expected = ((mean * (mean / p).log()).sum(dim=1) + (mean * (mean / q).log()).sum(dim=1)).mean() / 2
+    assert inconsistency(first, second).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert inconsistency(first, first).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_both_draws_count_in_every_loss() -> None:
+    weights = {"pixel_weight": 0.5, "label_weight": 2.0, "kl_weight": 3.0, "consistency_weight": 4.0}
+    noise = "noise,sigma=0.5,clip=false"
+    objective = with_classifiers(
+        purifier_objective(0.0, noise, augmentation="flip_crop", **weights), deep_classifier(0), deep_classifier(1)
+    )
+    network, data = objective.setup.network, images(20)
+    nn.init.normal_(network.output.weight, std=0.3)
+    x_adv, x = objective.pairs(data, 2)
+    torch.testing.assert_close(x[:20], x[20:])
+    assert ((x_adv - x).std() - 0.5).abs() < 0.05
+    assert not torch.allclose(x_adv[:20], x_adv[20:])
+    torch.testing.assert_close(objective.pairs(data)[0], x_adv[:20])
+    expected = 0.5 * network.training_loss(x_adv, x)
+    for classifier, own in objective.shared_out(data):
+        draws = [classifier(network(part[own])) for part in (x_adv[:20], x_adv[20:])]
+        logits, clean = torch.cat(draws), classifier(network(x[:20][own]))
+        answers = 2 * F.cross_entropy(logits, data.y[own].repeat(2)) + 3 * divergence(clean.repeat(2, 1), logits)
+        expected = expected + len(own) / 20 * (answers + 4 * inconsistency(*draws))
+    torch.testing.assert_close(objective.loss(data), expected)
 
 
 def test_a_loss_on_logits_stands_alone_too() -> None:
