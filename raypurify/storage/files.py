@@ -410,7 +410,7 @@ def write_table(url: str, table: pa.Table) -> None:
 
 def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     """Read one Parquet file."""
-    return pq.read_table(io.BytesIO(read_bytes(url)), columns=columns)
+    return _parquet(url).read(columns, use_threads=False)
 
 
 def read_tables(urls: Iterable[str], schema: pa.Schema) -> pa.Table:
@@ -420,12 +420,21 @@ def read_tables(urls: Iterable[str], schema: pa.Schema) -> pa.Table:
     """
 
     def read(url: str) -> pa.Table:
-        file = pq.ParquetFile(io.BytesIO(read_bytes(url)))
-        return with_columns(file.read([name for name in schema.names if name in file.schema_arrow.names]), schema)
+        file = _parquet(url)
+        known = [name for name in schema.names if name in file.schema_arrow.names]
+        return with_columns(file.read(known, use_threads=False), schema)
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         tables = list(pool.map(read, urls))
     return pa.concat_tables([schema.empty_table(), *tables])
+
+
+def _parquet(url: str) -> pq.ParquetFile:
+    """A Parquet file in memory, to be read by the calling thread alone.
+
+    A thread of Arrow's that lets a Python object go while the interpreter ends would abort the process.
+    """
+    return pq.ParquetFile(pa.BufferReader(read_bytes(url)))
 
 
 def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
