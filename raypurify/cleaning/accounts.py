@@ -250,7 +250,7 @@ def _keep(output: str, unit: str, live: set[str]) -> None:
 
 def _read(output: str, part: str, unit: str, columns: pa.Schema) -> pa.Table:
     try:
-        return storage.read_table(storage.join(output, part, f"{unit}.parquet"))
+        return storage.with_columns(storage.read_table(storage.join(output, part, f"{unit}.parquet")), columns)
     except FileNotFoundError as error:
         if part == "manifest":
             raise RuntimeError(f"{output}: unit {unit} is planned, but not accounted for in manifest/") from error

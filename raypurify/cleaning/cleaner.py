@@ -24,7 +24,7 @@ from raypurify.cleaning import reader, writer
 from raypurify.cleaning.accounts import Cleaned
 from raypurify.cleaning.plan import Unit
 from raypurify.cleaning.reader import Item
-from raypurify.cleaning.tiles import NotFiniteError, Tiling, compare, purify_pixels
+from raypurify.cleaning.tiles import NotFiniteError, PaddedPurifier, Tiling, compare, purify_pixels
 from raypurify.data import BATCH_PIXELS, View, batch_size
 from raypurify.images import Picture
 from raypurify.runs import fields, stages
@@ -60,7 +60,8 @@ class CleaningConfig:
     those that it was trained on were shown, if it says how."""
     certify_draws: int = 0
     """With a number above 0, and a classifier, each image goes so many times through Gaussian noise, purifier and
-    classifier, and is told as detected where the vote abstains; 100 will do."""
+    classifier, and is told as detected where the vote abstains; 100 will do. There is no vote on an image that is too
+    large to be purified whole, or that the classifier does not take."""
     certify_sigma: float = 0.25
     """Standard deviation of this noise, on pixels in [0, 1]."""
     shards: writer.Shards = "mirror"
@@ -296,9 +297,13 @@ class Cleaner:
         if not config.certify_draws:
             return [None] * len(pixels)
 
-        def told(x: Tensor, rows: Sequence[int]) -> list[bool]:
+        padded = PaddedPurifier(self.purifier, self.device, config.precision)
+
+        def told(x: Tensor, rows: Sequence[int]) -> list[bool] | list[None]:
+            if x.shape[2] * x.shape[3] > self.tiling.whole:
+                return [None] * len(x)
             seeds = [seed_of(config.seed, "vote", ids[row]) for row in rows]
-            networks = cast(nn.Module, self.classifier), self.purifier
+            networks = cast(nn.Module, self.classifier), _AsCleaned(padded, self.channels)
             detected: list[bool] = abstains(
                 *networks, x, seeds, draws=config.certify_draws, sigma=config.certify_sigma
             ).tolist()
@@ -307,7 +312,10 @@ class Cleaner:
         return self._answers(pixels, range(len(pixels)), told)
 
     def _answers(
-        self, pixels: NDArray[np.uint8], rows: Sequence[int], told: Callable[[Tensor, Sequence[int]], list[Answer]]
+        self,
+        pixels: NDArray[np.uint8],
+        rows: Sequence[int],
+        told: Callable[[Tensor, Sequence[int]], Sequence[Answer | None]],
     ) -> Sequence[Answer | None]:
         """What is told of images, (N, C, H, W) in [0, 1], as the classifier sees them; None for those it does not take.
 
@@ -361,6 +369,22 @@ class Cleaner:
             notes=[*item.picture.notes, *grey, *notes],
             purifier_sha256=self.work.purifier.identity,
         )
+
+
+class _AsCleaned(nn.Module):
+    """A purifier as a cleaning sends images through it: padded, and grey ones in colour."""
+
+    random = True
+
+    def __init__(self, padded: PaddedPurifier, channels: int | None) -> None:
+        super().__init__()
+        self.padded, self.channels = padded, channels
+
+    def forward(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(N, C, H, W) -> the same; a seed for each image."""
+        if self.channels != 3 or x.shape[1] == 3:
+            return self.padded.purified(x, seeds)
+        return self.padded.purified(x.expand(-1, 3, -1, -1), seeds).mean(dim=1, keepdim=True)
 
 
 def fits(own: int, channels: int | None) -> bool:

@@ -102,7 +102,7 @@ def purify_pixels(
                 out[top : top + strip.shape[1]] = to_uint8_nhwc(strip[None])[0]
                 top += strip.shape[1]
         return purified
-    padded = _PaddedPurifier(purifier, device, precision)
+    padded = PaddedPurifier(purifier, device, precision)
     batch = tiling.whole // pixels
     for start in range(0, len(images), batch):
         rows = slice(start, start + batch)
@@ -110,7 +110,7 @@ def purify_pixels(
     return purified
 
 
-class _PaddedPurifier:
+class PaddedPurifier:
     """The purifier as it is called on pixels of any shape."""
 
     def __init__(self, purifier: nn.Module, device: str, precision: Precision) -> None:
@@ -121,20 +121,23 @@ class _PaddedPurifier:
 
     def __call__(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> Tensor:
         """(N, H, W, C) uint8 -> (N, C, H, W) float32 on the CPU."""
-        height, width = pixels.shape[1:3]
-        bottom, right = -height % self.multiple, -width % self.multiple
         x = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(self.device).permute(0, 3, 1, 2)
-        x = x.to(memory_format=torch.channels_last).float().div_(255)
+        y = self.purified(x.to(memory_format=torch.channels_last).float().div_(255), seeds).cpu()
+        if not y.isfinite().all():
+            raise NotFiniteError("its pixels are not finite: NaN or infinity")
+        return y
+
+    def purified(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
+        """(N, C, H, W) float32 on the device -> the same."""
+        height, width = x.shape[2:]
+        bottom, right = -height % self.multiple, -width % self.multiple
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom), mode="replicate")
         with torch.no_grad(), autocast(self.device, self.precision):
             y = purify(self.purifier, x, seeds)
         if y.shape != x.shape:
             raise ValueError(f"{type(self.purifier).__name__} made {tuple(y.shape)} of {tuple(x.shape)}")
-        y = y[..., :height, :width].float().cpu()
-        if not y.isfinite().all():
-            raise NotFiniteError("its pixels are not finite: NaN or infinity")
-        return y
+        return y[..., :height, :width].float()
 
 
 def purified_strips(
@@ -158,7 +161,7 @@ def purified_strips(
     Raises:
         NotFiniteError, ValueError: as :func:`purify_pixels`.
     """
-    padded = _PaddedPurifier(purifier, device, precision)
+    padded = PaddedPurifier(purifier, device, precision)
     height, width, channels = image.shape
     rows, columns = (_spans(side, tiling, padded) for side in (height, width))
     waiting = torch.zeros(channels, 0, width)
@@ -174,7 +177,7 @@ def purified_strips(
         waiting = strip[:, done:].clone()
 
 
-def _spans(side: int, tiling: Tiling, padded: _PaddedPurifier) -> list[tuple[int, int]]:
+def _spans(side: int, tiling: Tiling, padded: PaddedPurifier) -> list[tuple[int, int]]:
     """Beginnings and ends of tiles along one side: of nearly one length, beginning on its grid."""
     if side <= tiling.tile:
         return [(0, side)]
@@ -193,7 +196,7 @@ def _spans(side: int, tiling: Tiling, padded: _PaddedPurifier) -> list[tuple[int
     return [(start, min(start + step + overlap, side)) for start in range(0, side - overlap, step)]
 
 
-def _weights(spans: Sequence[tuple[int, int]], index: int, padded: _PaddedPurifier) -> Tensor:
+def _weights(spans: Sequence[tuple[int, int]], index: int, padded: PaddedPurifier) -> Tensor:
     """The weights of a tile's pixels along one side; those of two tiles sum to 1 where they overlap."""
     start, stop = spans[index]
     weights = torch.ones(stop - start)

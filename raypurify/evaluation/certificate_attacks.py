@@ -23,7 +23,7 @@ ATTACK = PGDL2(steps=20)
 ATTACK_DRAWS = 16
 """Draws that the attacker's gradient is averaged over."""
 VOTES = 1000
-"""Draws at most of the vote on an attacked image."""
+"""Draws at most of the vote on an image that is attacked beyond its radius."""
 ATTACK_COST = 3 * ATTACK.steps * ATTACK_DRAWS + VOTES
 """About how many draws an attack on an image costs: a gradient is three passes through the networks."""
 ATTACKS = 3
@@ -84,7 +84,9 @@ def _attacked_at(smoothed: Smoothed, x: Tensor, row: Mapping[str, Any], at: floa
     victim = Composite(smoothed.classifier, noisy, draws=ATTACK_DRAWS, seed=seed)
     y = torch.full((1,), row["guess"], device=x.device)
     x_adv = replace(ATTACK, epsilon=at)(victim, x[None], y, seeds=[seed]).x_adv
-    votes = smoothed.votes(x_adv, [name], "attacked", 0, min(config.draws, VOTES))[0]
+    # Within the radius a wrong certificate is to be proved: with as many draws as it was made with.
+    draws = config.draws if at <= row["radius"] else min(config.draws, VOTES)
+    votes = smoothed.votes(x_adv, [name], "attacked", 0, draws)[0]
     return {
         **{column: row[column] for column in ("id", "guess", "radius")},
         "at": at,
@@ -101,14 +103,19 @@ def picked(rows: Sequence[Mapping[str, Any]], config: CertificationConfig) -> li
 
 def covers(made: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], radii: Sequence[float]) -> bool:
     """Whether attacks that were made (``schema.ATTACKED_CERTIFICATES``) are all that these certificates ask for."""
-    known = {(row["id"], row["guess"], row["radius"], row.get("at")): row for row in made}
+    known: dict[tuple[Any, ...], dict[float | None, bool]] = {}
+    for row in made:
+        changed = row["answer"] != row["guess"]
+        known.setdefault((row["id"], row["guess"], row["radius"]), {})[row.get("at")] = changed
     for row in rows:
-        for at in _radii_of(row, radii):
-            found = known.get((row["id"], row["guess"], row["radius"], at))
-            if found is None:
-                return False
-            if at > row["radius"] and found["answer"] != row["guess"]:
-                break
+        found = known.get((row["id"], row["guess"], row["radius"]), {})
+        # Where a smaller ball was enough, a larger one is.
+        lost = min(
+            (at for at, changed in found.items() if at is not None and at > row["radius"] and changed), default=None
+        )
+        asked = (at for at in _radii_of(row, radii) if lost is None or at < lost)
+        if any(at not in found for at in asked):
+            return False
     return True
 
 
@@ -145,15 +152,15 @@ def is_wrong(row: Mapping[str, Any]) -> bool:
     return bool(found.proportion_ci(1 - 1e-6, "exact").high < 0.5)
 
 
-def is_broken(wrong: int, n: int, alpha: float, cells: int) -> bool:
+def is_broken(wrong: int, drawn: int, alpha: float, cells: int) -> bool:
     """Whether more certificates of a cell are wrong than chance allows.
 
     Where all is right, this is so in one of the cells with a chance of at most 0.005.
 
     Args:
         wrong: certificates that an attack proved wrong.
-        n: images of the cell, each of which may have a wrong one with a chance of ``alpha``.
-        alpha: see ``n``.
+        drawn: images that were drawn to be attacked, each of which may have a wrong one with a chance of ``alpha``.
+        alpha: see ``drawn``.
         cells: how many there are.
     """
-    return bool(wrong and stats.binom.sf(wrong - 1, n, alpha) <= 0.005 / cells)
+    return bool(wrong and stats.binom.sf(wrong - 1, drawn, alpha) <= 0.005 / cells)

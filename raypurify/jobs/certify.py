@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -378,9 +379,12 @@ def _attacked(work: Certification, cell: Cell) -> list[Mapping[str, Any]]:
 
 def _chosen(work: Certification, cell: Cell) -> _Chosen:
     """The certificates of a cell that are held against an attack, and those that are shown: the seed draws them."""
-    rows: list[Mapping[str, Any]] = []
-    for url in storage.list_files(_certificates(work.output, cell), ".parquet"):
-        rows += [{**row, "unit": storage.stem(url)} for row in storage.read_table(url).to_pylist()]
+    urls = list(storage.list_files(_certificates(work.output, cell), ".parquet"))
+    with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
+        tables = [*pool.map(storage.read_table, urls)]
+    rows = [
+        {**row, "unit": storage.stem(url)} for url, table in zip(urls, tables, strict=True) for row in table.to_pylist()
+    ]
     ordered = certificate_attacks.picked(rows, work.config)
     return _Chosen(drawn=ordered[: work.config.attack_images], shown=ordered[:SHOWN])
 
@@ -432,12 +436,12 @@ def _conclude(work: Certification, source: Source, planned: Sequence[Unit]) -> p
     for row in summary.to_pylist():
         if row["n"] + rejected != source.rows:
             raise RuntimeError(f"{work.output}: {row['n']} certificates and {rejected} rejected, of {source.rows}")
-        if certificate_attacks.is_broken(row["attacked_wrong"], row["n"], work.config.alpha, len(work.cells)):
+        if certificate_attacks.is_broken(row["attacked_wrong"], row["drawn"], work.config.alpha, len(work.cells)):
             which = f"{row['attacked_wrong']} certificates of {row['purifier']}, σ = {row['sigma']:g}"
             url = storage.join(work.output, "attacked", f"{row['cell']}.parquet")
             raise RuntimeError(f"an attack proved {which}, wrong: see {url}. No figure of this run is to be trusted")
     url = storage.join(work.output, "summary.parquet")
-    earlier = storage.read_table(url).to_pylist() if storage.exists(url) else []
+    earlier = storage.read_tables([url] if storage.exists(url) else [], schema.CERTIFIED).to_pylist()
     own = {cell.hash for cell in work.cells}
     folder = storage.join(work.output, "certificates")
     # Another cell stays as long as it has all its certificates: with other images to read, they are made anew.
@@ -450,7 +454,7 @@ def _conclude(work: Certification, source: Source, planned: Sequence[Unit]) -> p
 def _told(work: Certification) -> pa.Table | None:
     """What ``summary.parquet`` tells of this call's cells and radii; None where it does not tell all."""
     url = storage.join(work.output, "summary.parquet")
-    rows = storage.read_table(url).to_pylist() if storage.exists(url) else []
+    rows = storage.read_tables([url] if storage.exists(url) else [], schema.CERTIFIED).to_pylist()
     own = [cell.hash for cell in work.cells]
     found = sorted((row for row in rows if row["cell"] in own), key=lambda row: own.index(row["cell"]))
     asked = [(cell, radius) for cell in own for radius in work.config.radii]
@@ -487,7 +491,9 @@ def _summary(work: Certification, dataset: str) -> pa.Table:
             "sigma": cell.sigma,
         }
         table = storage.read_tables(urls, schema.CERTIFICATES)
-        made, drawn = _attacked(work, cell), _chosen(work, cell).drawn
+        drawn = _chosen(work, cell).drawn
+        names = {row["id"] for row in drawn}
+        made = [row for row in _attacked(work, cell) if row["id"] in names]
         within = [row for row in made if row["at"] <= row["radius"]]
         common |= {
             "drawn": len(drawn),

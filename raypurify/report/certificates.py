@@ -35,7 +35,7 @@ def by_radius(summary: pa.Table) -> pa.Table:
 
 def read(output: str) -> tuple[list[Row], Curves]:
     """The summary of the certificates of an output, and the curve of each cell."""
-    rows = storage.read_table(storage.join(output, "summary.parquet")).to_pylist()
+    rows = storage.read_tables([storage.join(output, "summary.parquet")], schema.CERTIFIED).to_pylist()
     return rows, {cell: _curve(output, cell) for cell in dict.fromkeys(row["cell"] for row in rows)}
 
 
@@ -122,14 +122,14 @@ def _charts(
     for number, members in enumerate(together.values()):
         lines = {f"σ = {row['sigma']:g}": curves[row["cell"]] for row in members if row["cell"] in curves}
         marks = {
-            f"σ = {row['sigma']:g}": [(one["radius"], one["empirical"]) for one in attacked[row["cell"]]]
+            f"σ = {row['sigma']:g}": sorted((one["radius"], one["empirical"]) for one in attacked[row["cell"]])
             for row in members
             if row["cell"] in attacked
         }
         yield {
             "row": members[0],
             "svg": figures.certified_curves(lines, marks, name=f"certified{number}"),
-            "drawn": max((row["drawn"] for row in members), default=0),
+            "drawn": any(row["drawn"] for row in members),
         }
 
 

@@ -299,7 +299,7 @@ CERTIFIED = pa.schema(
         pa.field("abstained", pa.float64(), nullable=False),  # share of the images, the same at each radius
         pa.field("draws_mean", pa.float64(), nullable=False),  # likewise
         pa.field("radius_mean", pa.float64(), nullable=False),  # likewise, wrong images as 0: it rewards easy images
-        pa.field("drawn", pa.int64(), nullable=False),  # images that were drawn to be attacked
+        pa.field("drawn", pa.int64()),  # images that were drawn to be attacked; null in summaries of earlier versions
         pa.field("empirical", pa.float64()),  # of these, right and unchanged by the best attack found within the radius
         pa.field("attacked", pa.int64(), nullable=False),  # certified images that were attacked within their radii
         pa.field("attacked_changed", pa.int64(), nullable=False),  # of these, those whose vote the attack changed

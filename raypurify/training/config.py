@@ -71,9 +71,9 @@ class TrainingConfig:
     """Weight of the cross-entropy of what the classifier says of the clean image, for denoisers (Salman et al. 2020).
     It needs no labels."""
     consistency_weight: float = 0.0
-    """Weight of the loss of Jeong and Shin (2020), for certificates: every image is drawn twice, and both answers are
-    held against their mean, as a Kullback-Leibler divergence. Both draws count in the other losses. It needs no
-    labels."""
+    """Weight of the loss of Jeong and Shin (2020), for certificates: noise (or what else an attack draws at random) is
+    drawn twice for each image, and both answers are held against their mean, as a Kullback-Leibler divergence. Both
+    draws count in the other losses. It needs no labels."""
     kl_weight: float = 0.0
     """Weight of the loss of TRADES (Zhang et al. 2019): how far the classifier's answer to the adversarial image is
     from that to the clean one, both purified where there is a purifier, as the Kullback-Leibler divergence."""

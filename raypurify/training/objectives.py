@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from raypurify import plugins
 from raypurify.attacks import Attack
 from raypurify.models import autocast, full_float32
-from raypurify.seeds import derive, seed_of
+from raypurify.seeds import seed_of
 from raypurify.training.answers import divergence, loss_of_answers
 from raypurify.training.batches import Batch, augment
 from raypurify.training.config import TrainingConfig, precision_of
@@ -297,19 +297,14 @@ class PairsObjective(Objective):
         Args:
             batch: the clean images.
             clean_share: share of them, in [0, 1], that are left as they are.
-            more: ``draw``, the number of a draw of the same images, from 0; and other fields of
-                :class:`raypurify.training.pairs.PairSetup` that differ from batch to batch.
+            more: other fields of :class:`raypurify.training.pairs.PairSetup` that differ from batch to batch.
         """
         return self.made(batch, self.setup.classifier, clean_share, **more)
 
-    def made(
-        self, batch: Batch, classifier: nn.Module | None, clean_share: float, draw: int = 0, **more: Any
-    ) -> Tensor:
+    def made(self, batch: Batch, classifier: nn.Module | None, clean_share: float, **more: Any) -> Tensor:
         """The images of a batch as the source of pairs makes them before one classifier."""
         setup = self.setup
         assert setup.pairs is not None
-        if draw:
-            batch = replace(batch, seeds=derive(batch.seeds, "draw", draw))
         making = PairSetup(
             network=setup.network, classifier=classifier, attacks=setup.attacks, clean_share=clean_share, **more
         )

@@ -389,6 +389,9 @@ def test_a_vote_tells_of_images_whose_answer_is_unsure(tmp_path: Path, monkeypat
     work = Cleaning.load(config, output)
     rows = Cleaner(work, "cpu", batch=8, threads=1)(unit).rows
     assert {row["id"]: row["detected"] for row in rows} == {"sure.png": False, "unsure.png": True, "other.png": None}
+    colour = replace(config, purifier="weights/photos/cru_net")
+    rows = Cleaner(Cleaning.load(colour, output), "cpu", batch=8, threads=1)(unit).rows
+    assert {row["id"]: row["detected"] for row in rows}["unsure.png"] is True, "grey goes through it as colour"
     assert "certify_draws" in work.identity()
     assert "certify_draws" not in Cleaning.load(CleaningConfig(**named), output).identity()
     with pytest.raises(ValueError, match="certify_draws needs a classifier"):

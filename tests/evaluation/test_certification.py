@@ -31,6 +31,30 @@ def test_radii_of_counts_are_those_of_cohens_formula() -> None:
     assert radii.max() == pytest.approx(0.5 * stats.norm.ppf(ALPHA ** (1 / draws)), abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_radii_of_counts_are_arts() -> None:
+    smoothing = pytest.importorskip("art.estimators.certification.randomized_smoothing.randomized_smoothing")
+    pytest.importorskip("statsmodels")
+    generator = np.random.default_rng(1)
+    draws, sigma = 5000, 0.5
+    counts = np.concatenate([[0, draws, draws // 2], generator.integers(0, draws + 1, 997)])
+
+    class Counted(smoothing.RandomizedSmoothingMixin):  # type: ignore[misc,name-defined]
+        """Draws of an image, of which so many are of class 0 as the image says."""
+
+        def _prediction_counts(self, x: np.ndarray, n: int, batch_size: int) -> np.ndarray:
+            return np.array([n, 0]) if n == 100 else np.array([int(x), n - int(x)])
+
+        def _fit_classifier(self) -> None: ...
+
+        def _predict_classifier(self) -> None: ...
+
+    classes, expected = Counted(sample_size=100, scale=sigma, alpha=ALPHA).certify(counts, draws)
+    bounds = certification.bound_of(counts, draws, ALPHA)
+    np.testing.assert_allclose(certification.radius_of(bounds, sigma), np.where(classes == 0, expected, 0), atol=1e-6)
+    assert (classes == 0).sum() > 300
+
+
 @pytest.mark.parametrize("p", [0.5, 0.8, 0.97, 0.999])
 def test_bounds_are_seldom_wrong(p: float) -> None:
     runs, draws, alpha = 2000, 400, 0.02
@@ -64,6 +88,8 @@ def test_a_sequences_interval_narrows_and_lies_around_the_share() -> None:
         assert 0 <= low <= count / draws <= high <= 1
         assert low <= certification.bound_of(np.array([count]), draws, ALPHA)[0] + 1e-9, "it is sure of more"
     assert certification.sequence_of(70, 100, ALPHA)[0] < certification.sequence_of(7000, 10000, ALPHA)[0]
+    # By hand: the likelihood of 100 of 100 at p, p^100, is alpha times its mean under Jeffreys' prior, 0.0563.
+    assert certification.sequence_of(100, 100, ALPHA)[0] == pytest.approx((0.0563485 * ALPHA) ** 0.01, abs=1e-6)
     assert certification.sequence_of(0, 100, ALPHA)[0] == 0
     assert certification.sequence_of(100, 100, ALPHA)[1] == 1
 
@@ -170,15 +196,16 @@ def test_accuracy_under_attack_is_that_of_what_no_attack_changed() -> None:
     assert certificate_attacks.covers(made, rows, (0.4, 1.0, 2.0))
     assert not certificate_attacks.covers(made, rows, (0.4, 0.7))
     assert not certificate_attacks.covers(made[1:], rows, (0.4,))
+    assert certificate_attacks.covers(made, rows, (3.0,)), "lost at 2.0 already"
 
 
 def test_a_vote_that_is_merely_lost_proves_no_certificate_wrong() -> None:
     assert not certificate_attacks.is_wrong({"guess": 1, "votes": [5010, 4990]})
     assert certificate_attacks.is_wrong({"guess": 1, "votes": [5400, 4600]})
-    assert not certificate_attacks.is_broken(0, 500, ALPHA, 1)
-    assert not certificate_attacks.is_broken(2, 500, ALPHA, 1)
-    assert certificate_attacks.is_broken(5, 500, ALPHA, 1)
-    assert not certificate_attacks.is_broken(4, 500, ALPHA, 10)
+    assert not certificate_attacks.is_broken(0, 20, ALPHA, 1)
+    assert not certificate_attacks.is_broken(1, 20, ALPHA, 1)
+    assert certificate_attacks.is_broken(2, 20, ALPHA, 1)
+    assert not certificate_attacks.is_broken(2, 100, ALPHA, 10)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,16 @@ def test_a_run_goes_on_where_it_stopped(corpus: dict[str, bytes], tmp_path: Path
     assert {url.rpartition("/")[2] for url in changed} <= {"run.json", "report.html"}
 
 
+def test_accounts_of_an_earlier_version_count(corpus: dict[str, bytes], tmp_path: Path) -> None:
+    source, output = put(str(tmp_path / "in"), corpus), str(tmp_path / "out")
+    config = CleaningConfig(input=source, purifier="identity")
+    cleaned = clean(config, POOL, output).cleaned
+    (manifest,) = storage.list_files(storage.join(output, "manifest"))
+    storage.write_table(manifest, storage.read_table(manifest).drop_columns(["detected"]))
+    totals = clean(config, POOL, output)
+    assert (totals.cleaned, totals.detected) == (cleaned, None)
+
+
 def test_a_relative_input_is_the_same_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

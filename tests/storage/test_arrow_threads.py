@@ -10,7 +10,7 @@ import pytest
 from raypurify import storage
 
 READS = """
-import os, sys
+import os, sys, time
 import pyarrow as pa
 from raypurify import storage
 
@@ -18,6 +18,9 @@ url, threads = sys.argv[1], lambda: len(os.listdir("/proc/self/task"))
 before = threads()
 assert storage.read_table(url).num_rows == 5000
 assert storage.read_tables([url, url], pa.schema([("a", pa.int64())])).num_rows == 10000
+deadline = time.monotonic() + 5  # a thread that was joined may be listed for a moment
+while threads() != before and time.monotonic() < deadline:
+    time.sleep(0.01)
 assert threads() == before, (before, threads())
 """
 

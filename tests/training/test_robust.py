@@ -108,6 +108,12 @@ def test_both_draws_count_in_every_loss() -> None:
     assert ((x_adv - x).std() - 0.5).abs() < 0.05
     assert not torch.allclose(x_adv[:20], x_adv[20:])
     torch.testing.assert_close(objective.pairs(data)[0], x_adv[:20])
+    varied = with_classifiers(purifier_objective(0.4, "noise,sigma=0.5,least=0.01,clip=false"), deep_classifier(0))
+    noise = torch.sub(*varied.pairs(data, 2))
+    sizes = noise.std(dim=(1, 2, 3)).view(2, 20)
+    assert (sizes[0] == 0).any(), "clean ones"
+    torch.testing.assert_close(sizes[0], sizes[1], rtol=0.6, atol=0, msg="of one size, or clean, in both draws")
+    assert not torch.equal(noise[:20], noise[20:])
     expected = 0.5 * network.training_loss(x_adv, x)
     for classifier, own in objective.shared_out(data):
         draws = [classifier(network(part[own])) for part in (x_adv[:20], x_adv[20:])]

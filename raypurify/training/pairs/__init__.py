@@ -33,8 +33,15 @@ class PairSetup:
     """Share of the images, in [0, 1], that are left as they are."""
     progress: float = 1.0
     """Share of the training's steps, in [0, 1], that lie behind; 1 where the network is scored."""
+    draw: int = 0
+    """Number of a draw of the same images: what becomes of an image stays, and what is drawn at random is another."""
     augment: Callable[[Tensor], Tensor] = lambda x: x
     """The random change that the batch's images have been through, for adversarial images that were made before."""
+
+    @property
+    def of_draw(self) -> tuple[int, ...]:
+        """What stands behind the names of random draws: nothing in the first draw."""
+        return (self.draw,) if self.draw else ()
 
 
 class Pairs(Protocol):
@@ -80,7 +87,7 @@ def mixture(batch: Batch, victim: nn.Module, setup: PairSetup) -> Tensor:
     for index, attack in enumerate(setup.attacks):
         rows = np.flatnonzero(chosen == index)
         if rows.size:
-            seeds = derive([batch.seeds[row] for row in rows.tolist()], attack)
+            seeds = derive([batch.seeds[row] for row in rows.tolist()], attack, *setup.of_draw)
             where = torch.from_numpy(rows).to(batch.x.device)
             x_adv[where] = run_attack(attack, victim, batch.x[where], batch.y[where], seeds=seeds).x_adv
     return x_adv

@@ -32,7 +32,7 @@ class Noise:
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
         """See :class:`raypurify.training.pairs.Pairs`."""
-        noisy = batch.x + self._sigmas(batch) * normal(derive(batch.seeds, "noise"), batch.x)
+        noisy = batch.x + self._sigmas(batch) * normal(derive(batch.seeds, "noise", *setup.of_draw), batch.x)
         noisy = noisy.clamp(0, 1) if self.clip else noisy
         chosen = torch.from_numpy(choices(batch, 1, setup.clean_share) == 0).to(batch.x.device)
         return torch.where(chosen[:, None, None, None], noisy, batch.x)
