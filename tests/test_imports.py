@@ -1,4 +1,4 @@
-"""Pure code stands without Ray, and nothing loads torchvision."""
+"""Pure code stands without Ray, nothing loads torchvision, and matplotlib is loaded where a chart is drawn."""
 
 import pkgutil
 import subprocess
@@ -10,7 +10,7 @@ SCRIPT = """
 import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
-print(*(name for name in ("ray", "torchvision") if name in sys.modules))
+print(*(name for name in ("ray", "torchvision", "matplotlib") if name in sys.modules))
 """
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from scipy import special
 from torch import Tensor, nn
 
 from raypurify.attacks._victims import purify
@@ -40,9 +40,16 @@ def abstains(
         told.append(classifier(purify(purifier, noisy, derive(own, "purify"))).argmax(dim=1))
     answers = torch.stack(told, dim=1)
     votes = nn.functional.one_hot(answers, num_classes=max(2, int(answers.max()) + 1)).sum(dim=1)
-    first, second = (part.cpu().numpy() for part in votes.topk(2, dim=1).values.unbind(dim=1))
-    chances = 2 * special.bdtrc(first - 1, first + second, 0.5)
-    return torch.from_numpy(chances > ALPHA).to(x.device)
+    first, second = votes.topk(2, dim=1).values.double().unbind(dim=1)
+    return 2 * _tail(first, first + second) > ALPHA
+
+
+def _tail(least: Tensor, n: Tensor) -> Tensor:
+    """The chance of so many heads at least among n tosses of a fair coin: (N,) float64."""
+    heads = torch.arange(int(n.max()) + 1, dtype=torch.float64, device=n.device)[:, None]
+    others = (n - heads).clamp_min(0)
+    chances = (torch.lgamma(n + 1) - torch.lgamma(heads + 1) - torch.lgamma(others + 1) - n * math.log(2)).exp()
+    return torch.where((heads >= least) & (heads <= n), chances, 0.0).sum(dim=0)
 
 
 def check_votes(draws: int, sigma: float) -> None:

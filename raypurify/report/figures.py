@@ -5,23 +5,25 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from raypurify.plugins import shown
 from raypurify.report import templates
 from raypurify.report.formats import duration, three_digits
 from raypurify.report.throughput import Span
+
+if TYPE_CHECKING:
+    # It is imported where a chart is drawn: a worker draws none, and starts sooner without.
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH = 4.2  # inches: about a phone's width in CSS pixels, so that letters keep their size there
 WIDE = 8.0  # of a chart over time, which a phone scrolls
@@ -75,9 +77,7 @@ def accuracy_bars(bars: Sequence[Bar], *, name: str) -> str:
     Returns:
         An ``<svg>`` element. ``name`` is a prefix for its ids, which are unique in the page if the name is.
     """
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 0.4 + 0.72 * len(bars)), layout="constrained")
-        axes = figure.add_subplot()
+    with _drawing(WIDTH, 0.4 + 0.72 * len(bars)) as axes:
         for position, bar in enumerate(bars):
             _draw_bar(axes, position, bar)
         axes.set_xlim(0, 1.0)
@@ -90,7 +90,7 @@ def accuracy_bars(bars: Sequence[Bar], *, name: str) -> str:
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         _bare(axes)
-        return _svg(figure, name=name)
+        return _svg(axes, name=name)
 
 
 def _draw_bar(axes: Axes, position: int, bar: Bar) -> None:
@@ -141,9 +141,7 @@ def security_curve(points: Sequence[Point], *, norm: str, name: str) -> str:
         points: in the order of their radii. At radius 0 stand the clean figures, drawn hollow.
         norm: in letters.
     """
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 2.6), layout="constrained")
-        axes = figure.add_subplot()
+    with _drawing(WIDTH, 2.6) as axes:
         ends: dict[str, float] = {}
         for kind in _LINES:
             known = [(point.eps, share) for point in points if (share := getattr(point, kind)) is not None]
@@ -162,7 +160,7 @@ def security_curve(points: Sequence[Point], *, norm: str, name: str) -> str:
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
         _bare(axes)
-        return _svg(figure, name=name)
+        return _svg(axes, name=name)
 
 
 def _draw_line(axes: Axes, known: Sequence[tuple[float, float]], kind: str) -> None:
@@ -209,9 +207,7 @@ def throughput(spans: Sequence[Span], *, mean: float | None, name: str) -> str:
         spans: in the order of time.
         mean: a line across, where it is known.
     """
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDE, 2.5), layout="constrained")
-        axes = figure.add_subplot()
+    with _drawing(WIDE, 2.5) as axes:
         total = sum(span.seconds for span in spans if span.rates)
         pauses = sum(not span.rates for span in spans)
         longest = min(0.05, 0.3 / max(pauses, 1)) * total
@@ -236,14 +232,14 @@ def throughput(spans: Sequence[Span], *, mean: float | None, name: str) -> str:
         axes.set_ylim(0, 1.08 * max(mean or 0.0, *(rate for span in spans for rate in span.rates)))
         ticks = _clock_ticks(spans, places, total)
         axes.set_xticks(list(ticks), labels=list(ticks.values()), linespacing=1.4)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(_ticker().MaxNLocator(5))
         axes.set_xlabel("time, UTC")
         axes.set_ylabel("images/s")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.tick_params(length=0, pad=6)
         _bare(axes)
-        return _svg(figure, name=name)
+        return _svg(axes, name=name)
 
 
 def _draw_span(axes: Axes, span: Span, place: float, width: float, *, named: bool) -> None:
@@ -290,9 +286,7 @@ def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str)
     """
     finite = np.isfinite(loss)
     step, loss = step[finite], loss[finite]
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
-        axes = figure.add_subplot()
+    with _drawing(WIDTH, 2.4) as axes:
         axes.plot(*_thinned(step, loss), color=_VARIABLES["purified"], alpha=0.3, lw=0.8)
         # One step alone is a point.
         axes.plot(step, smooth(loss), "o" if len(step) == 1 else "-", color=_VARIABLES["purified"], lw=1.8)
@@ -305,7 +299,7 @@ def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str)
         axes.grid(axis="y")
         axes.tick_params(which="both", length=0)
         _bare(axes)
-        return _svg(figure, name=name)
+        return _svg(axes, name=name)
 
 
 def certified_curves(
@@ -320,9 +314,7 @@ def certified_curves(
         curves: radii (N,), ascending from 0, and shares in [0, 1] that hold from each to the next, by their names.
         marks: radii and shares in [0, 1] under the best attack that was found, by the names of their curves.
     """
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-        axes = figure.add_subplot()
+    with _drawing(WIDTH, 2.8) as axes:
         styles = itertools.cycle(itertools.product(("solid", (0, (3.5, 2))), ("purified", "attacked", "adaptive")))
         for (label, (radii, shares)), (dashes, colour) in zip(curves.items(), styles, strict=False):
             style: dict[str, Any] = {"linestyle": dashes, "color": _VARIABLES[colour], "label": label}
@@ -340,14 +332,12 @@ def certified_curves(
         axes.tick_params(length=0)
         axes.legend(loc="upper right", frameon=False, fontsize=8.0)
         _bare(axes)
-        return _svg(figure, name=name)
+        return _svg(axes, name=name)
 
 
 def costs(points: Mapping[str, tuple[float, float]], *, name: str) -> str:
     """Accuracy, a share in [0, 1], against images a second, a point for each name."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-        axes = figure.add_subplot()
+    with _drawing(WIDTH, 2.8) as axes:
         axes.set_xscale("log")
         for label, (speed, share) in points.items():
             axes.plot(speed, share, "o", color=_VARIABLES["purified"], markersize=5, clip_on=False)
@@ -355,14 +345,14 @@ def costs(points: Mapping[str, tuple[float, float]], *, name: str) -> str:
         axes.set_ylim(-0.02, 1.02)
         axes.margins(x=0.25)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_major_formatter(_ticker().StrMethodFormatter("{x:g}"))
         axes.set_xlabel("images a second")
         axes.set_ylabel("adaptive accuracy")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.tick_params(which="both", length=0)
         _bare(axes)
-        return _svg(figure, name=name)
+        return _svg(axes, name=name)
 
 
 def score_curves(epochs: Sequence[int], scores: Mapping[str, Sequence[float]], *, best: int | None, name: str) -> str:
@@ -373,9 +363,7 @@ def score_curves(epochs: Sequence[int], scores: Mapping[str, Sequence[float]], *
         scores: of each epoch, by name.
         best: the epoch that a line across is drawn at.
     """
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, 2.4 + 0.2 * len(scores)), layout="constrained")
-        axes = figure.add_subplot()
+    with _drawing(WIDTH, 2.4 + 0.2 * len(scores)) as axes:
         styles = itertools.cycle(itertools.product(("solid", (0, (3.5, 2))), ("purified", "attacked", "adaptive")))
         for (label, values), (dashes, colour) in zip(scores.items(), styles, strict=False):
             axes.plot(
@@ -389,21 +377,21 @@ def score_curves(epochs: Sequence[int], scores: Mapping[str, Sequence[float]], *
         axes.grid(axis="y")
         axes.tick_params(length=0)
         _bare(axes)
-        figure.legend(loc="outside upper left", frameon=False, fontsize=8.0)
-        return _svg(figure, name=name)
+        axes.figure.legend(loc="outside upper left", frameon=False, fontsize=8.0)
+        return _svg(axes, name=name)
 
 
 def _whole_numbers(axes: Axes) -> None:
     """Ticks at a few whole numbers of x, or at the only one."""
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axes.xaxis.set_major_locator(_ticker().MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def _log_axis(axes: Axes, positive: NDArray[np.float64]) -> None:
     axes.set_yscale("log")
     if positive.max() < 200 * positive.min():  # few powers of ten: name some values between them
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(_ticker().LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(_ticker().StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(_ticker().NullFormatter())
 
 
 def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -443,10 +431,26 @@ def alone(svg: str) -> str:
     return svg.replace("<svg ", '<svg font-family="system-ui, DejaVu Sans, sans-serif" ', 1)
 
 
-def _svg(figure: Figure, *, name: str) -> str:
-    """The figure as an SVG element for inline use: the page's font and colours, ids of its own."""
-    FigureCanvasSVG(figure)
+@contextmanager
+def _drawing(width: float, height: float) -> Iterator[Axes]:
+    """The axes of a new figure of so many inches, in the page's style."""
+    import matplotlib as mpl
+    from matplotlib import figure
+
+    with mpl.rc_context(_STYLE):
+        yield figure.Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def _ticker() -> ModuleType:
+    from matplotlib import ticker
+
+    return ticker
+
+
+def _svg(axes: Axes, *, name: str) -> str:
+    """The axes' figure as an SVG element for inline use: the page's font and colours, ids of its own."""
     buffer = io.StringIO()
+    figure = cast("Figure", axes.figure)
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
