@@ -12,7 +12,7 @@ The image is in the column ``image`` or ``img``:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,17 @@ def class_names(schema: pa.Schema) -> tuple[str, ...]:
         return tuple(json.loads(metadata)["info"]["features"][label]["names"])
     except (ValueError, KeyError, TypeError):
         return ()
+
+
+def names_of_classes(label: str, names: Sequence[str]) -> dict[str, str]:
+    """A schema's metadata from which :func:`class_names`, and Hugging Face's datasets, read the names of the classes.
+
+    Args:
+        label: the column of the labels.
+        names: by number.
+    """
+    features = {label: {"names": list(names), "_type": "ClassLabel"}}
+    return {"huggingface": json.dumps({"info": {"features": features}})}
 
 
 def are_attacked(schema: pa.Schema) -> bool:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from raypurify import runs, storage
 from raypurify.cleaning.names import cut
 from raypurify.data import Source, open_source, shape_of
+from raypurify.data.columns import names_of_classes
 from raypurify.evaluation import preflight, units
 from raypurify.evaluation.attacking import settled
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
@@ -102,7 +103,8 @@ def attack(
         if run.finished:
             log.tell(FINISHED)
             return _figures(output, source)
-        work = Generation(config=config, networks=networks, output=output)
+        names = () if isinstance(source.classes, int) else tuple(source.classes)
+        work = Generation(config=config, networks=networks, output=output, class_names=names)
         # By its name a reader of the images knows which split they are, and takes them all.
         todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
         log.tell(*about)
@@ -157,6 +159,8 @@ class Generation(RowWork):
 
     config: GenerationConfig
     networks: Networks
+    class_names: tuple[str, ...] = ()
+    """By number; none where the input does not name its classes."""
 
     @property
     def columns(self) -> pa.Schema:
@@ -180,4 +184,6 @@ class Generation(RowWork):
             for row in table.select(["id", "label", "image"]).to_pylist():
                 name = cut(quote(row["id"], safe=""), PNG_NAME) + ".png"
                 storage.write_bytes(storage.join(folder, str(row["label"]), name), row["image"])
+        if self.class_names:
+            table = table.replace_schema_metadata(names_of_classes("label", self.class_names))
         super().write(url, table)

@@ -11,6 +11,7 @@ from attacked_digits import config as config
 from attacked_digits import images_of
 
 from raypurify import storage
+from raypurify.data import open_source
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.images import encode_png
 from raypurify.jobs.attack import attack
@@ -56,6 +57,17 @@ def test_png_files_of_long_ids_have_names_that_a_file_may_have(config: Generatio
     assert len(names) == 2
     assert all(len(name) <= 255 and name.endswith(".png") for name in names)
     assert (tmp_path / "run" / "png" / "test" / "0" / "short%2Fa.png.png").read_bytes() == images[0]
+
+
+def test_attacked_images_keep_the_names_of_their_classes(config: GenerationConfig, tmp_path: Path) -> None:
+    for number in range(10):
+        folder = tmp_path / "in" / f"digit {number}"
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(encode_png(np.full((28, 28, 1), 9 * number, np.uint8)))
+    made = dataclasses.replace(config, input=str(tmp_path / "in"), limit=None, attack="none", split="train")
+    attack(made, ONE, str(tmp_path / "run"))
+    read = open_source(f"{tmp_path}/run/images", split="train")
+    assert read.classes == tuple(f"digit {number}" for number in range(10))
 
 
 def test_bad_input_is_refused_before_any_work(config: GenerationConfig, tmp_path: Path) -> None:
