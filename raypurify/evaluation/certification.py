@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -268,19 +268,21 @@ class Smoothed:
         self, x: Tensor, ids: Sequence[str], part: str, first: int, draws: int
     ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
         """Noisy images, a batch at a time: rows of ``x`` (M,), images (M, C, H, W), and seeds for a random purifier."""
-        kept: list[tuple[int, Tensor, list[int]]] = []
-        random, block = is_random(self.purifier), block_of(x.shape[1:])
+        kept: list[tuple[Tensor, Tensor, list[int]]] = []
+        random, block, held = is_random(self.purifier), block_of(x.shape[1:]), 0
         for row, name in enumerate(ids):
             for start in range(first, first + draws, block):
                 count = min(block, first + draws - start)
                 seed = seed_of(self.config.seed, "certificate", name, part, start // block)
                 seeds = [seed_of(seed, "purify", draw) for draw in range(count)] if random else [0] * count
-                kept.append((row, self._noise(x[row], seed, block)[:count], seeds))
-                if sum(len(noise) for _, noise, _ in kept) >= self.batch:
-                    yield from self._batches(x, kept)
-                    kept = []
-        if kept:
-            yield from self._batches(x, kept)
+                rows = torch.full((count,), row, device=x.device)
+                kept.append((rows, self._noise(x[row], seed, block)[:count], seeds))
+                held += count
+                if held >= self.batch:
+                    kept = [(yield from self._batches(x, kept, held // self.batch * self.batch))]
+                    held %= self.batch
+        if held:
+            yield from self._batches(x, kept, held)
 
     def _noise(self, like: Tensor, seed: int, block: int) -> Tensor:
         """Standard normal noise of a block of draws, made on the device: (block, C, H, W)."""
@@ -288,15 +290,16 @@ class Smoothed:
         return torch.randn((block, *like.shape), generator=generator, device=like.device)
 
     def _batches(
-        self, x: Tensor, kept: Sequence[tuple[int, Tensor, list[int]]]
-    ) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-        rows = torch.cat([torch.full((len(noise),), row, device=x.device) for row, noise, _ in kept])
-        noise = torch.cat([noise for _, noise, _ in kept])
+        self, x: Tensor, kept: Sequence[tuple[Tensor, Tensor, list[int]]], count: int
+    ) -> Generator[tuple[Tensor, Tensor, list[int]], None, tuple[Tensor, Tensor, list[int]]]:
+        """Batches of the first so many that are kept: their rows, noise and seeds. Returns the others."""
+        rows, noise = (torch.cat([one[part] for one in kept]) for part in (0, 1))
         seeds = [seed for _, _, own in kept for seed in own]
-        for start in range(0, len(rows), self.batch):
-            part = slice(start, start + self.batch)
+        for start in range(0, count, self.batch):
+            part = slice(start, min(start + self.batch, count))
             noisy = x[rows[part]] + self.sigma * noise[part]
             yield rows[part], noisy.clamp(0, 1) if self.config.clip else noisy, seeds[part]
+        return rows[count:], noise[count:], seeds[count:]
 
 
 def decided(smoothed: Smoothed, x: Tensor, name: str, label: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ from raypurify.metrics import Metric
 from raypurify.models import Kind, Model
 from raypurify.storage.published import visible
 
+SYNSET_AND_WORDS = re.compile(r"(n\d{8})[-_ .].*", re.DOTALL)
+"""The id of a class in WordNet, and words behind it."""
 SHOWN = 12
 """Classes, or labels, that a line shows at most."""
 NAMED = 3
@@ -202,8 +205,9 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
     """The source with its labels numbered as the classifiers number their classes, where both have names for them.
 
     A classifier's name for a class may be several, with commas between: each of them, in upper or lower case and with
-    ``_`` for a space, is the class's. Data whose classes are numbers are matched where these are names of the
-    classifiers' classes. Folders that are named by numbers, none of which is a name there, have these numbers.
+    ``_`` for a space, is the class's. Of a folder like ``n02123045-tabby`` the id counts. Data whose classes are
+    numbers are matched where these are names of the classifiers' classes. Folders that are named by numbers, none of
+    which is a name there, have these numbers.
 
     Raises:
         ValueError: a class of the data that a classifier does not know, or knows several of; classifiers that number
@@ -231,7 +235,8 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
     if len(numbered) == len(given) and not set(given) & set(names):
         return _renumbered(source, given, names, numbered)
     known = [_synonyms(name) for name in names]
-    found = {name: [number for number, own in enumerate(known) if _synonyms(name) <= own] for name in given}
+    asked = {name: _synonyms(SYNSET_AND_WORDS.sub(r"\1", name)) for name in given}
+    found = {name: [number for number, own in enumerate(known) if asked[name] <= own] for name in given}
     found |= {name: [names.index(name)] for name in given if names.count(name) == 1}
     unknown = [name for name in given if not found[name]]
     if unknown:
@@ -401,7 +406,8 @@ def described(source: Source, labels: NDArray[np.int64]) -> str:
     """One line on the data: images, and classes with their counts."""
     counts = np.bincount(labels, minlength=source.number_of_classes)
     present = np.flatnonzero(counts)
-    line = f"data: {source.name}, {source.split}: {len(labels):,} images of {len(present)} classes"
+    images, classes = "image" if len(labels) == 1 else "images", "class" if len(present) == 1 else "classes"
+    line = f"data: {source.name}, {source.split}: {len(labels):,} {images} of {len(present)} {classes}"
     if isinstance(source.classes, tuple) and len(present) <= SHOWN:
         line += ": " + ", ".join(f"{name} {counts[index]:,}" for index, name in _numbered(source, present))
     elif len(present):

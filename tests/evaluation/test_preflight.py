@@ -269,6 +269,9 @@ def test_a_few_colour_images_among_grey_ones_are_told(tmp_path: Path) -> None:
 def test_classes_are_known_by_each_of_their_names(tmp_path: Path) -> None:
     known = classifier(tmp_path, class_names=["crane, bird", "house cat, Felis catus, n021", "crane, machine", "drake"])
     source = class_folders(tmp_path / "data", ("Drake", "house_cat"))
+    synsets = classifier(tmp_path, class_names=["tabby, n02123045", "boxer, n02108089"])
+    for given in (("n02108089-boxer", "n02123045-tabby"), ("n02108089", "n02123045_tabby, tabby cat")):
+        assert preflight.matched(replace(source, classes=given), [synsets]).shards[0].renumbered == (1, 0)
     matched = preflight.matched(source, [known])
     assert set(labels_of(matched).tolist()) == {3, 1}
     assert matched.classes == ("crane, bird", "house_cat", "crane, machine", "Drake")
