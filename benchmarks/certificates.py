@@ -32,7 +32,7 @@ from raypurify.jobs.resources import ActorPool
 from raypurify.training import batch_of
 from raypurify.training.arithmetic import compute_on_cpus
 
-CLASSIFIER, PURIFIER = "weights/mnist/a_net", "weights/mnist/cru_net-a_net-denoiser"
+CLASSIFIER, PURIFIER = "weights/mnist/a_net", "weights/mnist/cru_net-a_net-denoiser-0.5"
 SIGMA = 0.5
 BATCH = 250
 

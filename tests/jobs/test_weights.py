@@ -56,7 +56,7 @@ def test_the_denoiser_makes_certificates_possible(tmp_path: Path) -> None:
         data="mnist",
         limit=20,
         classifiers=(str(WEIGHTS / "a_net"),),
-        purifiers=("identity", str(WEIGHTS / "cru_net-a_net-denoiser")),
+        purifiers=("identity", str(WEIGHTS / "cru_net-a_net-denoiser-0.5")),
         sigmas=(0.5,),
         draws=150,
         guesses=20,
