@@ -293,7 +293,7 @@ class Smoothed:
         self, x: Tensor, kept: Sequence[tuple[Tensor, Tensor, list[int]]], count: int
     ) -> Generator[tuple[Tensor, Tensor, list[int]], None, tuple[Tensor, Tensor, list[int]]]:
         """Batches of the first so many that are kept: their rows, noise and seeds. Returns the others."""
-        rows, noise = (torch.cat([one[part] for one in kept]) for part in (0, 1))
+        rows, noise = torch.cat([own for own, _, _ in kept]), torch.cat([own for _, own, _ in kept])
         seeds = [seed for _, _, own in kept for seed in own]
         for start in range(0, count, self.batch):
             part = slice(start, min(start + self.batch, count))
