@@ -314,7 +314,7 @@ def certified_curves(
         curves: radii (N,), ascending from 0, and shares in [0, 1] that hold from each to the next, by their names.
         marks: radii and shares in [0, 1] under the best attack that was found, by the names of their curves.
     """
-    with _drawing(WIDTH, 2.8) as axes:
+    with _drawing(WIDTH, 2.8 + 0.2 * len(curves)) as axes:
         styles = itertools.cycle(itertools.product(("solid", (0, (3.5, 2))), ("purified", "attacked", "adaptive")))
         for (label, (radii, shares)), (dashes, colour) in zip(curves.items(), styles, strict=False):
             style: dict[str, Any] = {"linestyle": dashes, "color": _VARIABLES[colour], "label": label}
@@ -330,8 +330,8 @@ def certified_curves(
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.tick_params(length=0)
-        axes.legend(loc="upper right", frameon=False, fontsize=8.0)
         _bare(axes)
+        axes.figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.0)
         return _svg(axes, name=name)
 
 
