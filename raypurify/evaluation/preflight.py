@@ -204,10 +204,9 @@ def warned(warnings: Iterable[str]) -> tuple[str, ...]:
 def matched(source: Source, classifiers: Iterable[Model]) -> Source:
     """The source with its labels numbered as the classifiers number their classes, where both have names for them.
 
-    A classifier's name for a class may be several, with commas between: each of them, in upper or lower case and with
-    ``_`` for a space, is the class's. Of a folder like ``n02123045-tabby`` the id counts. Data whose classes are
-    numbers are matched where these are names of the classifiers' classes. Folders that are named by numbers, none of
-    which is a name there, have these numbers.
+    A classifier's name for a class may be several, with commas between: each, in any case and with ``_`` for a space,
+    is the class's. Of ``n02123045-tabby`` the id counts. Data whose classes are numbers are matched where these are
+    names of the classifiers' classes. Folders that are named by numbers, none of which is a name there, have these.
 
     Raises:
         ValueError: a class of the data that a classifier does not know, or knows several of; classifiers that number
@@ -235,8 +234,8 @@ def matched(source: Source, classifiers: Iterable[Model]) -> Source:
     if len(numbered) == len(given) and not set(given) & set(names):
         return _renumbered(source, given, names, numbered)
     known = [_synonyms(name) for name in names]
-    asked = {name: _synonyms(SYNSET_AND_WORDS.sub(r"\1", name)) for name in given}
-    found = {name: [number for number, own in enumerate(known) if asked[name] <= own] for name in given}
+    asked = zip(given, map(_asked, given), strict=True)
+    found = {name: [number for number, own in enumerate(known) if words <= own] for name, words in asked}
     found |= {name: [names.index(name)] for name in given if names.count(name) == 1}
     unknown = [name for name in given if not found[name]]
     if unknown:
@@ -265,6 +264,11 @@ def _renumbered(source: Source, given: Sequence[str], names: Sequence[str], numb
 def _synonyms(name: str) -> set[str]:
     """The names of a class, in lower case and without ``_``."""
     return {one.strip().replace("_", " ").casefold() for one in name.split(",")}
+
+
+def _asked(name: str) -> set[str]:
+    """The names by which the data ask for a class."""
+    return _synonyms(SYNSET_AND_WORDS.sub(r"\1", name))
 
 
 def _alike(names: Sequence[str], others: Sequence[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
@@ -103,8 +104,7 @@ def attack(
         if run.finished:
             log.tell(FINISHED)
             return _figures(output, source)
-        names = () if isinstance(source.classes, int) else tuple(source.classes)
-        work = Generation(config=config, networks=networks, output=output, class_names=names)
+        work = Generation(config=config, networks=networks, output=output, **source.named_classes)
         # By its name a reader of the images knows which split they are, and takes them all.
         todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
         log.tell(*about)
@@ -159,7 +159,7 @@ class Generation(RowWork):
 
     config: GenerationConfig
     networks: Networks
-    class_names: tuple[str, ...] = ()
+    class_names: Sequence[str] = ()
     """By number; none where the input does not name its classes."""
 
     @property
