@@ -117,23 +117,23 @@ def in_both_types(data: str, limit: int, draws: int) -> dict[str, Any]:
     networks = models.placed(models.load("classifier", CLASSIFIER).build(), "cpu"), models.load_network(PURIFIER)
     smoothed = Smoothed(networks, SIGMA, config, "cpu", BATCH)
     types: tuple[models.Precision, ...] = ("float32", "bfloat16")
-    right: dict[str, list[Tensor]] = {precision: [] for precision in types}
+    labels: list[Tensor] = []
     answers: dict[str, list[Tensor]] = {precision: [] for precision in types}
     seconds = dict.fromkeys(types, 0.0)
     for unit in units_of(open_source(data, split="test", limit=limit), limit):
-        for ids, images, labels in batches_of(unit.read(), lambda shape: limit):
-            batch = batch_of(images, labels, (), "cpu")
+        for ids, images, own in batches_of(unit.read(), lambda shape: limit):
+            batch = batch_of(images, own, (), "cpu")
             for rows, noisy, seeds in smoothed.noisy(batch.x, ids, "count", 0, draws):
+                labels.append(batch.y[rows])
                 for precision in types:
                     started = time.perf_counter()
                     with torch.no_grad(), models.autocast("cpu", precision):
                         told = networks[0](purify(networks[1], noisy, seeds)).argmax(dim=1)
                     seconds[precision] += time.perf_counter() - started
                     answers[precision].append(told)
-                    right[precision].append(told == batch.y[rows])
-    full, half = (torch.cat(right[precision]) for precision in types)
+    told_full, told_half = (torch.cat(answers[precision]) for precision in types)
+    full, half = (told == torch.cat(labels) for told in (told_full, told_half))
     lost, won = int((full & ~half).sum()), int((~full & half).sum())
-    differ = torch.cat(answers["float32"]) != torch.cat(answers["bfloat16"])
     return _harness.result(
         "bfloat16 against float32",
         "draws/s",
@@ -141,7 +141,7 @@ def in_both_types(data: str, limit: int, draws: int) -> dict[str, Any]:
         len(full) / seconds["float32"],
         "float32",
         len(full),
-        answers_that_differ=float(differ.float().mean()),
+        answers_that_differ=float((told_full != told_half).float().mean()),
         right_in_float32=float(full.float().mean()),
         right_in_bfloat16=float(half.float().mean()),
         right_in_float32_alone=lost,

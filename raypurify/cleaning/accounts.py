@@ -183,7 +183,7 @@ def _sums(manifest: pa.Table) -> dict[str, Any]:
         sums |= {name: float(column.sum()), f"{name}_n": len(column)}
     labels = manifest.select(["pred_input", "pred_cleaned"]).drop_null()
     relabelled = int((labels["pred_input"].to_numpy() != labels["pred_cleaned"].to_numpy()).sum())
-    votes = [vote for vote in manifest["detected"].to_pylist() if vote is not None]
+    votes = manifest["detected"].drop_null().to_pylist()
     return {**sums, "labelled": len(labels), "relabelled": relabelled, "voted": len(votes), "detected": sum(votes)}
 
 

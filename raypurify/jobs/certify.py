@@ -362,7 +362,7 @@ def _unshown(work: Certification) -> list[tuple[Cell, _Chosen]]:
     """Cells with certificates that have to be attacked or shown, and are not."""
     found = []
     for cell in work.cells:
-        chosen = _chosen(work, cell)
+        chosen = _chosen(work, _certified(work, cell))
         made, url = _attacked(work, cell), _samples(work.output, cell)
         shown = storage.read_table(url)["id"].to_pylist() if storage.exists(url) else []
         is_attacked = certificate_attacks.covers(made, chosen.drawn, work.config.radii)
@@ -377,15 +377,22 @@ def _attacked(work: Certification, cell: Cell) -> list[Mapping[str, Any]]:
     return storage.read_table(url).to_pylist() if storage.exists(url) else []
 
 
-def _chosen(work: Certification, cell: Cell) -> _Chosen:
-    """The certificates of a cell that are held against an attack, and those that are shown: the seed draws them."""
-    urls = list(storage.list_files(_certificates(work.output, cell), ".parquet"))
+def _certified(work: Certification, cell: Cell) -> pa.Table:
+    """All certificates of a cell (``schema.CERTIFICATES``), each with its unit's name in ``unit``."""
+
+    def read(url: str) -> pa.Table:
+        table = storage.with_columns(storage.read_table(url), schema.CERTIFICATES)
+        return table.append_column("unit", pa.array([storage.stem(url)] * len(table), pa.string()))
+
+    empty = schema.CERTIFICATES.append(pa.field("unit", pa.string())).empty_table()
     with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
-        tables = [*pool.map(storage.read_table, urls)]
-    rows = [
-        {**row, "unit": storage.stem(url)} for url, table in zip(urls, tables, strict=True) for row in table.to_pylist()
-    ]
-    ordered = certificate_attacks.picked(rows, work.config)
+        tables = pool.map(read, storage.list_files(_certificates(work.output, cell), ".parquet"))
+        return pa.concat_tables([empty, *tables])
+
+
+def _chosen(work: Certification, certified: pa.Table) -> _Chosen:
+    """The certificates that are held against an attack, and those that are shown: the seed draws them."""
+    ordered = certificate_attacks.picked(certified.to_pylist(), work.config)
     return _Chosen(drawn=ordered[: work.config.attack_images], shown=ordered[:SHOWN])
 
 
@@ -402,12 +409,9 @@ def show(
         for drawn in chosen.drawn
         for row in certificate_attacks.attacked(smoothed, images[drawn["id"]], drawn, work.config.radii)
     ]
-    names = ("guess", "radius")
     samples = [
-        {
-            **certification.sample(smoothed, images[row["id"]], row["id"], row["label"]),
-            **{name: row[name] for name in names},
-        }
+        certification.sample(smoothed, images[row["id"]], row["id"], row["label"])
+        | {"guess": row["guess"], "radius": row["radius"]}
         for row in chosen.shown
     ]
     lease.check(work.output, attempt)
@@ -440,23 +444,28 @@ def _conclude(work: Certification, source: Source, planned: Sequence[Unit]) -> p
             which = f"{row['attacked_wrong']} certificates of {row['purifier']}, σ = {row['sigma']:g}"
             url = storage.join(work.output, "attacked", f"{row['cell']}.parquet")
             raise RuntimeError(f"an attack proved {which}, wrong: see {url}. No figure of this run is to be trusted")
-    url = storage.join(work.output, "summary.parquet")
-    earlier = storage.read_tables([url] if storage.exists(url) else [], schema.CERTIFIED).to_pylist()
+    earlier = _earlier(work)
     own = {cell.hash for cell in work.cells}
     folder = storage.join(work.output, "certificates")
     # Another cell stays as long as it has all its certificates: with other images to read, they are made anew.
     whole = Counter(url.rsplit("/", 2)[-2].removeprefix("cell=") for url in storage.list_files(folder, ".parquet"))
     kept = [row for row in earlier if row["cell"] not in own and whole[row["cell"]] == len(planned)]
+    url = storage.join(work.output, "summary.parquet")
     storage.write_table(url, pa.Table.from_pylist([*kept, *summary.to_pylist()], schema.CERTIFIED))
     return summary
 
 
+def _earlier(work: Certification) -> list[dict[str, Any]]:
+    """Rows of ``summary.parquet``, if it is there."""
+    url = storage.join(work.output, "summary.parquet")
+    rows: list[dict[str, Any]] = storage.read_tables([url] if storage.exists(url) else [], schema.CERTIFIED).to_pylist()
+    return rows
+
+
 def _told(work: Certification) -> pa.Table | None:
     """What ``summary.parquet`` tells of this call's cells and radii; None where it does not tell all."""
-    url = storage.join(work.output, "summary.parquet")
-    rows = storage.read_tables([url] if storage.exists(url) else [], schema.CERTIFIED).to_pylist()
     own = [cell.hash for cell in work.cells]
-    found = sorted((row for row in rows if row["cell"] in own), key=lambda row: own.index(row["cell"]))
+    found = sorted((row for row in _earlier(work) if row["cell"] in own), key=lambda row: own.index(row["cell"]))
     asked = [(cell, radius) for cell in own for radius in work.config.radii]
     told = [(row["cell"], row["radius"]) for row in found] == asked
     return pa.Table.from_pylist(found, schema.CERTIFIED) if told else None
@@ -481,7 +490,6 @@ def _summary(work: Certification, dataset: str) -> pa.Table:
     """The summary of the cells, from their certificates."""
     found: list[Mapping[str, Any]] = []
     for cell in work.cells:
-        urls = storage.list_files(_certificates(work.output, cell), ".parquet")
         common = {
             "cell": cell.hash,
             "dataset": dataset,
@@ -490,8 +498,8 @@ def _summary(work: Certification, dataset: str) -> pa.Table:
             "trivial": bool(getattr(cell.purifier.build(), "trivial", False)),
             "sigma": cell.sigma,
         }
-        table = storage.read_tables(urls, schema.CERTIFICATES)
-        drawn = _chosen(work, cell).drawn
+        table = _certified(work, cell)
+        drawn = _chosen(work, table).drawn
         names = {row["id"] for row in drawn}
         made = [row for row in _attacked(work, cell) if row["id"] in names]
         within = [row for row in made if row["at"] <= row["radius"]]

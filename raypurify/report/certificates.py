@@ -116,9 +116,7 @@ def _charts(
 ) -> Iterator[dict[str, Any]]:
     """A chart for each classifier and purifier, with a line for each size of the noise."""
     together = grouped([dict(members[0]) for members in cells], lambda row: (row["classifier"], row["purifier"]))
-    attacked: dict[str, list[Row]] = {}
-    for row in (row for members in cells for row in members if row["empirical"] is not None):
-        attacked.setdefault(row["cell"], []).append(row)
+    attacked = {members[0]["cell"]: members for members in cells if members[0]["empirical"] is not None}
     for number, members in enumerate(together.values()):
         lines = {f"σ = {row['sigma']:g}": curves[row["cell"]] for row in members if row["cell"] in curves}
         marks = {
