@@ -124,23 +124,13 @@ def publish(output: str, unit: str, cleaned: Cleaned) -> None:
     storage.write_file(storage.join(output, "manifest", f"{unit}.parquet"), cleaned.rows.sealed())
 
 
-def finished_units(output: str) -> set[str]:
-    """Names of the units that are accounted for."""
-    return {storage.stem(url) for url in storage.list_files(storage.join(output, "manifest"), ".parquet")}
-
-
-def is_complete(output: str) -> bool:
-    """Whether all that is planned, updates included, is accounted for."""
-    return bool(plan.generations(output)) and len(finished_units(output)) >= plan.total(output).units
-
-
 def add_up(output: str) -> Totals:
     """Add the accounts of all units up, and hold them against the plan; a few units are in memory at a time.
 
     Raises:
         RuntimeError: an input is in neither manifest nor rejects, or is there twice; names the unit.
     """
-    totals, ids, reasons = Totals(skipped=plan.skipped_files(output)), Digests(), Reasons()
+    totals, ids, reasons = Totals(skipped=plan.generations(output)[0].mark["skipped"]), Digests(), Reasons()
     sums: Counter[str] = Counter()
     for unit, manifest, rejects in _accounts(output):
         if unit.images is not None and len(manifest) + len(rejects) != unit.images:
@@ -165,14 +155,6 @@ def add_up(output: str) -> Totals:
     totals.detected = sums["detected"] if sums["voted"] else None
     totals.reasons = reasons.counts()
     return totals
-
-
-def some_reasons(output: str) -> dict[str, int]:
-    """The most frequent reasons in the latest files of rejects, for a message."""
-    reasons = Reasons()
-    for url in storage.list_files(storage.join(output, "rejects"), ".parquet")[-READS_AT_ONCE:]:
-        reasons.add(storage.read_table(url, ["reason"])["reason"].to_pylist())
-    return dict(sorted(reasons.counts().items(), key=lambda item: -item[1])[:5])
 
 
 def _sums(manifest: pa.Table) -> dict[str, Any]:
@@ -222,20 +204,21 @@ def retire(output: str) -> None:
     Outputs of theirs that nothing writes any more, as when a Parquet file is cut into fewer ranges, are removed. A mark
     in the generation's folder says that it is done.
     """
-    marks = {generation.number: storage.join(generation.folder, RETIRED) for generation in plan.generations(output)[1:]}
-    new = [number for number, mark in marks.items() if not storage.exists(mark)]
+    marks = {storage.join(generation.folder, RETIRED): generation for generation in plan.generations(output)[1:]}
+    new = {mark: generation for mark, generation in marks.items() if not storage.exists(mark)}
     if not new:
         return
-    for generation in new:
-        for entry, is_stale in plan.replaced_entries(output, generation):
+    for generation in new.values():
+        for entry, is_stale in generation.replaced():
             if is_stale:
                 storage.remove(storage.join(output, "images", entry.output))
+    first = min(generation.number for generation in new.values())
     touched = concurrently(
-        lambda item: _keep(output, *item), plan.replanned_units(output, min(new)), at_once=READS_AT_ONCE
+        lambda item: _keep(output, *item), plan.replanned_units(output, first), at_once=READS_AT_ONCE
     )
     deque(touched, maxlen=0)
-    for number in new:
-        storage.write_bytes(marks[number], b"")
+    for mark in new:
+        storage.write_bytes(mark, b"")
 
 
 def _keep(output: str, unit: str, live: set[str]) -> None:

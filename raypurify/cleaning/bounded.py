@@ -53,10 +53,6 @@ class Spool:
         self.file.flush()
         return start, self.file.tell()
 
-    def is_empty(self) -> bool:
-        """Whether there are no records."""
-        return self.file.tell() == 0
-
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[Any, ...]]:
         """The records of a span, or all."""
         stop = self.file.tell() if stop is None else stop
@@ -85,8 +81,7 @@ class TableSpool:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The rows; none can be appended any more."""
-        self._seal()
-        file = pq.ParquetFile(self.file)
+        file = pq.ParquetFile(self.sealed())
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group).to_pylist()
 
@@ -100,19 +95,16 @@ class TableSpool:
 
     def sealed(self) -> IO[bytes]:
         """The Parquet file; no row can be appended any more."""
-        self._seal()
-        return cast(IO[bytes], self.file)
-
-    def _flush(self) -> None:
-        self.parquet.write_table(pa.Table.from_pylist(self.rows, self.columns))
-        self.rows, self.size = [], 0
-
-    def _seal(self) -> None:
         if self.parquet.is_open:
             # A file of no rows has a row group all the same, as write_table gives it one.
             if self.rows or not self.count:
                 self._flush()
             self.parquet.close()
+        return cast(IO[bytes], self.file)
+
+    def _flush(self) -> None:
+        self.parquet.write_table(pa.Table.from_pylist(self.rows, self.columns))
+        self.rows, self.size = [], 0
 
 
 def ordered(records: Iterable[tuple[Any, ...]], *, in_memory: int = SORTED_ROWS) -> Iterator[tuple[Any, ...]]:

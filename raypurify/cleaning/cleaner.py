@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeVar, cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -31,13 +32,11 @@ from raypurify.runs import fields, stages
 from raypurify.seeds import seed_of
 
 Format = Literal["png", "jpeg", "webp", "bmp", "tiff"]
-Answer = TypeVar("Answer")
-"""What a classifier is asked of an image."""
+Ask = Callable[[Tensor, Sequence[str]], list[Any]]
+"""A question to a classifier: from images (N, C, H, W) in [0, 1], as it sees them, and their ids to N answers."""
 
-READ_PIXELS = 1 << 22
-"""Pixels of images that may wait for others of their shape, in one of ``PENDING``."""
-PENDING = 4
-"""Such lots of images of other shapes that may pass before an image that waits for its like is purified alone."""
+PENDING = 1 << 24
+"""Pixels that may pass before images that wait for others of their shape are purified without them."""
 PHOTOGRAPHS = "weights/photos/cru_net"
 """The purifier of photographs that comes with the project."""
 LOSSY = ("jpeg", "webp")
@@ -150,17 +149,12 @@ class Cleaner:
         self.purifier = models.placed(work.purifier.build(), device)
         self.classifier = models.placed(work.classifier.build(), device) if work.classifier else None
         self.channels = channels_of(work.purifier, self.purifier, device)
-        self.sees_colour = self.classifier is not None and _needs_colour(work.classifier, self.classifier, device)
+        self.sees_colour = work.classifier is not None and _needs_colour(work.classifier, self.classifier, device)
         self.tiling = Tiling()
         self.encoders = ThreadPoolExecutor(threads)
 
     def __call__(self, unit: Unit, killers: Mapping[str, str] | None = None, count: int | None = None) -> Cleaned:
-        """Clean a unit and publish its images.
-
-        Args:
-            unit: what to clean.
-            killers: see :class:`raypurify.cleaning.reader.Limits`; likewise ``count``.
-        """
+        """Clean a unit and publish its images; for ``killers`` and ``count`` see :class:`reader.Limits`."""
         config, done = self.work.config, Cleaned()
         limits = reader.Limits(max_pixels=config.max_pixels, threads=self.threads, killers=killers or {}, count=count)
         folder = storage.join(self.work.output, "images")
@@ -197,7 +191,6 @@ class Cleaner:
             line.append(item)
             behind += len(item.data or b"")
             if item.picture is not None:
-                item.waits = True
                 shape = item.picture.pixels.shape
                 size = shape[0] * shape[1]
                 behind += size
@@ -205,8 +198,9 @@ class Cleaner:
                 alike.append(item)
                 if len(alike) >= batch_size(self.batch, self.batch_pixels, shape):
                     self._purify(waiting.pop(shape))
-                if behind > PENDING * READ_PIXELS:
-                    behind = self._purify_all(waiting)
+                if behind > PENDING:
+                    self._purify_all(waiting)
+                    behind = 0
             while line and not line[0].waits:
                 yield line.popleft()
         self._purify_all(waiting)
@@ -218,11 +212,9 @@ class Cleaner:
             own, name = item.picture.pixels.shape[2], self.work.purifier.name
             item.reject("purify", f"it has {own} channels; the purifier {name} takes {self.channels}")
 
-    def _purify_all(self, waiting: dict[tuple[int, ...], list[Item]]) -> int:
-        for items in waiting.values():
-            self._purify(items)
-        waiting.clear()
-        return 0
+    def _purify_all(self, waiting: dict[tuple[int, ...], list[Item]]) -> None:
+        while waiting:
+            self._purify(waiting.popitem()[1])
 
     def _purify(self, items: Sequence[Item]) -> None:
         """Purify, measure and begin to encode images of one shape; those that the purifier fails on are rejected."""
@@ -240,8 +232,10 @@ class Cleaner:
                 name = self.work.purifier.name
                 items[0].reject("purify", f"the purifier {name} fails on it: {type(error).__name__}: {error}")
             return
-        encoded = [self._encode(picture, pixels) for picture, pixels in zip(pictures, after, strict=True)]
-        format = self.work.config.format
+        config, format = self.work.config, self.work.config.format
+        encode = partial(images.encode, format=format, quality=config.quality, keep_exif=config.keep_exif)
+        cleaned = [replace(picture, pixels=pixels) for picture, pixels in zip(pictures, after, strict=True)]
+        encoded = [self.encoders.submit(encode, picture) for picture in cleaned]
         # Where transparency can't be written, the image is on white, and so is what it is compared with.
         flattens = not images.FORMATS[format].alpha and any(picture.alpha is not None for picture in pictures)
         if format in LOSSY or flattens:
@@ -250,13 +244,16 @@ class Cleaner:
             before = np.stack([images.on_white(picture) for picture in pictures])
         with stages.spending("measure"):
             measures = compare(after, before)
-        labels = self._labels(before), self._labels(after)
-        detected = self._detected(before, [item.id for item in items])
+        ids = [item.id for item in items]
+        told = {
+            "pred_input": self._answers(self._labels, before, ids),
+            "pred_cleaned": self._answers(self._labels, after, ids),
+            "detected": self._answers(self._votes, before, ids) if config.certify_draws else [None] * len(items),
+        }
         for index, item in enumerate(items):
             item.measures = {name: _number(values[index]) for name, values in measures.items()}
-            item.measures |= {"pred_input": labels[0][index], "pred_cleaned": labels[1][index]}
-            item.measures["detected"] = detected[index]
-            item.cleaned, item.encoded, item.waits = after[index], encoded[index], False
+            item.measures |= {name: answers[index] for name, answers in told.items()}
+            item.cleaned, item.encoded = after[index], encoded[index]
 
     def _purified(self, pixels: NDArray[np.uint8], ids: Sequence[str]) -> NDArray[np.uint8]:
         """(N, H, W, C) purified; grey images go through a colour purifier as colour."""
@@ -272,74 +269,39 @@ class Cleaner:
             )
         return _grey(purified) if is_grey else purified
 
-    def _encode(self, picture: Picture, pixels: NDArray[np.uint8]) -> Future[tuple[bytes, tuple[str, ...]]]:
+    def _labels(self, x: Tensor, ids: Sequence[str]) -> list[Any]:
+        """The classifier's labels."""
+        labels: list[Any] = cast(nn.Module, self.classifier)(x).argmax(dim=1).tolist()
+        return labels
+
+    def _votes(self, x: Tensor, ids: Sequence[str]) -> list[Any]:
+        """Where the vote abstains; None where there is none."""
+        if x.shape[2] * x.shape[3] > self.tiling.whole:
+            return [None] * len(x)
         config = self.work.config
-        return self.encoders.submit(
-            images.encode,
-            replace(picture, pixels=pixels),
-            config.format,
-            quality=config.quality,
-            keep_exif=config.keep_exif,
-        )
-
-    def _labels(self, pixels: NDArray[np.uint8]) -> Sequence[int | None]:
-        """The classifier's labels of (N, H, W, C), or None for each where there is no classifier of such images."""
-
-        def told(x: Tensor, rows: Sequence[int]) -> list[int]:
-            labels: list[int] = cast(nn.Module, self.classifier)(x).argmax(dim=1).tolist()
-            return labels
-
-        return self._answers(pixels, range(len(pixels)), told)
-
-    def _detected(self, pixels: NDArray[np.uint8], ids: Sequence[str]) -> Sequence[bool | None]:
-        """Where the vote on (N, H, W, C) abstains, or None for each where there is none, or none of such images."""
-        config = self.work.config
-        if not config.certify_draws:
-            return [None] * len(pixels)
-
         padded = PaddedPurifier(self.purifier, self.device, config.precision)
+        networks = cast(nn.Module, self.classifier), _AsCleaned(padded, self.channels)
+        seeds = [seed_of(config.seed, "vote", id) for id in ids]
+        votes = abstains(*networks, x, seeds, draws=config.certify_draws, sigma=config.certify_sigma)
+        return list(votes.tolist())
 
-        def told(x: Tensor, rows: Sequence[int]) -> list[bool] | list[None]:
-            if x.shape[2] * x.shape[3] > self.tiling.whole:
-                return [None] * len(x)
-            seeds = [seed_of(config.seed, "vote", ids[row]) for row in rows]
-            networks = cast(nn.Module, self.classifier), _AsCleaned(padded, self.channels)
-            detected: list[bool] = abstains(
-                *networks, x, seeds, draws=config.certify_draws, sigma=config.certify_sigma
-            ).tolist()
-            return detected
-
-        return self._answers(pixels, range(len(pixels)), told)
-
-    def _answers(
-        self,
-        pixels: NDArray[np.uint8],
-        rows: Sequence[int],
-        told: Callable[[Tensor, Sequence[int]], Sequence[Answer | None]],
-    ) -> Sequence[Answer | None]:
-        """What is told of images, (N, C, H, W) in [0, 1], as the classifier sees them; None for those it does not take.
-
-        Args:
-            pixels: (N, H, W, C).
-            rows: their numbers.
-            told: from images and their numbers.
-        """
+    def _answers(self, ask: Ask, pixels: NDArray[np.uint8], ids: Sequence[str]) -> list[Any]:
+        """What the classifier answers of images (N, H, W, C); None for each that it does not take."""
         model = self.work.classifier
         if self.sees_colour and pixels.shape[3] == 1:
             pixels = np.repeat(pixels, 3, axis=3)
         shown = None if model is None else _shown(model, pixels)
-        if self.classifier is None or shown is None:
+        if shown is None:
             return [None] * len(pixels)
         try:
             with stages.spending("classify"), torch.no_grad(), models.autocast(self.device, self.work.config.precision):
-                return told(torch.from_numpy(shown).to(self.device).permute(0, 3, 1, 2).float().div(255), rows)
+                return ask(torch.from_numpy(shown).to(self.device).permute(0, 3, 1, 2).float().div(255), ids)
         except Exception as error:
             if is_of_machine(error):
                 raise
             if len(pixels) == 1:
                 return [None]
-            alone = zip(pixels, rows, strict=True)
-            return [answer for one, row in alone for answer in self._answers(one[None], [row], told)]
+            return [self._answers(ask, one[None], [id])[0] for one, id in zip(pixels, ids, strict=True)]
 
     def _take(self, item: Item, sink: writer.Sink, done: Cleaned) -> None:
         """Hand an item to its sink, and note what became of it."""
@@ -422,20 +384,14 @@ def channels_of(model: models.Model, purifier: nn.Module, device: str) -> int | 
     return taken[0] if len(taken) == 1 else None
 
 
-def _needs_colour(model: models.Model | None, classifier: nn.Module, device: str) -> bool:
-    """Whether a classifier takes RGB images and no grey ones, by trial.
-
-    Args:
-        model: what it was built from.
-        classifier: on ``device``.
-    """
-    shape = model.config.get("image_shape") if model else None
-    side = model.config.get("view", {}).get("crop") if model else None
-    height, width = (shape or (side or TRIAL[0], side or TRIAL[1]))[:2]
+def _needs_colour(model: models.Model, classifier: nn.Module | None, device: str) -> bool:
+    """Whether a classifier, built from ``model``, takes RGB images and no grey ones, by trial."""
+    side = model.config.get("view", {}).get("crop") or TRIAL[0]
+    height, width = tuple(model.config.get("image_shape", (side, side)))[:2]
     taken = []
     for channels in (1, 3):
         with suppress(Exception), torch.no_grad():
-            classifier(torch.zeros(1, channels, height, width, device=device))
+            cast(nn.Module, classifier)(torch.zeros(1, channels, height, width, device=device))
             taken.append(channels)
     return taken == [3]
 
@@ -447,23 +403,18 @@ def is_of_machine(error: BaseException) -> bool:
     )
 
 
-def takes(classifier: models.Model, shape: tuple[int, ...]) -> bool:
-    """Whether a classifier, by its checkpoint, takes images of (H, W, C); one that does not say takes all."""
-    known = classifier.config.get("image_shape")
-    return known is None or tuple(known) == tuple(shape)
-
-
 def _shown(classifier: models.Model, pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """(N, H, W, C) as the images of a classifier's training were shown; None where it does not take them."""
-    view = View(**classifier.config.get("view", {}))
-    if not view.has_shown(pixels.shape[1:]) and not (
-        takes(classifier, pixels.shape[1:]) and "image_shape" in classifier.config
-    ):
+    """(N, H, W, C) as the images of a classifier's training were shown; None where it does not take them.
+
+    A classifier that does not say which shape it was trained on takes all.
+    """
+    trained, view = tuple(classifier.config.get("image_shape", ())), View(**classifier.config.get("view", {}))
+    if pixels.shape[1:] != trained and not view.has_shown(pixels.shape[1:]):
         try:
             pixels = np.stack([view.show(image) for image in pixels])
         except ValueError:  # smaller than the crop
             return None
-    return pixels if takes(classifier, pixels.shape[1:]) else None
+    return pixels if trained in ((), pixels.shape[1:]) else None
 
 
 def _reread(encoded: Future[tuple[bytes, tuple[str, ...]]], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

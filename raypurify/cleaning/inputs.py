@@ -102,11 +102,6 @@ def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Ite
     return iter((InputFile(_told_apart(encodable(name), query), where, kind, file.size, file.version),))
 
 
-def absolute(url: str) -> str:
-    """An input that means the same in another working directory; a final slash, which makes it a folder, stays."""
-    return storage.absolute(url) + "/" * url.endswith("/")
-
-
 def check_apart(url: str, output: str) -> None:
     """Check that a run does not read what it writes.
 
@@ -135,7 +130,7 @@ class Location:
 
     def __init__(self, url: str) -> None:
         fs, path = storage.filesystem(url)
-        self.scheme = fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0]
+        self.scheme = storage.protocols(fs)
         self.path = (os.path.realpath(path) if storage.is_local(url) else path).rstrip("/") + "/"
 
     def holds(self, url: str) -> bool:
@@ -147,17 +142,15 @@ class Location:
 def _glob(where: str) -> tuple[str, str] | None:
     """Folder and pattern of a glob; None where it is none, or something has that very name."""
     found = re.search(r"[*[]" if where.startswith("http") else r"[*?[]", where)
-    if not found or _exists(where):
+    if not found:
         return None
+    with files.naming(where):
+        if storage.exists(where):
+            return None
     root = where[: found.start()].rpartition("/")[0]
     if root.endswith(":/") or not root:
         raise ValueError(f"{redacted(where)}: a glob needs a bucket or a folder before its first wildcard")
     return root, where[len(root) + 1 :]
-
-
-def _exists(where: str) -> bool:
-    with files.naming(where):
-        return storage.exists(where)
 
 
 def _below(root: str, selection: Selection, url: str, output: str, *, begins: str = "") -> Iterator[InputFile]:

@@ -10,8 +10,8 @@ An input ``cats/a.jpg`` becomes ``cats/a.png``. Kept as they are: letters of all
 Two inputs that would become one output (``a.jpg``, ``a.png``) keep their full names (``a.jpg.png``, ``a.png.png``);
 where these are taken too, a hash of the key goes into the name.
 
-Segments of more than ``SEGMENT`` bytes, and names of more than ``WHOLE``, are cut and end in a hash: a local file's
-name has at most 255 bytes, and the key of an object 1,024.
+Segments of more than ``SEGMENT`` bytes, and names of more than ``LONGEST_NAME``, are cut and end in a hash: a local
+file's name has at most 255 bytes, and the key of an object 1,024.
 """
 
 from __future__ import annotations
@@ -70,50 +70,38 @@ class UniqueNames:
     """
 
     def __init__(self, extension: str, *, folds: bool) -> None:
-        """
-        Args:
-            extension: of cleaned images, without a dot.
-            folds: names that differ in upper and lower case only are one.
-        """
-        self.extension, self.folds = extension, folds
+        """``folds``: names that differ in upper and lower case only are one."""
+        self.extension, self.fold = extension, folded if folds else str
         self.short, self.full = Digests(), Digests()
 
     def add(self, output: Output) -> None:
         """Take note of an output."""
-        self.short.add(self._as_told_apart(self._at(output, 0)))
+        self.short.add(self.fold(self._at(output, 0)))
 
     def settle(self, outputs: Iterable[Output], taken: Digests) -> None:
-        """Find the names that collide.
-
-        Args:
-            outputs: all that were added, once more; drawn only where names collide.
-            taken: names that other outputs have, sealed.
-        """
+        """Find the names that collide, also with those ``taken`` (sealed); ``outputs`` are all that were added."""
         self.taken = taken
         self.collisions = self.short.seal().collisions(taken)
         for output in outputs if self.collisions else ():
-            if self._as_told_apart(self._at(output, 0)) in self.collisions:
-                self.full.add(self._as_told_apart(self._at(output, 1)))
+            if self.fold(self._at(output, 0)) in self.collisions:
+                self.full.add(self.fold(self._at(output, 1)))
         self.full_collisions = self.full.seal().collisions(self.short, taken)
 
     def name(self, output: Output) -> str:
         """The name of an output."""
         for level, collisions in enumerate((self.collisions, self.full_collisions)):
             name = self._at(output, level)
-            if self._as_told_apart(name) not in collisions:
+            if self.fold(name) not in collisions:
                 return name
         level = HASHED
         # A hostile key may look like the name with another's hash.
-        while any(self._as_told_apart(self._at(output, level)) in used for used in (self.short, self.full, self.taken)):
+        while any(self.fold(self._at(output, level)) in used for used in (self.short, self.full, self.taken)):
             level += 1
         return self._at(output, level)
 
     def _at(self, output: Output, level: int) -> str:
         key, kind, suffix = output
         return output_name(key, kind, extension=self.extension, suffix=suffix, level=level)
-
-    def _as_told_apart(self, name: str) -> str:
-        return folded(name) if self.folds else name
 
 
 def folded(name: str) -> str:

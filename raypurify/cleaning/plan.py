@@ -69,14 +69,9 @@ class Entry(NamedTuple):
         return (unit, *self._replace(url=escaped(self.url)))
 
     @property
-    def id_stem(self) -> str:
-        """What the ids of the entry's images begin with."""
-        return id_stem(self.key)
-
-    @property
     def id(self) -> str:
         """The entry's name in a unit: the id of an image file's image, or a name for each range of a file's rows."""
-        return f"{self.id_stem}#{self.first}.." if self.kind == "parquet" else self.id_stem
+        return f"{id_stem(self.key)}#{self.first}.." if self.kind == "parquet" else id_stem(self.key)
 
 
 _LIKE_A_MEMBER = re.compile(r"(\.(?:parquet|tar|tar\.gz|tgz))(#|\ufffd(?=23))", re.IGNORECASE)
@@ -114,8 +109,10 @@ class PlannedUnit:
     """Those of its inputs that no later generation plans anew; None for a tar, whose images nobody has counted."""
 
     def read(self) -> Unit:
-        """Its entries. The last files of a plan stay in memory: a worker does many units of one."""
-        return unit_in(_kept_part(self.part), self.name)
+        """Its entries."""
+        table = read_part(self.part)
+        rows = table.filter(pc.equal(table["unit"], self.name)).to_pylist()
+        return Unit(name=self.name, entries=tuple(map(Entry.of_row, rows)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +142,6 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
-    def __sub__(self, other: Counts) -> Counts:
-        return Counts(**{name: value - getattr(other, name) for name, value in asdict(self).items()})
-
 
 class Generation:
     """One generation of a plan: its first, or what an update added."""
@@ -162,11 +156,6 @@ class Generation:
         mark: dict[str, Any] = storage.read_json(storage.join(self.folder, storage.SUCCESS))
         return mark
 
-    @property
-    def counts(self) -> Counts:
-        """What the generation plans."""
-        return Counts(**self.mark["counts"])
-
     def part(self, name: str, number: int) -> str:
         """URL of one of the generation's Parquet files."""
         return storage.join(self.folder, f"{name}-{number:05d}.parquet")
@@ -176,10 +165,16 @@ class Generation:
         for number in range(self.mark["parts"]):
             yield storage.read_table(self.part("part", number), columns or schema.PLAN.names)
 
-    def replaced(self) -> Iterator[pa.Table]:
-        """The rows of former generations that it takes the place of, a part at a time."""
+    def replaced(self) -> Iterator[tuple[Entry, bool]]:
+        """Entries of former generations that it takes the place of, in the order of their keys.
+
+        Yields:
+            The entry as it was, and whether its output is stale: nothing writes it any more, as when a Parquet file is
+            now cut into fewer ranges.
+        """
         for number in range(self.mark["replaced_parts"]):
-            yield storage.read_table(self.part("replaced", number), REPLACED.names)
+            for row in storage.read_table(self.part("replaced", number), REPLACED.names).to_pylist():
+                yield Entry.of_row(row), row["is_stale"]
 
 
 class PartWriter:
@@ -218,55 +213,6 @@ def generations(output: str) -> list[Generation]:
     return [Generation(output, number) for number in sorted(int(name[1]) for name in names if name)]
 
 
-def require_generations(output: str) -> list[Generation]:
-    """As :func:`generations`.
-
-    Raises:
-        ValueError: there are none.
-    """
-    found = generations(output)
-    if not found:
-        raise ValueError(f"{output}: there is no plan yet; freeze one first")
-    return found
-
-
-def total(output: str) -> Counts:
-    """What is planned: the units of all generations, and the inputs as the latest of each knows them.
-
-    Raises:
-        ValueError: there is no plan.
-    """
-    found = require_generations(output)
-    return sum((generation.counts - Counts(**generation.mark["replaced"]) for generation in found), Counts())
-
-
-def skipped_files(output: str) -> dict[str, int]:
-    """Files that were no inputs when the plan was frozen, by extension.
-
-    Raises:
-        ValueError: there is no plan.
-    """
-    return dict(require_generations(output)[0].mark["skipped"])
-
-
-def replaced_entries(output: str, generation: int) -> Iterator[tuple[Entry, bool]]:
-    """Former entries whose inputs ``generation`` plans anew, in the order of their keys.
-
-    Yields:
-        The entry as it was, and whether its output is stale: nothing writes it any more, as when a Parquet file is now
-        cut into fewer ranges.
-
-    Raises:
-        ValueError: there is no such generation.
-    """
-    found = require_generations(output)
-    if not 0 <= generation < len(found):
-        raise ValueError(f"generation must be in [0, {len(found)}); got {generation!r}")
-    for table in found[generation].replaced():
-        for row in table.to_pylist():
-            yield Entry.of_row(row), row["is_stale"]
-
-
 def units(output: str) -> Iterator[PlannedUnit]:
     """The units of all generations, in the order of the plan; of a plan with updates, the latest generation first.
 
@@ -296,11 +242,13 @@ def replanned_units(output: str, since: int) -> Iterator[tuple[str, set[str]]]:
 
 def _parts(output: str) -> Iterator[tuple[pa.Table, str]]:
     """The plan's files and their URLs; ``replanned``: the last generation that plans an input anew, 0 for none."""
-    found = require_generations(output)
+    found = generations(output)
+    if not found:
+        raise ValueError(f"{output}: there is no plan yet; freeze one first")
     later: dict[int, Digests] = {}
     for generation in reversed(found):
         keys = Digests()
-        for number, table in enumerate(generation.planned(["unit", "key", "kind", "rows"])):
+        for number, table in enumerate(generation.planned(["unit", "key", "rows"])):
             replanned = np.zeros(len(table), np.int64)
             if len(found) > 1:
                 digests = digests_of(table["key"].to_pylist())
@@ -312,23 +260,10 @@ def _parts(output: str) -> Iterator[tuple[pa.Table, str]]:
         later[generation.number] = keys.seal()
 
 
-def load_unit(part: str, name: str) -> Unit:
-    """The unit of this name, in this file of a plan."""
-    return unit_in(read_part(part), name)
-
-
-def read_part(part: str) -> pa.Table:
-    """A file of a plan, for :func:`unit_in`."""
-    return storage.read_table(part, schema.PLAN.names)
-
-
-_kept_part = lru_cache(maxsize=2)(read_part)
-
-
-def unit_in(table: pa.Table, name: str) -> Unit:
-    """The unit of this name."""
-    rows = table.filter(pc.equal(table["unit"], name)).to_pylist()
-    return Unit(name=name, entries=tuple(map(Entry.of_row, rows)))
+@lru_cache(maxsize=2)
+def read_part(url: str) -> pa.Table:
+    """A file of a plan. The last ones stay in memory: a worker does many units of one."""
+    return storage.read_table(url, schema.PLAN.names)
 
 
 def sample(output: str, count: int) -> Unit:
@@ -337,7 +272,7 @@ def sample(output: str, count: int) -> Unit:
     chosen = planned[:: max(1, len(planned) // SAMPLED_UNITS)][:SAMPLED_UNITS]
     entries: list[Entry] = []
     for unit in chosen:
-        mine = load_unit(unit.part, unit.name).entries
+        mine = unit.read().entries
         wanted = max(1, count // len(chosen))
         if mine[0].kind == "parquet":
             entries.append(mine[0]._replace(rows=min(mine[0].rows or 0, wanted)))

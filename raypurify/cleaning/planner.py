@@ -30,7 +30,7 @@ from raypurify.cleaning.plan import (
     Generation,
     PartWriter,
     generations,
-    require_generations,
+    read_part,
 )
 from raypurify.cleaning.reader import parquet_footer
 from raypurify.data.columns import image_column
@@ -56,18 +56,11 @@ class Sizes:
     sorted_rows: int = SORTED_ROWS
     """How many rows are sorted in memory at a time."""
 
-    def __post_init__(self) -> None:
-        for name in ("unit_entries", "unit_bytes", "part_rows", "sorted_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
     """What an update found."""
 
-    generation: int | None
-    """The generation that it planned; None where nothing is new or changed."""
     new: int
     """How many files are new. The other counts are of files, too."""
     changed: int
@@ -75,8 +68,6 @@ class Changes:
     """Inputs of former generations of which no store or server tells whether they changed: they are planned anew."""
     gone: int
     """Inputs of former generations that are no longer there; their outputs stay."""
-    counts: Counts
-    """What the update planned."""
 
 
 class RowRange(NamedTuple):
@@ -119,7 +110,7 @@ def freeze(
         files: in ascending order of their keys, each once: :func:`raypurify.cleaning.inputs.listed`.
         extension: of cleaned images, without a dot.
         limit: plan the first so many image files, ranges of rows and tars only.
-        skipped: kept as it is when ``files`` has ended: see :func:`raypurify.cleaning.plan.skipped_files`.
+        skipped: files that were no inputs, by extension; kept as it is when ``files`` has ended.
         sizes: how the plan is cut.
 
     Returns:
@@ -130,7 +121,7 @@ def freeze(
     """
     finished = generations(output)
     if finished:
-        return finished[0].counts
+        return Counts(**finished[0].mark["counts"])
     changed: Iterator[tuple[InputFile, list[Entry]]] = ((file, []) for file in _checked(files))
     # What is skipped is counted while the files are drawn.
     about = {"skipped": {} if skipped is None else skipped}
@@ -145,21 +136,18 @@ def update(output: str, files: Iterable[InputFile], *, extension: str, sizes: Si
 
     Changed inputs keep the names of their outputs, new ones get names that no output has had.
 
-    Args:
-        output: of a run.
-        files: the whole listing of today, as for :func:`freeze`.
-        extension: as it was.
-        sizes: how the plan is cut.
+    ``files`` is the whole listing of today; for the other arguments see :func:`freeze`.
 
     Raises:
         ValueError: there is no plan to update, or ``files`` are not in order.
     """
-    former, sizes = require_generations(output), sizes or Sizes()
+    former, sizes = generations(output), sizes or Sizes()
+    if not former:
+        raise ValueError(f"{output}: there is no plan yet; freeze one first")
     tally = {"new": 0, "changed": 0, "unknown": 0, "gone": 0}
     changed = _changed(_checked(files), _latest(former, sizes), tally)
-    counts = _plan(output, former, changed, tally, extension, sizes)
-    number = None if counts is None else len(former)
-    return Changes(generation=number, **tally, counts=counts or Counts())
+    _plan(output, former, changed, tally, extension, sizes)
+    return Changes(**tally)
 
 
 def row_ranges(url: str, size: int, *, rows: int, most: int) -> list[RowRange]:
@@ -226,16 +214,17 @@ def _plan(
         What was planned; None where that is nothing, and no mark is written.
     """
     generation = Generation(output, len(former))
-    # An attempt that was cut off may have left a part of it.
+    # An attempt that was cut off may have left a part of it, and another run of this process the same names.
     storage.remove(generation.folder)
+    read_part.cache_clear()
     replaced = PartWriter(generation, "replaced", REPLACED, sizes.part_rows)
     parts = PartWriter(generation, "part", schema.PLAN, sizes.part_rows)
     folds = _folds(output)
     names = UniqueNames(extension, folds=folds)
     with closing(Spool()) as spool:
-        spool.extend(_noted(islice(_pieces(changed, replaced, sizes), limit), names))
+        _, end = spool.extend(islice(_pieces(changed, replaced, names, sizes), limit))
         replaced.close()
-        if spool.is_empty():
+        if not end:
             return None
         named = _named(spool, names, taken=_outputs(former, folds))
         for number, unit in enumerate(_units(named, sizes)):
@@ -257,13 +246,12 @@ def _checked(files: Iterable[InputFile]) -> Iterator[InputFile]:
         yield file
 
 
-def _pieces(files: Iterable[tuple[InputFile, list[Entry]]], replaced: PartWriter, sizes: Sizes) -> Iterator[Piece]:
-    """What files are cut into. What was there before, at the same first row, keeps its output.
+def _pieces(
+    files: Iterable[tuple[InputFile, list[Entry]]], replaced: PartWriter, names: UniqueNames, sizes: Sizes
+) -> Iterator[Piece]:
+    """What files are cut into, each given with its former entries, which go to ``replaced``.
 
-    Args:
-        files: each with its former entries.
-        replaced: where these are written.
-        sizes: how the files are cut.
+    What was there before, at the same first row, keeps its output; the outputs of the others are told to ``names``.
     """
 
     def ranges(item: tuple[InputFile, list[Entry]]) -> list[RowRange]:
@@ -281,7 +269,10 @@ def _pieces(files: Iterable[tuple[InputFile, list[Entry]]], replaced: PartWriter
             outputs = {piece.entry.output for piece in pieces}
             rows_replaced = [(*entry.row(""), entry.output not in outputs) for entry in former]
             replaced.add(rows_replaced, Counts.of(former, units=0))
-        yield from pieces
+        for piece in pieces:
+            if not piece.entry.output:
+                names.add(_output(piece))
+            yield piece
 
 
 def _spooled(spool: Spool) -> Iterator[Piece]:
@@ -290,14 +281,6 @@ def _spooled(spool: Spool) -> Iterator[Piece]:
 
 def _output(piece: Piece) -> Output:
     return piece.entry.key, piece.entry.kind, piece.suffix
-
-
-def _noted(pieces: Iterable[Piece], names: UniqueNames) -> Iterator[Piece]:
-    """The pieces, on their way; those whose outputs need names are noted."""
-    for piece in pieces:
-        if not piece.entry.output:
-            names.add(_output(piece))
-        yield piece
 
 
 def _named(spool: Spool, names: UniqueNames, taken: Digests) -> Iterator[Piece]:

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from raypurify import storage
@@ -36,21 +35,17 @@ MANY = 20
 """Inputs that may end their process before it is asked whether the model does."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Findings:
-    """What a child saw of a unit."""
-
-    killers: dict[str, str] = field(default_factory=dict)
-    """Ids of the inputs (or of the entries) that end the process that cleans them, and how they do it."""
-    shapes: tuple[tuple[int, int, int], ...] = ()
-    """(H, W, C) of each image among the other inputs."""
-
-
-def inspect(unit: Unit, max_pixels: int, count: int | None = None, work: Cleaning | None = None) -> Findings:
+def inspect(
+    unit: Unit, max_pixels: int, count: int | None = None, work: Cleaning | None = None
+) -> tuple[dict[str, str], list[tuple[int, int, int]]]:
     """Decode a unit's inputs, or the first ``count`` of each section of them, in a child process.
 
     Args:
         work: do also what follows, on a CPU, but for writing.
+
+    Returns:
+        Ids of the inputs (or of the entries) that end the process that cleans them, and how they do it; and (H, W, C)
+        of each image among the others.
 
     Raises:
         RuntimeError: the child failed for another reason than an input, such as a store that does not answer; or so
@@ -70,7 +65,7 @@ def inspect(unit: Unit, max_pixels: int, count: int | None = None, work: Cleanin
         said = [json.loads(line) for line in child.stdout.decode().splitlines()]
         shapes |= {word["done"]: tuple(word["shape"]) for word in said if word.get("shape")}
         if child.returncode == 0:
-            return Findings(killers=killers, shapes=tuple(shapes[number] for number in sorted(shapes)))
+            return killers, [shapes[number] for number in sorted(shapes)]
         done = max((word["done"] + 1 for word in said if "done" in word), default=done)
         begun = [word["begin"] for word in said if "begin" in word]
         how = _end(child.returncode)
@@ -92,7 +87,7 @@ def first_look(work: Cleaning, unit: Unit, count: int) -> list[str]:
     """
     purifier = work.purifier
     channels = channels_of(purifier, purifier.build(), "cpu")
-    shapes = inspect(unit, work.config.max_pixels, count).shapes
+    _, shapes = inspect(unit, work.config.max_pixels, count)
     if shapes and not any(fits(shape[2], channels) for shape in shapes):
         raise ValueError(
             f"{purifier.name} takes images of {channels} channel(s), but the first images have {shapes[0][2]}: "
@@ -126,7 +121,8 @@ def killers(work: Cleaning, unit: Unit, attempt: str) -> dict[str, str]:
     storage.write_json(url, starts + 1)
     if starts < DEATHS:
         return {}
-    return inspect(unit, work.config.max_pixels, work=work).killers
+    found, _ = inspect(unit, work.config.max_pixels, work=work)
+    return found
 
 
 def _end(status: int) -> str:
@@ -137,7 +133,9 @@ def _end(status: int) -> str:
 
 def main() -> None:
     """The child: try the unit on standard input."""
-    _be_first_to_go()
+    # Where the system runs out of memory, let it end this process, not the worker that waits for it.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
     # What a model prints must not get among this process' own words.
     words = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -159,12 +157,6 @@ def main() -> None:
             raise
         print(error, file=sys.stderr)
         os._exit(OUT_OF_MEMORY)
-
-
-def _be_first_to_go() -> None:
-    """Where the system runs out of memory, let it end this process, not the worker that waits for it."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from raypurify import images, storage
 from raypurify.cleaning import tars
-from raypurify.cleaning.plan import Entry, Unit
+from raypurify.cleaning.plan import Entry, Unit, id_stem
 from raypurify.data import files
 from raypurify.data.base import DataError
 from raypurify.data.columns import encoded_images
@@ -32,8 +32,6 @@ READS_AT_ONCE = 32
 OUTAGES = (RefusedError, UnavailableError, files.StoreError)
 """What a store says that says nothing of the file: no reason to reject it, but on the web."""
 TROUBLE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-LARGEST_FILE = tars.LARGEST
-"""Bytes of an image file, or of a tar's member, that is read: it is held in memory."""
 BUFFER = 4 << 20
 """Bytes of a column that are fetched at a time of a row group whose rows are not all wanted."""
 TAIL = 1 << 16
@@ -84,8 +82,6 @@ class Item:
     """The stage that a reject failed in: "read", "decode", "purify" or "encode"; empty for others."""
     reason: str = ""
     """Why a reject failed."""
-    waits: bool = False
-    """Whether the image has yet to be purified."""
     cleaned: NDArray[np.uint8] | None = None
     """(H, W, C): the image as it is written."""
     measures: dict[str, Any] = field(default_factory=dict)
@@ -93,11 +89,15 @@ class Item:
     encoded: Future[tuple[bytes, tuple[str, ...]]] | None = None
     """The bytes of the cleaned image's file, and notes on them."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether the image has yet to be purified."""
+        return self.picture is not None and self.encoded is None
+
     def reject(self, stage: str, reason: str) -> None:
         """Make the item a reject: note why it can't be cleaned, and let its pixels go."""
         self.stage, self.reason = stage, reason
         self.data = self.picture = None
-        self.waits = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +112,7 @@ class Section:
 
 
 def sections(unit: Unit, limits: Limits) -> Iterator[Section]:
-    """What a unit holds; each section has to be read to its end before the next is asked for.
-
-    Args:
-        unit: planned inputs.
-        limits: of what is decoded.
-    """
+    """What a unit holds; each section has to be read to its end before the next is asked for."""
     for kind, same in groupby(unit.entries, key=lambda entry: entry.kind):
         entries = tuple(same)
         if kind == "image":
@@ -174,7 +169,7 @@ def _tail(url: str, size: int) -> bytes:
 
 
 def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Item]:
-    wanted = [entry for entry in entries if entry.size <= LARGEST_FILE and entry.id not in limits.killers]
+    wanted = [entry for entry in entries if entry.size <= tars.LARGEST and entry.id not in limits.killers]
 
     def one_by_one(announce: Callable[[str], None]) -> Iterator[tuple[int, bytes | Exception]]:
         for entry in wanted:
@@ -184,8 +179,8 @@ def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Item]:
     urls = (entry.url for entry in wanted)
     contents = one_by_one(limits.announce) if limits.announce else storage.read_many(urls, at_once=READS_AT_ONCE)
     for entry in entries:
-        item = Item(entry=entry, id=entry.id_stem, name=entry.key)
-        if entry.size > LARGEST_FILE and entry.id not in limits.killers:
+        item = Item(entry=entry, id=id_stem(entry.key), name=entry.key)
+        if entry.size > tars.LARGEST and entry.id not in limits.killers:
             item.reject("read", _too_large(entry.size))
         elif entry.id not in limits.killers:
             _fill(item, next(contents)[1])
@@ -206,7 +201,7 @@ def _fill(item: Item, content: bytes | Exception) -> None:
 
 
 def _too_large(size: int) -> str:
-    return f"has {size} bytes; at most {LARGEST_FILE} are read of an image"
+    return f"has {size} bytes; at most {tars.LARGEST} are read of an image"
 
 
 def changed(entry: Entry, size: int) -> str:
@@ -215,11 +210,7 @@ def changed(entry: Entry, size: int) -> str:
 
 
 def _check_size(opened: IO[bytes], entry: Entry) -> None:
-    """Check that an opened file is of the size that was planned, and go back to its start.
-
-    Raises:
-        DataError: it is not.
-    """
+    """Raise a DataError where an opened file is not of the size that was planned; else go back to its start."""
     if entry.size >= 0:
         size = opened.seek(0, os.SEEK_END)
         if size != entry.size:
@@ -242,7 +233,7 @@ def _ranges_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Sect
 
 def _rows(entry: Entry, values: Iterable[bytes | NDArray[np.uint8] | ValueError]) -> Iterator[Item]:
     for number, value in zip(range(entry.first, entry.first + (entry.rows or 0)), values, strict=False):
-        item = Item(entry=entry, id=f"{entry.id_stem}#{number}", name=f"{number:09d}")
+        item = Item(entry=entry, id=f"{id_stem(entry.key)}#{number}", name=f"{number:09d}")
         if isinstance(value, bytes):
             item.data = value
         elif isinstance(value, ValueError):
@@ -315,7 +306,7 @@ def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> It
 
 def _members(entry: Entry, limits: Limits) -> Iterator[Item]:
     """A tar's members; each name once: a second one of that name gets its number."""
-    of_tar = Item(entry=entry, id=entry.id_stem, name=entry.key)
+    of_tar = Item(entry=entry, id=id_stem(entry.key), name=entry.key)
     if entry.id in limits.killers:
         of_tar.reject("read", limits.killers[entry.id])
         yield of_tar
@@ -346,9 +337,9 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Item]:
 
 def _member(tar: tars.Tar, member: tarfile.TarInfo, entry: Entry, seen: dict[str, int], limits: Limits) -> Item:
     name = tars.printable(member.name)
-    item = Item(entry=entry, id=f"{entry.id_stem}#{tars.numbered(name, seen)}", name=name)
+    item = Item(entry=entry, id=f"{id_stem(entry.key)}#{tars.numbered(name, seen)}", name=name)
     reason = tars.refusal(member, seen)
-    if member.isreg() and member.size > LARGEST_FILE:
+    if member.isreg() and member.size > tars.LARGEST:
         reason = _too_large(member.size)
     if reason:
         item.reject("read", reason)

@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from raypurify import runs, storage
-from raypurify.cleaning import accounts
 from raypurify.jobs.engine import Engine, engine_of
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.work import Todo, Work
 from raypurify.report import formats
 from raypurify.runs.progress import Progress
+from raypurify.runs.reasons import counted
 from raypurify.runs.tally import Tally
 
 FINISHED = "already finished: nothing is left to do"
 """What a job says of a run that is whole."""
 ENOUGH = 1000
 """How many images are done before the share of rejects is judged."""
+LATEST = 16
+"""How many tables of rejects a message takes its reasons from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +147,11 @@ def check_rejects(output: str, rejected: int, n: int, most: float) -> None:
         StoppedError: with the reasons.
     """
     if rejected > most * n:
-        some = ", ".join(f"{count:,} x {reason}" for reason, count in accounts.some_reasons(output).items())
+        folder = storage.join(output, "rejects")
+        reasons = islice(counted(storage.list_files(folder, ".parquet")[-LATEST:]).items(), 5)
+        some = ", ".join(f"{count:,} x {reason}" for reason, count in reasons)
         raise runs.StoppedError(
             f"{rejected:,} of {n:,} images are rejected, more than --max-rejects={most} allows. Reasons so far: "
-            f"{formats.visible(some)}. {storage.join(output, 'rejects')} has each. What is done stays done: give a "
+            f"{formats.visible(some)}. {folder} has each. What is done stays done: give a "
             "higher --max-rejects to go on"
         )

@@ -123,11 +123,12 @@ def clean(
     # The last bit of a pixel may turn on which images share a batch.
     identity = {**work.cleaning.identity(), **resources.batching}
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
-        is_whole = run.finished and accounts.is_complete(output)
+        is_planned = bool(plan.generations(output))
+        is_whole = run.finished and is_planned and not undone(work, plan.units(output))
         if is_whole and not update:
             log.tell(f"{FINISHED}; --update looks for what is new or has changed")
             return accounts.add_up(output)
-        is_behind = update and not is_whole and bool(plan.generations(output))
+        is_behind = update and is_planned and not is_whole
         _begin(run, work.cleaning, is_update=is_whole)
         with attempt_at(run, resources, work, shared_filesystem=shared_filesystem) as attempt:
             if is_behind:
@@ -144,7 +145,8 @@ def clean(
 
 def _placed(config: CleaningConfig, output: str) -> CleaningConfig:
     """The config, with its input as seen from anywhere, which is neither inside the output nor around it."""
-    config = dataclasses.replace(config, input=inputs.absolute(config.input))
+    # A final slash makes it a folder.
+    config = dataclasses.replace(config, input=storage.absolute(config.input) + "/" * config.input.endswith("/"))
     inputs.check_apart(config.input, output)
     return config
 
@@ -244,7 +246,7 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
         counts = _plan(config, folder, output=output)
         _warn(work, folder)
         tried, rejects, rate = _trial(work, resources, plan.sample(folder, 8 * TRIED))
-        skipped = plan.skipped_files(folder)
+        skipped = plan.generations(folder)[0].mark["skipped"]
     for reject in rejects:
         log.tell(formats.visible(f"rejected: {reject['id']}: {reject['reason']}"))
     return {
@@ -264,7 +266,7 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
 def _trial(work: Cleaning, resources: ActorPool, sample: Unit) -> tuple[int, list[dict[str, Any]], float]:
     """Clean a sample, a few inputs at a time, for ``TRIAL_SECONDS`` or so: images, rejects, and images a second."""
     cleaner = Cleaner(work, "cpu", batch=resources.batch, batch_pixels=resources.batch_pixels, threads=1)
-    killers = quarantine.inspect(sample, work.config.max_pixels, 2 * TRIED).killers
+    killers, _ = quarantine.inspect(sample, work.config.max_pixels, 2 * TRIED)
     rejects: list[dict[str, Any]] = []
     counts, seconds = [], []
     step = TRIED if sample.entries[0].kind == "image" else 1

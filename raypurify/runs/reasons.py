@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from raypurify import storage
 
 KINDS = 1000
 """How many reasons are counted apart."""
@@ -30,3 +33,12 @@ class Reasons:
             shown = kind if reason is None else reason[:300]
             found[shown] = found.get(shown, 0) + count
         return found
+
+
+def counted(urls: Iterable[str]) -> dict[str, int]:
+    """How many rejects there are for each reason in some tables, the most frequent first."""
+    reasons = Reasons()
+    with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
+        for table in pool.map(lambda url: storage.read_table(url, ["reason"]), urls):
+            reasons.add(table["reason"].to_pylist())
+    return dict(sorted(reasons.counts().items(), key=lambda item: -item[1]))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -17,7 +16,7 @@ import numpy as np
 
 from raypurify import storage
 from raypurify.runs import lease
-from raypurify.runs.reasons import Reasons
+from raypurify.runs.reasons import counted
 from raypurify.storage.published import redacted, visible
 
 Job = Literal["training", "evaluation", "attack", "cleaning", "certification"]
@@ -89,7 +88,7 @@ def status_of(output: str) -> Status:
         extent=extent,
         holder=held and held[0],
         good_for=held and held[1],
-        rejects=_counted(extent.rejects),
+        rejects=visible(counted(extent.rejects)),
     )
 
 
@@ -264,13 +263,3 @@ def _images_of(attempts: Iterable[Mapping[str, Any]]) -> int | None:
 
 def _tables_of_rejects(output: str) -> tuple[str, ...]:
     return tuple(storage.list_files(storage.join(output, "rejects"), ".parquet"))
-
-
-def _counted(urls: Iterable[str]) -> Mapping[str, int]:
-    """How many rejects there are for each reason, the most frequent first."""
-    reasons = Reasons()
-    with ThreadPoolExecutor(storage.REQUESTS_AT_ONCE) as pool:
-        for table in pool.map(lambda url: storage.read_table(url, ["reason"]), urls):
-            reasons.add(table["reason"].to_pylist())
-    counted: Mapping[str, int] = visible(dict(sorted(reasons.counts().items(), key=lambda item: -item[1])))
-    return counted

@@ -57,13 +57,13 @@ def clean(
 def do_units(cleaner: Cleaner, most: int | None) -> int | None:
     """Clean the units that are not accounted for; how many more it may, 0 where one is left over, None: any number."""
     output = cleaner.work.output
-    done = accounts.finished_units(output)
+    done = {storage.stem(url) for url in storage.list_files(storage.join(output, "manifest"), ".parquet")}
     todo = [unit for unit in plan.units(output) if unit.name not in done]
     for unit in islice(todo, most):
-        accounts.publish(output, unit.name, cleaner(plan.load_unit(unit.part, unit.name)))
+        accounts.publish(output, unit.name, cleaner(unit.read()))
     if most is not None and len(todo) > most:
         # Killed behind a unit's images, and before its accounts.
-        cleaner(plan.load_unit(todo[most].part, todo[most].name))
+        cleaner(todo[most].read())
     return None if most is None else max(0, most - len(todo)) if len(todo) <= most else 0
 
 

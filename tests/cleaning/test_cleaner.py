@@ -48,7 +48,7 @@ def source(tmp_path: Path) -> str:
 
 def units_of(source: str, output: str, sizes: Sizes | None = None) -> list[Unit]:
     planner.freeze(output, listed(source, output=output), extension="png", sizes=sizes)
-    return [plan.load_unit(unit.part, unit.name) for unit in plan.units(output)]
+    return [unit.read() for unit in plan.units(output)]
 
 
 def cleaner(source: str, output: str, purifier: str, classifier: str | None = None) -> Cleaner:
@@ -129,8 +129,8 @@ def test_an_image_that_ends_the_process_in_the_purifier_is_found(source: str, tm
     output = str(tmp_path / "out")
     [unit] = units_of(source, output)
     clean = cleaner(source, output, "models_that_fail:Deadly")
-    assert quarantine.inspect(unit, 1 << 20).killers == {}
-    killers = quarantine.inspect(unit, 1 << 20, work=clean.work).killers
+    assert quarantine.inspect(unit, 1 << 20)[0] == {}
+    killers = quarantine.inspect(unit, 1 << 20, work=clean.work)[0]
     assert killers == {f"{BRIGHT:02d}.png": "ends the process that cleans it (SIGSEGV)"}
     cleaned = clean(unit, killers)
     assert [reject["id"] for reject in cleaned.rejects] == list(killers)
@@ -141,7 +141,7 @@ def test_what_a_model_prints_is_not_taken_for_a_word_of_the_child(source: str, t
     output = str(tmp_path / "out")
     [unit] = units_of(source, output)
     clean = cleaner(source, output, "models_that_fail:Talkative")
-    assert quarantine.inspect(unit, 1 << 20, work=clean.work).killers == {}
+    assert quarantine.inspect(unit, 1 << 20, work=clean.work)[0] == {}
 
 
 def test_a_model_that_ends_the_process_on_all_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -162,9 +162,9 @@ def test_a_child_goes_on_behind_the_last_culprit(source: str, tmp_path: Path):
     output = str(tmp_path / "out")
     [unit] = units_of(source, output)
     clean = cleaner(source, output, "models_that_fail:Deadly")
-    found = quarantine.inspect(unit, 1 << 20, work=clean.work)
-    assert list(found.killers) == [f"{BRIGHT:02d}.png", "10.png", "15.png"]
-    assert len(found.shapes) == 17
+    killers, shapes = quarantine.inspect(unit, 1 << 20, work=clean.work)
+    assert list(killers) == [f"{BRIGHT:02d}.png", "10.png", "15.png"]
+    assert len(shapes) == 17
 
 
 def publish(unit: Unit, clean: Cleaner) -> None:
@@ -184,7 +184,7 @@ def test_a_file_that_changes_every_night(tmp_path: Path):
             planner.freeze(output, listed(str(folder), output=output), extension="png")
         clean = cleaner(str(folder), output, "identity")
         newest = max(plan.units(output), key=lambda unit: unit.name)
-        publish(plan.load_unit(newest.part, newest.name), clean)
+        publish(newest.read(), clean)
         accounts.retire(output)
         totals = accounts.add_up(output)
         assert (totals.cleaned, totals.rejected) == (1, 0)

@@ -7,6 +7,7 @@ import random
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,11 +35,22 @@ def images(*keys: str) -> list[InputFile]:
 
 def units_of(output: str) -> list[Unit]:
     planned = sorted(plan.units(output), key=lambda unit: unit.name)
-    return [plan.load_unit(unit.part, unit.name) for unit in planned]
+    return [unit.read() for unit in planned]
 
 
 def entries(output: str) -> list[Entry]:
     return [entry for unit in units_of(output) for entry in unit.entries]
+
+
+def replaced_entries(output: str, number: int) -> list[tuple[Entry, bool]]:
+    return list(plan.generations(output)[number].replaced())
+
+
+def total(output: str) -> Counts:
+    """What is planned: the units of all generations, and the inputs as the latest of each knows them."""
+    names = [field.name for field in fields(Counts)]
+    marks = [generation.mark for generation in plan.generations(output)]
+    return Counts(**{name: sum(mark["counts"][name] - mark["replaced"][name] for mark in marks) for name in names})
 
 
 def outputs(output: str) -> dict[str, str]:
@@ -59,8 +71,8 @@ def test_a_plan_is_frozen_once(tmp_path: Path):
     keys = [f"{number:04d}.jpg" for number in range(1203)]
     counts = planner.freeze(output, images(*keys), extension="png", skipped={".txt": 2})
     assert counts == Counts(units=3, files=1203, images=1203, size=12030)
-    assert plan.total(output) == counts
-    assert plan.skipped_files(output) == {".txt": 2}
+    assert total(output) == counts
+    assert plan.generations(output)[0].mark["skipped"] == {".txt": 2}
     assert len(plan.generations(output)) == 1
 
     def never() -> Iterator[InputFile]:
@@ -130,12 +142,6 @@ def test_listings_must_be_in_order_and_not_empty(tmp_path: Path):
     with pytest.raises(ValueError, match="nothing to plan"):
         planner.freeze(str(tmp_path), [], extension="png")
     assert len(plan.generations(str(tmp_path))) == 0
-
-
-@pytest.mark.parametrize("name", ["unit_entries", "unit_bytes", "part_rows", "sorted_rows"])
-def test_sizes_are_positive(name: str):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
-        Sizes(**{name: 0})
 
 
 def test_limit(tmp_path: Path):
@@ -375,15 +381,16 @@ def test_update_plans_what_is_new_or_changed(tmp_path: Path):
     planner.freeze(output, images("a.jpg", "b.jpg", "c.png", "d.png", "e.jpg"), extension="png", sizes=sizes)
     before = outputs(output)
     nothing = planner.update(output, images("a.jpg", "b.jpg", "c.png", "d.png", "e.jpg"), extension="png")
-    assert nothing == planner.Changes(generation=None, new=0, changed=0, gone=0, counts=Counts())
+    assert nothing == planner.Changes(new=0, changed=0, gone=0)
     assert len(plan.generations(output)) == 1
 
     # b changed, c is gone, aa and b.png are new; b.png would like the name that b.jpg has.
     today = [*images("a.jpg", "aa.jpg", "b.png", "d.png", "e.jpg"), image("b.jpg", version="2")]
     today.sort(key=lambda entry: entry.key)
     changes = planner.update(output, today, extension="png", sizes=sizes)
+    assert changes == planner.Changes(new=2, changed=1, gone=1)
     counts = Counts(units=2, files=3, images=3, size=30)
-    assert changes == planner.Changes(generation=1, new=2, changed=1, gone=1, counts=counts)
+    assert Counts(**plan.generations(output)[1].mark["counts"]) == counts
     assert {unit.name for unit in units_of(output)} == {
         *(f"000-00000{n}" for n in range(3)),
         "001-000000",
@@ -395,21 +402,20 @@ def test_update_plans_what_is_new_or_changed(tmp_path: Path):
         "b.jpg": before["b.jpg"],
         "b.png": "b.png.png",
     }
-    replaced = list(plan.replaced_entries(output, 1))
+    replaced = replaced_entries(output, 1)
     assert [(entry.key, entry.version, is_stale) for entry, is_stale in replaced] == [("b.jpg", "1", False)]
-    assert list(plan.replaced_entries(output, 0)) == []
-    assert plan.total(output) == Counts(units=5, files=7, images=7, size=70)
-    with pytest.raises(ValueError, match="generation must be in"):
-        list(plan.replaced_entries(output, 2))
+    assert replaced_entries(output, 0) == []
+    assert total(output) == Counts(units=5, files=7, images=7, size=70)
 
     # The next night: b changed again, c is back as it was.
     today = [entry if entry.key != "b.jpg" else image("b.jpg", version="3") for entry in today]
     today = sorted([*today, image("c.png")], key=lambda entry: entry.key)
     again = planner.update(output, today, extension="png")
-    assert (again.generation, again.new, again.changed, again.gone) == (2, 0, 1, 0)
-    assert [(entry.version, is_stale) for entry, is_stale in plan.replaced_entries(output, 2)] == [("2", False)]
-    assert plan.total(output) == Counts(units=6, files=7, images=7, size=70)
-    assert planner.update(output, today, extension="png").generation is None
+    assert (again.new, again.changed, again.gone) == (0, 1, 0)
+    assert [(entry.version, is_stale) for entry, is_stale in replaced_entries(output, 2)] == [("2", False)]
+    assert total(output) == Counts(units=6, files=7, images=7, size=70)
+    planner.update(output, today, extension="png")
+    assert len(plan.generations(output)) == 3
 
 
 def test_an_update_that_was_cut_off_is_not_there(tmp_path: Path):
@@ -427,8 +433,9 @@ def test_an_update_that_was_cut_off_is_not_there(tmp_path: Path):
     assert [unit.name for unit in units_of(output)] == ["000-000000"]
     assert storage.list_files(f"{output}/plan", "replaced-00000.parquet")
     changes = planner.update(output, images("a.png", "c.png"), extension="png")
-    assert (changes.generation, changes.new, changes.changed) == (1, 1, 0)
-    assert list(plan.replaced_entries(output, 1)) == []
+    assert (changes.new, changes.changed) == (1, 0)
+    assert len(plan.generations(output)) == 2
+    assert replaced_entries(output, 1) == []
     assert not storage.list_files(f"{output}/plan", "replaced-00000.parquet")
 
 
@@ -447,18 +454,18 @@ def test_update_of_a_parquet_file(tmp_path: Path):
     added = [(entry.first, entry.rows, entry.output) for entry in entries(output)[1:]]
     # The run that was there keeps its name, so that nothing is left over.
     assert added == [(0, 100, "t.parquet"), (100, 100, "t-000000100.parquet"), (200, 50, "t-000000200.parquet")]
-    assert [(entry.rows, is_stale) for entry, is_stale in plan.replaced_entries(output, 1)] == [(80, False)]
-    assert plan.total(output).images == 250
+    assert [(entry.rows, is_stale) for entry, is_stale in replaced_entries(output, 1)] == [(80, False)]
+    assert total(output).images == 250
 
     write_parquet(path, 120, group=60)
     os.utime(path, ns=(2, 2))
     planner.update(output, listing(), extension="png", sizes=sizes)
-    assert [(entry.output, is_stale) for entry, is_stale in plan.replaced_entries(output, 2)] == [
+    assert [(entry.output, is_stale) for entry, is_stale in replaced_entries(output, 2)] == [
         ("t.parquet", False),
         ("t-000000100.parquet", True),
         ("t-000000200.parquet", True),
     ]
-    assert plan.total(output) == Counts(units=6, files=1, images=120, size=path.stat().st_size)
+    assert total(output) == Counts(units=6, files=1, images=120, size=path.stat().st_size)
 
 
 def test_three_thousand_objects_of_s3(s3: str, many_objects: tuple[str, list[str]]):
@@ -478,7 +485,7 @@ def test_update_tells_objects_of_s3_apart_by_their_content(s3: str):
     fs.rm_file(f"{path}/c.png")
     changes = planner.update(output, listed(f"{s3}/nightly", output=output), extension="png")
     assert (changes.new, changes.changed, changes.gone) == (1, 1, 1)
-    assert [entry.key for entry, _ in plan.replaced_entries(output, 1)] == ["a.png"]
+    assert [entry.key for entry, _ in replaced_entries(output, 1)] == ["a.png"]
 
 
 def peak(count: int, output: str) -> tuple[int, int]:

@@ -66,6 +66,14 @@ def test_a_relative_input_is_the_same_from_anywhere(
         clean(CleaningConfig(input="in", purifier="identity"), POOL, output)
 
 
+def test_another_run_in_the_same_place_reads_its_own_plan(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    for name in ("first", "second"):
+        source = put(str(tmp_path / name), {f"{name}.png": encoded(0, 5, 5)})
+        clean(CleaningConfig(input=source, purifier="identity"), POOL, output, overwrite=True)
+        assert [row["id"] for row in accounts(output, "manifest")] == [f"{name}.png"]
+
+
 def test_an_update_cleans_what_is_new_or_changed(corpus: dict[str, bytes], tmp_path: Path) -> None:
     source, output = put(str(tmp_path / "in"), corpus), str(tmp_path / "out")
     config = CleaningConfig(input=source, purifier="threshold")
