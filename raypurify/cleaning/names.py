@@ -23,7 +23,7 @@ from collections.abc import Iterable
 
 from raypurify.cleaning.bounded import Digests
 from raypurify.cleaning.folders import Kind
-from raypurify.storage.published import short_hash
+from raypurify.storage.published import cut, short_hash
 
 SEGMENT = 160
 """Bytes of a name, before what is put at its end; a draft of a local file adds 34 to it."""
@@ -135,11 +135,3 @@ def _is_unsafe(char: str) -> bool:
 
 def _percent(char: str) -> str:
     return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
-
-
-def cut(text: str, limit: int) -> str:
-    """The text, or its start and a hash of it where it has more than ``limit`` bytes."""
-    data = text.encode()
-    if len(data) <= limit:
-        return text
-    return data[: limit - 17].decode(errors="ignore").rstrip("/") + "~" + short_hash(text)

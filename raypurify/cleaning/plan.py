@@ -31,9 +31,6 @@ from raypurify.cleaning.folders import Kind
 from raypurify.runs import schema
 from raypurify.storage.published import escaped, hexadecimal, unescaped
 
-REPLACED = schema.PLAN.append(pa.field("is_stale", pa.bool_(), nullable=False))
-"""``replaced-NNNNN.parquet``: former entries, of no unit, and whether nothing writes their outputs any more."""
-
 SAMPLED_UNITS = 4
 """The largest number of units that a sample's inputs are taken from."""
 
@@ -173,7 +170,7 @@ class Generation:
             now cut into fewer ranges.
         """
         for number in range(self.mark["replaced_parts"]):
-            for row in storage.read_table(self.part("replaced", number), REPLACED.names).to_pylist():
+            for row in storage.read_table(self.part("replaced", number), schema.REPLACED.names).to_pylist():
                 yield Entry.of_row(row), row["is_stale"]
 
 

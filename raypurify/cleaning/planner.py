@@ -24,7 +24,6 @@ from raypurify.cleaning.bounded import SORTED_ROWS, Digests, Spool, concurrently
 from raypurify.cleaning.folders import InputFile
 from raypurify.cleaning.names import Output, UniqueNames, folded
 from raypurify.cleaning.plan import (
-    REPLACED,
     Counts,
     Entry,
     Generation,
@@ -217,7 +216,7 @@ def _plan(
     # An attempt that was cut off may have left a part of it, and another run of this process the same names.
     storage.remove(generation.folder)
     read_part.cache_clear()
-    replaced = PartWriter(generation, "replaced", REPLACED, sizes.part_rows)
+    replaced = PartWriter(generation, "replaced", schema.REPLACED, sizes.part_rows)
     parts = PartWriter(generation, "part", schema.PLAN, sizes.part_rows)
     folds = _folds(output)
     names = UniqueNames(extension, folds=folds)

@@ -17,6 +17,7 @@ from raypurify.cleaning.bounded import SPOOLED, TableSpool
 from raypurify.cleaning.reader import Item, Section
 from raypurify.data.columns import image_column
 from raypurify.images import Picture
+from raypurify.runs import schema
 
 Shards = Literal["mirror", "parquet", "webdataset"]
 Check = Callable[[], None]
@@ -142,23 +143,12 @@ class RowSink(Sink):
         storage.write_table(self.url, table.set_column(index, field, encoded))
 
 
-SHARD = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-        pa.field("height", pa.int64(), nullable=False),
-        pa.field("width", pa.int64(), nullable=False),
-    ]
-)
-"""A shard in Parquet: the images of a unit."""
-
-
 class ShardSink(Sink):
     """A unit's images in one Parquet file, and nothing else."""
 
     def __init__(self, url: str, check_lease: Check) -> None:
         self.url, self.check_lease = url, check_lease
-        self.rows = TableSpool(SHARD)
+        self.rows = TableSpool(schema.SHARD)
 
     def put(self, item: Item, data: bytes) -> tuple[str, int | None]:
         height, width = cast(Picture, item.picture).pixels.shape[:2]

@@ -10,7 +10,6 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from raypurify import runs, storage
-from raypurify.cleaning.names import cut
 from raypurify.data import Source, open_source, shape_of
 from raypurify.data.columns import names_of_classes
 from raypurify.evaluation import preflight, units
@@ -24,6 +23,7 @@ from raypurify.jobs.work import undone
 from raypurify.runs import log, schema
 from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
+from raypurify.storage.published import cut
 
 PNG_NAME = 251
 """Bytes of a PNG file's name before ``.png``: the name of a local file has at most 255."""

@@ -344,6 +344,19 @@ PLAN = pa.schema(
 )
 """``plan/`` of a cleaning: the listing of its input, frozen; the rows of a unit follow one another."""
 
+REPLACED = PLAN.append(pa.field("is_stale", pa.bool_(), nullable=False))
+"""``replaced-NNNNN.parquet``: former entries, of no unit, and whether nothing writes their outputs any more."""
+
+SHARD = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image", pa.binary(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("width", pa.int64(), nullable=False),
+    ]
+)
+"""``images/`` of a cleaning into Parquet shards: the images of a unit."""
+
 MANIFEST = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),

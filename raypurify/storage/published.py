@@ -132,6 +132,14 @@ def short_hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
+def cut(text: str, limit: int) -> str:
+    """The text, or its start and a hash of it where it has more than ``limit`` bytes."""
+    data = text.encode()
+    if len(data) <= limit:
+        return text
+    return data[: limit - 17].decode(errors="ignore").rstrip("/") + "~" + short_hash(text)
+
+
 def encodable(text: str) -> str:
     """``text`` with each byte of a name that is no UTF-8 as U+FFFD and its two hexadecimal digits."""
     return _LONE.sub(lambda char: hexadecimal(char[0]), text)
