@@ -22,6 +22,9 @@ from fault_proxy import Faults, Proxy, running
 
 from raypurify import storage
 
+KEYS_OF_A_PAGE = 200
+"""Objects that the S3 server lists at once; Amazon's lists 1,000."""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -54,7 +57,10 @@ def s3() -> Iterator[str]:
     port = free_port()
     moto = Path(sys.executable).parent / "moto_server"
     server = subprocess.Popen(
-        [moto, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [moto, "-H", "127.0.0.1", "-p", str(port)],
+        env={**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(KEYS_OF_A_PAGE)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     settings = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",

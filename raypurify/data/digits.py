@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +59,13 @@ def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def _all() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-    from sklearn.datasets import load_digits  # slow to import, and needed here alone
-
-    digits = load_digits()
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(digits.images)).astype(np.int64)
-    images = np.stack([_enlarged(image) for image in digits.images])[:, :, :, None]
-    return images, digits.target.astype(np.int64), order
+    # Its file of them is read, for scikit-learn is slow to import.
+    package = find_spec("sklearn")
+    folder = Path(str(package and package.origin)).parent
+    table = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(table)).astype(np.int64)
+    images = np.stack([_enlarged(image) for image in table[:, :-1].reshape(-1, 8, 8)])[:, :, :, None]
+    return images, table[:, -1].astype(np.int64), order
 
 
 def _enlarged(image: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -46,7 +46,9 @@ def connect(*needs: Needs) -> dict[str, Any]:
         if os.environ.get("RAY_ADDRESS"):
             _start()
         else:
-            _start(address="local", num_cpus=sum(pool.all_cpus for pool in needs) + FREE_CPUS)
+            # Its dashboard would take longer to start than many a job runs.
+            cpus = sum(pool.all_cpus for pool in needs) + FREE_CPUS
+            _start(address="local", num_cpus=cpus, include_dashboard=False)
     quiet()
     resources = ray.cluster_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

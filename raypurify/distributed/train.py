@@ -29,6 +29,8 @@ from raypurify.jobs.resources import TrainingResources
 from raypurify.training.order import EpochOrder
 from raypurify.training.worker import FINAL_ERRORS, PLAIN_ERRORS, Job, Worker
 
+POLL_SECONDS = "0.5"
+"""Between looks of Ray Train's controller at its workers, which wait with an epoch's report for the next look."""
 RESIZE_SECONDS = 30.0
 """Between looks at whether a group of workers may grow."""
 DEATH = 10
@@ -109,6 +111,7 @@ def _run(trainer: _Trainer) -> None:
     """
     # Ray's watcher of nodes that a cloud takes away tells workers, of which none of ours asks.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     try:
         trainer.fit()
     except KeyboardInterrupt:

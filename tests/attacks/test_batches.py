@@ -14,7 +14,7 @@ from raypurify.data import open_source, read_rows
 from raypurify.training import batch_of
 
 ROOT = Path(__file__).parents[2]
-IMAGES = 256
+IMAGES = 128
 FEWER = {1: 24, 7: 63}
 """Images of the batches that would take long."""
 QUICK = {

@@ -468,11 +468,13 @@ def test_update_of_a_parquet_file(tmp_path: Path):
     assert total(output) == Counts(units=6, files=1, images=120, size=path.stat().st_size)
 
 
-def test_three_thousand_objects_of_s3(s3: str, many_objects: tuple[str, list[str]]):
+def test_three_pages_of_objects_of_s3(s3: str, many_objects: tuple[str, list[str]]):
     url, keys = many_objects
     output = f"{s3}/many-clean"
-    counts = planner.freeze(output, listed(url, output=output), extension="png", sizes=Sizes(part_rows=1000))
-    assert counts == Counts(units=6, files=3000, images=3000, size=15000)
+    counts = planner.freeze(
+        output, listed(url, output=output), extension="png", sizes=Sizes(unit_entries=100, part_rows=200)
+    )
+    assert counts == Counts(units=6, files=600, images=600, size=3000)
     assert outputs(output) == {key: key for key in keys}
 
 

@@ -43,7 +43,7 @@ def lose(output: Path, names: Sequence[str]) -> None:
 def test_an_evaluation(local_ray: None, small_classifier: str, small_purifier: str, tmp_path: Path) -> None:
     config = EvaluationConfig(
         data="digits",
-        limit=90,
+        limit=48,
         classifiers=(small_classifier,),
         purifiers=(small_purifier, "threshold"),
         attacks=("r_fgsm,epsilon=0.1", "pgd,epsilon=0.1,steps=2"),

@@ -37,7 +37,7 @@ from raypurify.training import TrainingConfig, batch_of
 CLASSIFIER = TrainingConfig(
     data="digits", model="a_net", epochs=3, batch=64, limit=400, validation=64, precision="float32", seed=7
 )
-RESOURCES = TrainingResources(cpus_per_worker=1, read_cpus=0.5)
+RESOURCES = TrainingResources(cpus_per_worker=1, read_cpus=2)
 
 
 def curve(output: str) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_a_finished_training_goes_on_until_its_patience_ends(
     """Two workers; the driver tells of the epochs, and calls a logger that no worker could import."""
     config = dataclasses.replace(CLASSIFIER, epochs=2, rate=1e-7, patience=3)  # no score changes
     resources, output = dataclasses.replace(RESOURCES, workers=2), str(tmp_path / "run")
-    train(config, resources, output)
+    train(config, dataclasses.replace(RESOURCES, local=True), output)
     train(dataclasses.replace(config, epochs=6), resources, output, logger=f"{__name__}:Diary")
     scores = ["accuracy", "images_per_second", "loss"]
     assert Diary.told == [("start", os.getpid()), (3, scores), (4, scores), ("finish",)]

@@ -80,12 +80,13 @@ def made(output: Path) -> Mapping[str, bytes]:
     ("words", "moment"),
     [
         (
-            "evaluate --data digits --split train --limit 600 --attacks pgd,epsilon=0.1,steps=10 --purifiers identity "
+            "evaluate --data digits --split train --limit 256 --attacks pgd,epsilon=0.1,steps=10 --purifiers identity "
             "--actors 1 --classifiers {classifier}",
             "scores/*/000001.parquet",
         ),
         (
-            "train digits --data digits --epochs 6 --validation 0 --model a_net --classifier None --cpus-per-worker 1",
+            "train digits --data digits --limit 600 --epochs 6 --validation 0 --model a_net --classifier None "
+            "--cpus-per-worker 1",
             "checkpoints/checkpoint_000002/model/config.json",
         ),
     ],

@@ -19,7 +19,7 @@ WEIGHTS = Path(__file__).parents[2] / "weights" / "mnist"
 def test_weights_keep_what_their_note_says(name: str, attacked: float, tmp_path: Path) -> None:
     config = EvaluationConfig(
         data="mnist",
-        limit=500,
+        limit=200,
         classifiers=(str(WEIGHTS / name),),
         purifiers=(str(WEIGHTS / f"cru_net-{name}"),),
         attacks=("fgsm,epsilon=0.3", "pgd,epsilon=0.3,steps=10"),

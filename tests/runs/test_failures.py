@@ -1,4 +1,4 @@
-"""What a job says of a failure, and where its traceback goes: by the real command, in one process."""
+"""What a job says of a failure, and where its traceback goes: by the real command."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ from PIL import Image
 
 from raypurify import runs
 from raypurify.classifiers import d_net
+from raypurify.command.main import main
 from raypurify.runs import failures
 from raypurify.storage import checkpoints
 
@@ -70,19 +71,36 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_failure_is_one_line(
-    words: str, code: int, told: list[str], place: Path, small_classifier: str, s3: str, tmp_path: Path
+    words: str,
+    code: int,
+    told: list[str],
+    place: Path,
+    small_classifier: str,
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     flags = words.split()
     flags += [] if "--classifiers" in flags else ["--classifiers", small_classifier]
     output = tmp_path / "run"
-    done = command("evaluate", *flags, "--attacks", "none", "--local", "--output", str(output), folder=place)
-    assert done.returncode == code, done.stderr
-    line = done.stderr.strip()
+    flags = ["evaluate", *flags, "--attacks", "none", "--local", "--output", str(output)]
+    if code == 1:
+        done = command(*flags, folder=place)
+        status, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(sys, "argv", ["raypurify", *flags])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        status, (out, err) = ended.value.code, capfd.readouterr()
+    assert status == code, err
+    line = err.strip()
     assert line.startswith("error: ")
     assert "\n" not in line
     assert len(line) <= 300
     assert all(text in line for text in told), line
-    assert "Traceback" not in done.stdout
+    assert "Traceback" not in out
     if code == 1:
         (kept,) = (output / "errors").iterdir()
         assert line.endswith(f". The traceback is in {kept}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from raypurify.command.main import main
 from raypurify.runs import cli, log
 
 ROOT = Path(__file__).parents[2]
@@ -86,11 +87,28 @@ def test_every_line_of_an_evaluation_is_an_object(small_classifier: str, tmp_pat
         (["--config", "json.yaml", "--purifiers", "talking:Fails"], 1, "KeyError: 'no such place'"),
     ],
 )
-def test_a_failure_is_one_object(words: list[str], code: int, told: str, small_classifier: str, tmp_path: Path) -> None:
+def test_a_failure_is_one_object(
+    words: list[str],
+    code: int,
+    told: str,
+    small_classifier: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "json.yaml").write_text("log_format: json\n")
-    done = command(*evaluation(small_classifier, *words), folder=tmp_path)
-    assert done.returncode == code, done.stderr
-    *before, line = objects(done.stdout + done.stderr)
+    flags = evaluation(small_classifier, *words)
+    if code == 1:
+        done = command(*flags, folder=tmp_path)
+        status, printed = done.returncode, done.stdout + done.stderr
+    else:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["raypurify", *flags])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        status, printed = ended.value.code, "".join(capfd.readouterr())
+    assert status == code, printed
+    *before, line = objects(printed)
     assert (line["level"], line["exit_code"], line["job"]) == ("error", code, "evaluate")
     assert told in line["message"]
     assert not line["message"].startswith("error: ")
