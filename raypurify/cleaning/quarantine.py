@@ -116,7 +116,7 @@ def killers(work: Cleaning, unit: Unit, attempt: str) -> dict[str, str]:
     if starts > MOST_DEATHS:
         raise RuntimeError(
             f"unit {unit.name}: its worker has ended {starts} times, but each of its inputs can be cleaned alone: "
-            "is there enough memory for a worker? The dashboard's log of the actor says how it ended"
+            "is there enough memory for a worker? Ray's log of the actor says how it ended"
         )
     storage.write_json(url, starts + 1)
     if starts < DEATHS:
