@@ -128,9 +128,10 @@ def add_up(output: str) -> Totals:
     """Add the accounts of all units up, and hold them against the plan; a few units are in memory at a time.
 
     Raises:
+        ValueError: there is no plan.
         RuntimeError: an input is in neither manifest nor rejects, or is there twice; names the unit.
     """
-    totals, ids, reasons = Totals(skipped=plan.generations(output)[0].mark["skipped"]), Digests(), Reasons()
+    totals, ids, reasons = Totals(skipped=plan.require_generations(output)[0].mark["skipped"]), Digests(), Reasons()
     sums: Counter[str] = Counter()
     for unit, manifest, rejects in _accounts(output):
         if unit.images is not None and len(manifest) + len(rejects) != unit.images:

@@ -214,7 +214,7 @@ class Cleaner:
 
     def _purify_all(self, waiting: dict[tuple[int, ...], list[Item]]) -> None:
         while waiting:
-            self._purify(waiting.popitem()[1])
+            self._purify(waiting.pop(next(iter(waiting))))
 
     def _purify(self, items: Sequence[Item]) -> None:
         """Purify, measure and begin to encode images of one shape; those that the purifier fails on are rejected."""

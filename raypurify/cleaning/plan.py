@@ -210,6 +210,13 @@ def generations(output: str) -> list[Generation]:
     return [Generation(output, number) for number in sorted(int(name[1]) for name in names if name)]
 
 
+def require_generations(output: str) -> list[Generation]:
+    """As :func:`generations`; raises a ValueError where there are none."""
+    if found := generations(output):
+        return found
+    raise ValueError(f"{output}: there is no plan yet; freeze one first")
+
+
 def units(output: str) -> Iterator[PlannedUnit]:
     """The units of all generations, in the order of the plan; of a plan with updates, the latest generation first.
 
@@ -239,9 +246,7 @@ def replanned_units(output: str, since: int) -> Iterator[tuple[str, set[str]]]:
 
 def _parts(output: str) -> Iterator[tuple[pa.Table, str]]:
     """The plan's files and their URLs; ``replanned``: the last generation that plans an input anew, 0 for none."""
-    found = generations(output)
-    if not found:
-        raise ValueError(f"{output}: there is no plan yet; freeze one first")
+    found = require_generations(output)
     later: dict[int, Digests] = {}
     for generation in reversed(found):
         keys = Digests()

@@ -30,6 +30,7 @@ from raypurify.cleaning.plan import (
     PartWriter,
     generations,
     read_part,
+    require_generations,
 )
 from raypurify.cleaning.reader import parquet_footer
 from raypurify.data.columns import image_column
@@ -118,6 +119,7 @@ def freeze(
     Raises:
         ValueError: ``files`` are not in order, or there are none.
     """
+    read_part.cache_clear()  # another run of this process may have had a plan in the same place
     finished = generations(output)
     if finished:
         return Counts(**finished[0].mark["counts"])
@@ -140,9 +142,8 @@ def update(output: str, files: Iterable[InputFile], *, extension: str, sizes: Si
     Raises:
         ValueError: there is no plan to update, or ``files`` are not in order.
     """
-    former, sizes = generations(output), sizes or Sizes()
-    if not former:
-        raise ValueError(f"{output}: there is no plan yet; freeze one first")
+    read_part.cache_clear()
+    former, sizes = require_generations(output), sizes or Sizes()
     tally = {"new": 0, "changed": 0, "unknown": 0, "gone": 0}
     changed = _changed(_checked(files), _latest(former, sizes), tally)
     _plan(output, former, changed, tally, extension, sizes)
@@ -213,9 +214,8 @@ def _plan(
         What was planned; None where that is nothing, and no mark is written.
     """
     generation = Generation(output, len(former))
-    # An attempt that was cut off may have left a part of it, and another run of this process the same names.
+    # An attempt that was cut off may have left a part of it.
     storage.remove(generation.folder)
-    read_part.cache_clear()
     replaced = PartWriter(generation, "replaced", schema.REPLACED, sizes.part_rows)
     parts = PartWriter(generation, "part", schema.PLAN, sizes.part_rows)
     folds = _folds(output)

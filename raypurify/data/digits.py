@@ -61,8 +61,9 @@ def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def _all() -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     # Its file of them is read, for scikit-learn is slow to import.
     package = find_spec("sklearn")
-    folder = Path(str(package and package.origin)).parent
-    table = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+    table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(table)).astype(np.int64)
     images = np.stack([_enlarged(image) for image in table[:, :-1].reshape(-1, 8, 8)])[:, :, :, None]
     return images, table[:, -1].astype(np.int64), order

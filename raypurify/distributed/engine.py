@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -42,12 +42,14 @@ class RayEngine(Engine):
                 metrics.add(row)
                 yield row
 
-    def map(self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]) -> list[Any]:
+    def map(
+        self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]
+    ) -> Iterator[Any]:
         task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, resources=dict(needs.custom))(function)
         with cluster.telling():
             held = [ray.put(argument) for argument in shared]
-            results: list[Any] = ray.get([task.remote(*held, last) for last in each])
-            return results
+            for called in [task.remote(*held, last) for last in each]:
+                yield ray.get(called)
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:
         with cluster.telling():

@@ -30,7 +30,8 @@ from raypurify.training.order import EpochOrder
 from raypurify.training.worker import FINAL_ERRORS, PLAIN_ERRORS, Job, Worker
 
 POLL_SECONDS = "0.5"
-"""Between looks of Ray Train's controller at its workers, which wait with an epoch's report for the next look."""
+"""Between looks of Ray Train's controller at its workers, which wait with an epoch's report for the next look. A look
+that takes longer is waited for at the next one."""
 RESIZE_SECONDS = 30.0
 """Between looks at whether a group of workers may grow."""
 DEATH = 10

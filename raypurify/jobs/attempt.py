@@ -5,7 +5,7 @@ The driver sees one small row for each unit, never an image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -71,6 +71,16 @@ class Attempt:
                         check_rejects(self.work.output, rejected, n, max_rejects)
         finally:
             self.run.counts.update(self.tally.shown())
+
+    def map(
+        self, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any], label: str, unit: str
+    ) -> Iterator[Any]:
+        """:meth:`raypurify.jobs.engine.Engine.map`, shown as a progress of so many ``unit``."""
+        with Progress(label, total=len(each), unit=unit) as progress:
+            for result in self.engine.map(self.pool.needs, function, shared, each):
+                self.run.check()
+                progress.advance(1)
+                yield result
 
 
 def ready(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ SHOWN = 6
 """Images of each cell that the report shows."""
 ADDED = 16
 """Units of a cell whose votes are added up together."""
+ATTACKED = 4
+"""Certificates of a cell that are attacked together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +333,7 @@ def _add_up(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> N
         for cell in (work.cells if work.config.procedure == "fixed" else ())
         for first in range(0, len(names), ADDED)
     ]
-    attempt.engine.map(attempt.pool.needs, add_up, (work, attempt.run.id), parts)
+    deque(attempt.map(add_up, (work, attempt.run.id), parts, "adding up", "parts"), maxlen=0)
 
 
 def add_up(work: Certification, attempt: str, todo: tuple[Cell, Sequence[str]]) -> None:
@@ -346,6 +349,8 @@ def add_up(work: Certification, attempt: str, todo: tuple[Cell, Sequence[str]]) 
 class _Chosen:
     """Certificates of a cell that are looked at closely, each with its unit's name."""
 
+    cell: Cell
+
     drawn: Sequence[Mapping[str, Any]]
     """Those that are attacked."""
     shown: Sequence[Mapping[str, Any]]
@@ -354,20 +359,33 @@ class _Chosen:
 
 def _show(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> None:
     """Hold some certificates of each cell against an attack, and keep the pixels of some, where it was not done."""
-    shared = (work, attempt.pool, attempt.run.id, {unit.name: unit for unit in planned})
-    attempt.engine.map(attempt.pool.needs, show, shared, _unshown(work))
+    parts = [
+        replace(one, drawn=one.drawn[first : first + ATTACKED], shown=() if first else one.shown)
+        for one in _unshown(work)
+        for first in range(0, max(1, len(one.drawn)), ATTACKED)
+    ]
+    shared = (work, attempt.pool, {unit.name: unit for unit in planned})
+    label = "attacking certificates" if any(one.drawn for one in parts) else "keeping samples"
+    made = attempt.map(show, shared, parts, label, "parts")
+    for _, same in groupby(zip(parts, made, strict=True), key=lambda item: item[0].cell.hash):
+        done = list(same)
+        cell = done[0][0].cell
+        attacked, samples = ([row for _, tables in done for row in tables[kind]] for kind in (0, 1))
+        lease.check(work.output, attempt.run.id)
+        storage.write_table(_attacks(work.output, cell), pa.Table.from_pylist(attacked, schema.ATTACKED_CERTIFICATES))
+        storage.write_table(_samples(work.output, cell), pa.Table.from_pylist(samples, schema.NOISY_SAMPLES))
 
 
-def _unshown(work: Certification) -> list[tuple[Cell, _Chosen]]:
+def _unshown(work: Certification) -> list[_Chosen]:
     """Cells with certificates that have to be attacked or shown, and are not."""
     found = []
     for cell in work.cells:
-        chosen = _chosen(work, _certified(work, cell))
+        chosen = _chosen(work, cell, _certified(work, cell))
         made, url = _attacked(work, cell), _samples(work.output, cell)
         shown = storage.read_table(url)["id"].to_pylist() if storage.exists(url) else []
         is_attacked = certificate_attacks.covers(made, chosen.drawn, work.config.radii)
         if not is_attacked or shown != [row["id"] for row in chosen.shown]:
-            found.append((cell, chosen))
+            found.append(chosen)
     return found
 
 
@@ -390,19 +408,19 @@ def _certified(work: Certification, cell: Cell) -> pa.Table:
         return pa.concat_tables([empty, *tables])
 
 
-def _chosen(work: Certification, certified: pa.Table) -> _Chosen:
+def _chosen(work: Certification, cell: Cell, certified: pa.Table) -> _Chosen:
     """The certificates that are held against an attack, and those that are shown: the seed draws them."""
     ordered = certificate_attacks.picked(certified.to_pylist(), work.config)
-    return _Chosen(drawn=ordered[: work.config.attack_images], shown=ordered[:SHOWN])
+    return _Chosen(cell=cell, drawn=ordered[: work.config.attack_images], shown=ordered[:SHOWN])
 
 
 def show(
-    work: Certification, actors: ActorPool, attempt: str, planned: Mapping[str, Unit], todo: tuple[Cell, _Chosen]
-) -> None:
-    """Attack images of a cell, and sample it, and write both while the attempt of this id holds the output."""
+    work: Certification, actors: ActorPool, planned: Mapping[str, Unit], chosen: _Chosen
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Attack images of a cell, and sample it: rows of ``ATTACKED_CERTIFICATES``, and of ``NOISY_SAMPLES``."""
     actors.set_threads()
-    cell, chosen = todo
-    smoothed = Smoothed(cell.placed(actors.device), cell.sigma, work.config, actors.device, work.batch)
+    networks = chosen.cell.placed(actors.device)
+    smoothed = Smoothed(networks, chosen.cell.sigma, work.config, actors.device, work.batch)
     images = dict(_images(planned, [*chosen.drawn, *chosen.shown], actors.device))
     attacked = [
         row
@@ -414,9 +432,7 @@ def show(
         | {"guess": row["guess"], "radius": row["radius"]}
         for row in chosen.shown
     ]
-    lease.check(work.output, attempt)
-    storage.write_table(_attacks(work.output, cell), pa.Table.from_pylist(attacked, schema.ATTACKED_CERTIFICATES))
-    storage.write_table(_samples(work.output, cell), pa.Table.from_pylist(samples, schema.NOISY_SAMPLES))
+    return attacked, samples
 
 
 def _images(
@@ -499,7 +515,7 @@ def _summary(work: Certification, dataset: str) -> pa.Table:
             "sigma": cell.sigma,
         }
         table = _certified(work, cell)
-        drawn = _chosen(work, table).drawn
+        drawn = _chosen(work, cell, table).drawn
         names = {row["id"] for row in drawn}
         made = [row for row in _attacked(work, cell) if row["id"] in names]
         within = [row for row in made if row["at"] <= row["radius"]]

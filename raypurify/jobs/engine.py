@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 from raypurify import runs
@@ -54,14 +54,19 @@ class Engine(Protocol):
         """
         ...
 
-    def map(self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]) -> list[Any]:
-        """Call a function several times, where it has what one actor or worker has, and return what it returns.
+    def map(
+        self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]
+    ) -> Iterator[Any]:
+        """Call a function several times, where it has what one actor or worker has.
 
         Args:
             needs: those of the actors or workers.
             function: what is called.
             shared: the first arguments of every call.
             each: the last argument of each call.
+
+        Yields:
+            What it returns, in the order of ``each``, as it comes.
         """
         ...
 

@@ -6,6 +6,7 @@ A unit's scores are written one file a cell.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, replace
@@ -279,7 +280,7 @@ def _write_samples(work: Evaluation, attempt: Attempt, units: Sequence[Unit]) ->
     grid, pool = work.grid, attempt.pool
     dealt = grid.dealt(frozenset(cell.hash for cell in grid.cells), pool.most)
     chosen = [{cell: samples.choose(work.output, cell, grid.config.seed) for cell in sorted(cells)} for cells in dealt]
-    attempt.engine.map(pool.needs, write_samples, (work, pool, attempt.run.id, units), chosen)
+    deque(attempt.engine.map(pool.needs, write_samples, (work, pool, attempt.run.id, units), chosen), maxlen=0)
 
 
 def write_samples(

@@ -43,8 +43,10 @@ class LocalEngine(Engine):
             # The requests are this process' own, which the run counts already.
             yield {**worker.do(unit, marks), **dict.fromkeys(retries.counts(), 0)}
 
-    def map(self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]) -> list[Any]:
-        return [function(*shared, last) for last in each]
+    def map(
+        self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]
+    ) -> Iterator[Any]:
+        return (function(*shared, last) for last in each)
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:
         resources.set_threads()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify import storage
-from raypurify.cleaning import plan, planner, reader
+from raypurify.cleaning import accounts, plan, planner, reader
 from raypurify.cleaning.bounded import Digests
 from raypurify.cleaning.folders import InputFile, kind_of
 from raypurify.cleaning.inputs import listed
@@ -68,6 +68,8 @@ def test_a_plan_is_frozen_once(tmp_path: Path):
     assert len(plan.generations(output)) == 0
     with pytest.raises(ValueError, match="there is no plan"):
         list(plan.units(output))
+    with pytest.raises(ValueError, match="there is no plan"):
+        accounts.add_up(output)
     keys = [f"{number:04d}.jpg" for number in range(1203)]
     counts = planner.freeze(output, images(*keys), extension="png", skipped={".txt": 2})
     assert counts == Counts(units=3, files=1203, images=1203, size=12030)

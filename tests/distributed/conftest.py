@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -67,6 +67,15 @@ def local_ray(s3: str) -> Iterator[None]:
         ray.init("local", num_cpus=6, include_dashboard=False, logging_level="ERROR", object_store_memory=300 << 20)
     yield
     ray.shutdown()
+
+
+def lose(output: Path, names: Sequence[str]) -> None:
+    """Make a run one that was cut off."""
+    for name in (*names, "_SUCCESS"):
+        paths = list(output.glob(name))
+        assert paths
+        for path in paths:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def ray_processes(name: str) -> list[psutil.Process]:

@@ -2,12 +2,10 @@
 
 import dataclasses
 import importlib
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
+from conftest import lose
 from grids import scores_and_samples
 
 import raypurify
@@ -18,26 +16,10 @@ from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.jobs.attack import attack
 from raypurify.jobs.certify import certify
 from raypurify.jobs.evaluate import evaluate
-from raypurify.jobs.resources import ActorPool, TrainingResources
-from raypurify.jobs.train import train
-from raypurify.training import TrainingConfig, saved
+from raypurify.jobs.resources import ActorPool
 
 ACTOR = ActorPool(actors=1, cpus_per_actor=1, batch=32)
-WORKER = TrainingResources(cpus_per_worker=1)
 POOLS = [ACTOR, dataclasses.replace(ACTOR, local=True)]
-WORKERS = [WORKER, dataclasses.replace(WORKER, local=True)]
-TRAINING = TrainingConfig(
-    data="digits", model="a_net", epochs=3, batch=64, limit=400, validation=64, precision="float32", seed=7
-)
-
-
-def lose(output: Path, names: Sequence[str]) -> None:
-    """Make a run one that was cut off."""
-    for name in (*names, "_SUCCESS"):
-        paths = list(output.glob(name))
-        assert paths
-        for path in paths:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def test_an_evaluation(local_ray: None, small_classifier: str, small_purifier: str, tmp_path: Path) -> None:
@@ -100,34 +82,6 @@ def test_certificates(local_ray: None, small_classifier: str, tmp_path: Path) ->
     lose(outputs[1], ["votes/*/draws=0001000", "certificates/*/000001.parquet", "attacked", "report.html"])
     assert certify(config, dataclasses.replace(ACTOR, actors=2, batch=50), str(outputs[1])).equals(summaries[0])
     assert [storage.read_table(url).equals(table) for url, table in zip(urls[1], expected, strict=True)] == [True] * 2
-
-
-def test_a_training(local_ray: None, tmp_path: Path) -> None:
-    outputs = [tmp_path / "ray", tmp_path / "local"]
-    for resources, output in zip(WORKERS, outputs, strict=True):
-        train(TRAINING, resources, str(output))
-
-    def losses(output: Path) -> np.ndarray:
-        return storage.read_table(f"{output}/metrics.parquet")["loss"].to_numpy()
-
-    def scores(output: Path) -> list[dict[str, float]]:
-        return storage.read_json(f"{output}/model/metrics.json")["validation"]
-
-    expected = losses(outputs[0]), scores(outputs[0])
-    assert losses(outputs[1]) == pytest.approx(expected[0], rel=1e-4)
-    assert scores(outputs[1]) == expected[1]
-    epochs = [storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]["epochs"] for output in outputs]
-    assert epochs[0] == epochs[1]
-    assert epochs[0]["last"] == 3
-    assert all((output / name).is_file() for output in outputs for name in ("best/config.json", "report.html"))
-    for resources, begun_by_the_other in zip(WORKERS, reversed(outputs), strict=True):
-        last = saved.latest(f"{begun_by_the_other}/checkpoints")
-        lose(begun_by_the_other, [f"checkpoints/{last}", "model", "metrics.parquet"])
-        train(TRAINING, resources, str(begun_by_the_other))
-        assert losses(begun_by_the_other) == pytest.approx(expected[0], rel=1e-4)
-        assert scores(begun_by_the_other) == expected[1]
-        run = storage.read_json(f"{begun_by_the_other}/run.json")
-        assert [attempt["config"]["local"] for attempt in run["attempts"]] == [not resources.local, resources.local]
 
 
 OWN = """

@@ -23,7 +23,7 @@ class Fails(torch.nn.Module):
 class Slow(torch.nn.Module):
     def forward(self, x):
         print("seen")
-        time.sleep(0.4 if x.mean() > 0 else 0.0)
+        time.sleep(0.6 if x.mean() > 0 else 0.0)
         return x
 """
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from conftest import ROOT, end_session, ray_processes, wait_for
+from conftest import ROOT, end_session, lose, ray_processes, wait_for
 
 from raypurify import models, plugins, runs, storage
 from raypurify.data import Origin, open_source, read_rows
@@ -32,7 +32,7 @@ from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import prepare, train
 from raypurify.runs import StoppedError, progress, schema
 from raypurify.storage import checkpoints
-from raypurify.training import TrainingConfig, batch_of
+from raypurify.training import TrainingConfig, batch_of, saved
 
 CLASSIFIER = TrainingConfig(
     data="digits", model="a_net", epochs=3, batch=64, limit=400, validation=64, precision="float32", seed=7
@@ -106,6 +106,34 @@ def test_a_run_that_was_cut_off_before_its_last_files_writes_them_in_the_precisi
     assert (output / "model/model.safetensors").read_bytes() == Path(
         undisturbed, "model/model.safetensors"
     ).read_bytes()
+
+
+def test_both_engines_give_one_curve_and_go_on_with_what_the_other_began(undisturbed: str, tmp_path: Path) -> None:
+    outputs, engines = [tmp_path / "ray", tmp_path / "local"], [RESOURCES, dataclasses.replace(RESOURCES, local=True)]
+    shutil.copytree(undisturbed, outputs[0])
+    train(CLASSIFIER, engines[1], str(outputs[1]))
+
+    def losses(output: Path) -> np.ndarray:
+        return storage.read_table(f"{output}/metrics.parquet")["loss"].to_numpy()
+
+    def scores(output: Path) -> list[dict[str, float]]:
+        return storage.read_json(f"{output}/model/metrics.json")["validation"]
+
+    expected = losses(outputs[0]), scores(outputs[0])
+    assert losses(outputs[1]) == pytest.approx(expected[0], rel=1e-4)
+    assert scores(outputs[1]) == expected[1]
+    epochs = [storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]["epochs"] for output in outputs]
+    assert epochs[0] == epochs[1]
+    assert epochs[0]["last"] == 3
+    assert all((output / name).is_file() for output in outputs for name in ("best/config.json", "report.html"))
+    for resources, begun_by_the_other in zip(engines, reversed(outputs), strict=True):
+        last = saved.latest(f"{begun_by_the_other}/checkpoints")
+        lose(begun_by_the_other, [f"checkpoints/{last}", "model", "metrics.parquet"])
+        train(CLASSIFIER, resources, str(begun_by_the_other))
+        assert losses(begun_by_the_other) == pytest.approx(expected[0], rel=1e-4)
+        assert scores(begun_by_the_other) == expected[1]
+        run = storage.read_json(f"{begun_by_the_other}/run.json")
+        assert [attempt["config"]["local"] for attempt in run["attempts"]] == [not resources.local, resources.local]
 
 
 class Diary:

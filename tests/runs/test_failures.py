@@ -1,4 +1,4 @@
-"""What a job says of a failure, and where its traceback goes: by the real command."""
+"""What a job says of a failure, and where its traceback goes; where the work fails, in a process of its own."""
 
 import os
 import subprocess
