@@ -76,7 +76,7 @@ class Attempt:
         self, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any], label: str, unit: str
     ) -> Iterator[Any]:
         """:meth:`raypurify.jobs.engine.Engine.map`, shown as a progress of so many ``unit``."""
-        with Progress(label, total=len(each), unit=unit) as progress:
+        with Progress(label, total=len(each), unit=unit, passing=True) as progress:
             for result in self.engine.map(self.pool.needs, function, shared, each):
                 self.run.check()
                 progress.advance(1)
