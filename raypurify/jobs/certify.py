@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -359,18 +359,21 @@ class _Chosen:
 
 def _show(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> None:
     """Hold some certificates of each cell against an attack, and keep the pixels of some, where it was not done."""
-    parts = [
-        replace(one, drawn=one.drawn[first : first + ATTACKED], shown=() if first else one.shown)
+    cut = [
+        [
+            replace(one, drawn=one.drawn[first : first + ATTACKED], shown=() if first else one.shown)
+            for first in range(0, max(1, len(one.drawn)), ATTACKED)
+        ]
         for one in _unshown(work)
-        for first in range(0, max(1, len(one.drawn)), ATTACKED)
     ]
+    parts = [part for same in cut for part in same]
     shared = (work, attempt.pool, {unit.name: unit for unit in planned})
     label = "attacking certificates" if any(one.drawn for one in parts) else "keeping samples"
     made = attempt.map(show, shared, parts, label, "parts")
-    for _, same in groupby(zip(parts, made, strict=True), key=lambda item: item[0].cell.hash):
-        done = list(same)
-        cell = done[0][0].cell
-        attacked, samples = ([row for _, tables in done for row in tables[kind]] for kind in (0, 1))
+    for same in cut:
+        # A cell is written before the next one's first part is waited for.
+        done, cell = list(islice(made, len(same))), same[0].cell
+        attacked, samples = ([row for tables in done for row in tables[kind]] for kind in (0, 1))
         lease.check(work.output, attempt.run.id)
         storage.write_table(_attacks(work.output, cell), pa.Table.from_pylist(attacked, schema.ATTACKED_CERTIFICATES))
         storage.write_table(_samples(work.output, cell), pa.Table.from_pylist(samples, schema.NOISY_SAMPLES))
