@@ -56,6 +56,11 @@ class Sizes:
     sorted_rows: int = SORTED_ROWS
     """How many rows are sorted in memory at a time."""
 
+    def __post_init__(self) -> None:
+        for name in ("unit_entries", "unit_bytes", "part_rows", "sorted_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:

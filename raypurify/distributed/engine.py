@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import ray
@@ -44,7 +44,7 @@ class RayEngine(Engine):
 
     def map(
         self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         task = ray.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, resources=dict(needs.custom))(function)
         with cluster.telling():
             held = [ray.put(argument) for argument in shared]

@@ -5,7 +5,7 @@ The driver sees one small row for each unit, never an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -74,10 +74,13 @@ class Attempt:
 
     def map(
         self, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any], label: str, unit: str
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """:meth:`raypurify.jobs.engine.Engine.map`, shown as a progress of so many ``unit``."""
-        with Progress(label, total=len(each), unit=unit, passing=True) as progress:
-            for result in self.engine.map(self.pool.needs, function, shared, each):
+        with (
+            Progress(label, total=len(each), unit=unit, passing=True) as progress,
+            closing(self.engine.map(self.pool.needs, function, shared, each)) as results,
+        ):
+            for result in results:
                 self.run.check()
                 progress.advance(1)
                 yield result

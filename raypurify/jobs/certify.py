@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -329,16 +330,17 @@ def _add_up(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> N
     """Write certificates, once all votes are there."""
     names = [unit.name for unit in planned]
     parts = [
-        (cell, names[first : first + ADDED])
-        for cell in (work.cells if work.config.procedure == "fixed" else ())
+        (number, names[first : first + ADDED])
+        for number in range(len(work.cells) if work.config.procedure == "fixed" else 0)
         for first in range(0, len(names), ADDED)
     ]
     deque(attempt.map(add_up, (work, attempt.run.id), parts, "adding up", "parts"), maxlen=0)
 
 
-def add_up(work: Certification, attempt: str, todo: tuple[Cell, Sequence[str]]) -> None:
-    """Write the certificates of units of a cell while the attempt of this id holds the output."""
-    cell, names = todo
+def add_up(work: Certification, attempt: str, todo: tuple[int, Sequence[str]]) -> None:
+    """Write the certificates of units of a cell, by its number, while the attempt of this id holds the output."""
+    number, names = todo
+    cell = work.cells[number]
     for unit in names:
         table = _added_up(work, cell, unit)
         lease.check(work.output, attempt)
@@ -349,7 +351,8 @@ def add_up(work: Certification, attempt: str, todo: tuple[Cell, Sequence[str]]) 
 class _Chosen:
     """Certificates of a cell that are looked at closely, each with its unit's name."""
 
-    cell: Cell
+    number: int
+    """The cell's, among all of the work, which has its weights."""
 
     drawn: Sequence[Mapping[str, Any]]
     """Those that are attacked."""
@@ -369,21 +372,22 @@ def _show(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> Non
     parts = [part for same in cut for part in same]
     shared = (work, attempt.pool, {unit.name: unit for unit in planned})
     label = "attacking certificates" if any(one.drawn for one in parts) else "keeping samples"
-    made = attempt.map(show, shared, parts, label, "parts")
-    for same in cut:
-        # A cell is written before the next one's first part is waited for.
-        done, cell = list(islice(made, len(same))), same[0].cell
-        attacked, samples = ([row for tables in done for row in tables[kind]] for kind in (0, 1))
-        lease.check(work.output, attempt.run.id)
-        storage.write_table(_attacks(work.output, cell), pa.Table.from_pylist(attacked, schema.ATTACKED_CERTIFICATES))
-        storage.write_table(_samples(work.output, cell), pa.Table.from_pylist(samples, schema.NOISY_SAMPLES))
+    with closing(attempt.map(show, shared, parts, label, "parts")) as made:
+        for same in cut:
+            # A cell is written before the next one's first part is waited for.
+            done, cell = list(islice(made, len(same))), work.cells[same[0].number]
+            attacked, samples = ([row for tables in done for row in tables[kind]] for kind in (0, 1))
+            lease.check(work.output, attempt.run.id)
+            told = pa.Table.from_pylist(attacked, schema.ATTACKED_CERTIFICATES)
+            storage.write_table(_attacks(work.output, cell), told)
+            storage.write_table(_samples(work.output, cell), pa.Table.from_pylist(samples, schema.NOISY_SAMPLES))
 
 
 def _unshown(work: Certification) -> list[_Chosen]:
     """Cells with certificates that have to be attacked or shown, and are not."""
     found = []
-    for cell in work.cells:
-        chosen = _chosen(work, cell, _certified(work, cell))
+    for number, cell in enumerate(work.cells):
+        chosen = _chosen(work, number, _certified(work, cell))
         made, url = _attacked(work, cell), _samples(work.output, cell)
         shown = storage.read_table(url)["id"].to_pylist() if storage.exists(url) else []
         is_attacked = certificate_attacks.covers(made, chosen.drawn, work.config.radii)
@@ -411,10 +415,10 @@ def _certified(work: Certification, cell: Cell) -> pa.Table:
         return pa.concat_tables([empty, *tables])
 
 
-def _chosen(work: Certification, cell: Cell, certified: pa.Table) -> _Chosen:
+def _chosen(work: Certification, number: int, certified: pa.Table) -> _Chosen:
     """The certificates that are held against an attack, and those that are shown: the seed draws them."""
     ordered = certificate_attacks.picked(certified.to_pylist(), work.config)
-    return _Chosen(cell=cell, drawn=ordered[: work.config.attack_images], shown=ordered[:SHOWN])
+    return _Chosen(number=number, drawn=ordered[: work.config.attack_images], shown=ordered[:SHOWN])
 
 
 def show(
@@ -422,8 +426,8 @@ def show(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Attack images of a cell, and sample it: rows of ``ATTACKED_CERTIFICATES``, and of ``NOISY_SAMPLES``."""
     actors.set_threads()
-    networks = chosen.cell.placed(actors.device)
-    smoothed = Smoothed(networks, chosen.cell.sigma, work.config, actors.device, work.batch)
+    cell = work.cells[chosen.number]
+    smoothed = Smoothed(cell.placed(actors.device), cell.sigma, work.config, actors.device, work.batch)
     images = dict(_images(planned, [*chosen.drawn, *chosen.shown], actors.device))
     attacked = [
         row
@@ -508,7 +512,7 @@ def _added_up(work: Certification, cell: Cell, unit: str) -> pa.Table:
 def _summary(work: Certification, dataset: str) -> pa.Table:
     """The summary of the cells, from their certificates."""
     found: list[Mapping[str, Any]] = []
-    for cell in work.cells:
+    for number, cell in enumerate(work.cells):
         common = {
             "cell": cell.hash,
             "dataset": dataset,
@@ -518,7 +522,7 @@ def _summary(work: Certification, dataset: str) -> pa.Table:
             "sigma": cell.sigma,
         }
         table = _certified(work, cell)
-        drawn = _chosen(work, cell, table).drawn
+        drawn = _chosen(work, number, table).drawn
         names = {row["id"] for row in drawn}
         made = [row for row in _attacked(work, cell) if row["id"] in names]
         within = [row for row in made if row["at"] <= row["radius"]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, cast
 
 from raypurify import runs
@@ -56,7 +56,7 @@ class Engine(Protocol):
 
     def map(
         self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Call a function several times, where it has what one actor or worker has.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -45,7 +45,7 @@ class LocalEngine(Engine):
 
     def map(
         self, needs: Needs, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any]
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         return (function(*shared, last) for last in each)
 
     def fit(self, job: Job, resources: TrainingResources, run: runs.Run, monitor: Monitor) -> None:

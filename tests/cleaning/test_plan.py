@@ -146,6 +146,12 @@ def test_listings_must_be_in_order_and_not_empty(tmp_path: Path):
     assert len(plan.generations(str(tmp_path))) == 0
 
 
+@pytest.mark.parametrize("name", ["unit_entries", "unit_bytes", "part_rows", "sorted_rows"])
+def test_sizes_are_positive(name: str):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
+        Sizes(**{name: 0})
+
+
 def test_limit(tmp_path: Path):
     write_parquet(tmp_path / "in" / "b.parquet", 30)
     for key in ("a.png", "c.png", "d.png"):
