@@ -2,6 +2,7 @@
 
 The peak is a product of large matrices in the same precision. Each job runs in this process (``--local``), reading and
 writing included; its rate is its run's own. A GPU's use is what ``nvidia-smi`` tells each half second, on the mean.
+Gradients of the input, through a purifier and a classifier, are measured by CUDA graphs and without.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import _harness
 import torch
 from cleaning import pictures, purifier
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import raypurify
 from raypurify import models, storage
+from raypurify.attacks import Composite, Graphs, frozen
+from raypurify.attacks._gradients import input_gradient
 from raypurify.data import open_source
 from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
@@ -37,6 +42,8 @@ from raypurify.training.worker import Worker
 
 BATCH = 250
 SIDE = 256
+BATCHES, PASSES = (128, 256, 512, 1024), 20
+PARTS = ("gradients", "training", "evaluation", "cleaning")
 GPU_USE = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=500", "--id=0"]
 
 
@@ -96,6 +103,32 @@ def peak(device: str, precision: models.Precision, side: int) -> float:
     return max(rates)
 
 
+def gradients(device: str, quick: bool) -> list[dict[str, Any]]:
+    """Input gradients of the cross-entropy, images a second: by CUDA graphs, and kernel by kernel."""
+    purifier, precision = models.load("purifier", "weights/mnist/cru_net-a_net"), models.fast_precision(device)
+    classifier = models.load("classifier", "weights/mnist/a_net")
+    victim = Composite(*(models.placed(model.build(), device) for model in (classifier, purifier)))
+    results = []
+    for batch in BATCHES[:1] if quick else BATCHES:
+        x, y = torch.rand(batch, 1, 28, 28, device=device), torch.zeros(batch, dtype=torch.int64, device=device)
+        ways = {"graph": partial(_passes, Graphs().of(victim), x, y), "one by one": partial(_passes, victim, x, y)}
+        with frozen(victim), models.autocast(device, precision):
+            rates = {
+                name: _harness.median_rate(batch * PASSES, turns)
+                for name, turns in _harness.seconds_in_turns(ways, 3).items()
+            }
+        name = f"input gradients, CRU-Net and A-net, {precision}, batches of {batch}"
+        compared = rates["graph"], rates["one by one"], "the same kernels, launched one by one", batch * PASSES
+        results.append(_harness.result(name, "images/s", *compared))
+    return results
+
+
+def _passes(victim: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+    for _ in range(PASSES):
+        gradient, _ = input_gradient(victim, x, y)
+    gradient.sum().item()
+
+
 def training(config: TrainingConfig, device: str, folder: str) -> tuple[float, float]:
     """Operations that an image takes, and images a second after the first epoch."""
     flags = {name: getattr(config, name) for name in ("data", "classifier", "epochs", "limit", "precision", "batch")}
@@ -146,6 +179,7 @@ def main() -> None:
     parser = _harness.arguments(__doc__)
     parser.add_argument("--data", default="mnist", help="dataset of 28x28 grey images")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: to try the script")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to measure")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no GPU on this machine; --device cpu tries the script without one")
@@ -173,8 +207,10 @@ def main() -> None:
         "evaluation, float32": ("float32", lambda folder: evaluation(evaluated, options.device, folder)),
         "cleaning, 256x256, float32": ("float32", lambda folder: cleaning(images // 10, options.device, folder)),
     }
-    results = []
+    results = gradients(options.device, options.quick) if "gradients" in options.only else []
     for name, (precision, run) in jobs.items():
+        if name.partition(",")[0] not in options.only:
+            continue
         highest = peak(options.device, precision, 2048 if options.quick else 8192)
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(None), watched() as use:
             operations, rate = run(folder)

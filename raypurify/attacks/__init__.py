@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from raypurify.attacks._graphs import Graphs as Graphs
 from raypurify.attacks._victims import Composite as Composite
 from raypurify.attacks._victims import asks_classifier as asks_classifier
 from raypurify.attacks._victims import detect as detect

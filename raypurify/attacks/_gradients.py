@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypurify.attacks._active import margin, spread
+from raypurify.attacks._graphs import Graphed
 
 LARGEST_MARGIN = 10.0
 """Logits by which a label may be ahead in a cross-entropy. float32 resolves its gradient to 0.1% there, and not at all
@@ -29,6 +30,8 @@ def input_gradient(victim: nn.Module, x: Tensor, labels: Tensor, sign: int = 1) 
     Returns:
         the gradient (N, C, H, W), and :func:`ahead_of` (N,).
     """
+    if isinstance(victim, Graphed):
+        return victim.gradient(input_gradient, x, labels, sign)
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         logits = victim(x).float()

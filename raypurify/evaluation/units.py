@@ -55,20 +55,23 @@ class Unit:
         return [read_rows(piece.shard, piece.start, piece.stop) for piece in self.pieces]
 
 
-def rows_of_unit(output: str, rows: int, *, coupled: int = 0, overwrite: bool = False, largest: int = LARGEST) -> int:
+def rows_of_unit(
+    output: str, rows: int, *, coupled: int = 0, whole: int = 0, overwrite: bool = False, largest: int = LARGEST
+) -> int:
     """How many rows the units of a run have: those of the run that the output holds, or what follows from the dataset.
 
-    It follows from what is computed and not from the pool, since the names of files follow from it.
+    It follows from what is computed and not from a pool on CPUs, since the names of files follow from it.
 
     Args:
         output: URL of the run's folder, whose identity may hold ``unit``.
         rows: of the dataset.
         coupled: images of a batch, where an attack's result depends on the whole of it; else 0.
+        whole: images that a GPU is to have at once; 0 on CPUs.
         overwrite: the run that the output holds does not count.
         largest: rows of a unit at most.
     """
     begun: int | None = None if overwrite else runs.identity_of(output).get("unit")
-    return begun or min(max(-(-rows // UNITS), SMALLEST, coupled), largest)
+    return begun or max(min(max(-(-rows // UNITS), SMALLEST, coupled), largest), whole)
 
 
 def units_of(source: Source, rows: int, prefix: str = "") -> list[Unit]:

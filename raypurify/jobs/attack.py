@@ -98,7 +98,7 @@ def attack(
     output = storage.absolute(output)
     config, source, networks, about = _prepare(config, resources)
     identity = identity_of(config, source.fingerprint, networks, resources.batch_for(shape_of(source)))
-    size = units.rows_of_unit(output, source.rows, coupled=identity.get("batch", 0), overwrite=overwrite)
+    size = rows.unit_size(output, source, resources, coupled=identity.get("batch", 0), overwrite=overwrite)
     identity["unit"] = size
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         if run.finished:

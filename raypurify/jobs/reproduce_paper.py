@@ -80,7 +80,7 @@ PARTS = {
 HELD_OUT = 1000
 """Images that the trainings of the classifiers held out."""
 SIZES = (
-    *("attacked_images", "minimal_images", "search_images", "epochs", "seeds", "limit", "minimal_limit"),
+    *("attacked_images", "minimal_images", "search_images", "epochs", "batch", "seeds", "limit", "minimal_limit"),
     *("search_limit", "adaptive_limit", "calibration_images", "calibration_search_images"),
     *("cpus_per_worker", "workers"),
 )
@@ -114,6 +114,8 @@ class PaperArguments(Crew):
     """Carlini-Wagner attacks this number of training images. It is the slowest attack by far."""
     epochs: int = 20
     """How often a training goes through the attacked images."""
+    batch: int = 128
+    """How many attacked images a step of a training takes. A GPU does several times as many in the same time."""
     seeds: int = 1
     """How many CRU-Nets are trained for each classifier, each with a seed of its own."""
     limit: int | None = None
@@ -222,6 +224,7 @@ def trained(arguments: PaperArguments, dataset: Dataset, classifier: str, attack
         logit_weight=1,
         rate=2e-3,
         epochs=arguments.epochs,
+        batch=arguments.batch,
         validation=500,
         seed=seed,
     )

@@ -175,6 +175,10 @@ class ActorPool:
         """How many images (H, W, C) go through the networks at once."""
         return batch_size(self.batch, self.batch_pixels, shape)
 
+    def whole(self, shape: tuple[int, ...], rows: int) -> int:
+        """How many images (H, W, C) of ``rows`` a GPU is to have at once: a batch, or an actor's share; 0 on CPUs."""
+        return min(self.batch_for(shape), -(-rows // self.most)) if self.device == "cuda" else 0
+
     def set_threads(self) -> None:
         """Let this process compute with its threads."""
         if self.device == "cpu":
@@ -318,6 +322,10 @@ def _amounts(texts: Sequence[str]) -> dict[str, float]:
     return amounts
 
 
+GPU_BATCH, GPU_BATCH_PIXELS = 1000, 1 << 20
+"""What the GPUs of a :class:`Crew` take at once: a thousand images of up to 32x32."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Crew:
     """Flags of a job that is a sequence of trainings, attacks and evaluations."""
@@ -333,12 +341,14 @@ class Crew:
 
     @property
     def pool(self) -> ActorPool:
-        """Who attacks and evaluates."""
+        """Who attacks and evaluates; on GPUs, which small batches leave idle, in larger ones."""
         return ActorPool(
             actors=self.workers,
             cpus_per_actor=self.cpus_per_worker,
             gpus_per_actor=float(self.use_gpu),
             local=self.local,
+            batch=GPU_BATCH if self.use_gpu else ActorPool.batch,
+            batch_pixels=GPU_BATCH_PIXELS if self.use_gpu else BATCH_PIXELS,
         )
 
     @property

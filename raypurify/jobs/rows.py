@@ -20,7 +20,7 @@ import torch
 
 from raypurify import runs, storage
 from raypurify.data import Source, narrowed, read_rows, shape_of
-from raypurify.evaluation.units import BatchSize, Unit, batches_of
+from raypurify.evaluation.units import BatchSize, Unit, batches_of, rows_of_unit
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Advance, Made, Make
@@ -37,6 +37,12 @@ Process = Callable[[Batch, Sequence[str], AbstractSet[str], Any], Iterable[tuple
 """From a batch, its ids, names of marks, and what stages before have made of it: a table for each of these marks."""
 Prepare = Callable[[Batch, Sequence[str], AbstractSet[str], Any], Any]
 """From the same: what the next stage is given of the batch."""
+
+
+def unit_size(output: str, source: Source, pool: ActorPool, *, coupled: int, overwrite: bool) -> int:
+    """How many rows the units of a run have, as a pool wants them: see :func:`rows_of_unit`."""
+    whole = pool.whole(shape_of(source), source.rows)
+    return rows_of_unit(output, source.rows, coupled=coupled, whole=whole, overwrite=overwrite)
 
 
 @dataclass(frozen=True, kw_only=True)

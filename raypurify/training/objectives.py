@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypurify import plugins
-from raypurify.attacks import Attack
+from raypurify.attacks import Attack, Graphs
 from raypurify.models import autocast, full_float32
 from raypurify.seeds import seed_of
 from raypurify.training.answers import divergence, loss_of_answers
@@ -268,6 +268,10 @@ class PairsObjective(Objective):
     progress = 0.0
     """Share of the steps of the training, in its first cycle, that lie behind; 1 in later cycles."""
 
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.graphs = Graphs() if setup.device.startswith("cuda") else None
+
     def begin(self, step: int) -> None:
         """Note how far the training is; a subclass with a :meth:`step` of its own calls it first."""
         self.progress = 1.0 if self.setup.first_step else step / self.setup.total_steps
@@ -306,7 +310,12 @@ class PairsObjective(Objective):
         setup = self.setup
         assert setup.pairs is not None
         making = PairSetup(
-            network=setup.network, classifier=classifier, attacks=setup.attacks, clean_share=clean_share, **more
+            network=setup.network,
+            classifier=classifier,
+            attacks=setup.attacks,
+            clean_share=clean_share,
+            graphs=self.graphs,
+            **more,
         )
         return setup.pairs(batch, making)
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raypurify.attacks import Attack, run_attack
+from raypurify.attacks import Attack, Graphs, run_attack
 from raypurify.seeds import derive, seed_of
 from raypurify.training.batches import Batch
 
@@ -37,6 +37,8 @@ class PairSetup:
     """Number of a draw of the same images: what becomes of an image stays, and what is drawn at random is another."""
     augment: Callable[[Tensor], Tensor] = lambda x: x
     """The random change that the batch's images have been through, for adversarial images that were made before."""
+    graphs: Graphs | None = None
+    """CUDA graphs of the networks, which the training keeps; None: there are none."""
 
     @property
     def of_draw(self) -> tuple[int, ...]:
@@ -84,6 +86,7 @@ def mixture(batch: Batch, victim: nn.Module, setup: PairSetup) -> Tensor:
     """Each image under the attack on ``victim`` that its seed picks, or as it is: (N, C, H, W)."""
     chosen = choices(batch, len(setup.attacks), setup.clean_share)
     x_adv = batch.x.clone()
+    victim = victim if setup.graphs is None else setup.graphs.of(victim)
     for index, attack in enumerate(setup.attacks):
         rows = np.flatnonzero(chosen == index)
         if rows.size:
