@@ -19,8 +19,10 @@ Gradient = Callable[[nn.Module, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 MULTIPLE = 64
 """Batches are filled up to a multiple of this, so that those of a training need few graphs."""
+LARGEST = 1 << 20
+"""Pixels (height times width) of a full batch at most: the passes of larger ones take longer than their launches."""
 KEPT = 8
-"""Graphs that are kept. Each holds the memory of a pass forward and back."""
+"""Graphs at most."""
 WARM_UP = 3
 """Passes before a graph is captured, in which libraries choose their kernels."""
 
@@ -28,32 +30,58 @@ WARM_UP = 3
 class Graphs:
     """The graphs of victims that compute alike whenever their weights are in the same memory.
 
-    Weights may change where they are, as an optimiser changes them.
+    Weights may change where they are, as an optimiser changes them. A module whose answers follow from more than its
+    input, its weights and its buffers says ``cuda_graphs = False``.
     """
 
     def __init__(self) -> None:
         self._made: dict[tuple[Any, ...], Captured | None] = {}
+        self._pool: Any = None
+        self._failed = False
 
     def of(self, victim: nn.Module) -> nn.Module:
-        """The victim with these graphs; itself where it draws at random, or says what it suspects."""
-        is_fixed = not getattr(getattr(victim, "purifier", None), "random", False)
-        return Graphed(victim, self) if is_fixed and not hasattr(victim, "suspicion") else victim
+        """The victim with these graphs; itself where its purifier draws at random, or where it suspects images."""
+        is_fixed = not getattr(getattr(victim, "purifier", None), "random", False) and not hasattr(victim, "suspicion")
+        is_fixed &= all(getattr(module, "cuda_graphs", True) for module in victim.modules())
+        return Graphed(victim, self) if is_fixed else victim
 
     def find(self, gradient: Gradient, victim: nn.Module, x: Tensor, sign: int) -> Captured | None:
-        """The graph for batches like ``x``, captured where there is none yet; None where that failed before."""
+        """The graph for batches like ``x``, captured where there is none yet; None where there can be none."""
         size = len(x) + -len(x) % MULTIPLE
+        if victim.training or size * x.shape[2] * x.shape[3] > LARGEST:
+            return None
         precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
         weights = [value.data_ptr() for value in (*victim.parameters(), *victim.buffers())]
         key = (size, *x.shape[1:], sign, precision, torch.backends.cudnn.allow_tf32, *weights)
-        if key not in self._made:
-            while len(self._made) >= KEPT:
-                del self._made[next(iter(self._made))]
-            self._made[key] = _captured(gradient, victim, x, size, sign)
-        return self._made[key]
+        if key not in self._made and len(self._made) < KEPT and not self._failed:
+            self._made[key] = self._captured(gradient, victim, x, size, sign)
+        return self._made.get(key)
+
+    def _captured(self, gradient: Gradient, victim: nn.Module, like: Tensor, size: int, sign: int) -> Captured | None:
+        """A new graph; None, and a warning, where the victim cannot be captured: then no other is tried."""
+        try:
+            x = like.new_zeros(size, *like.shape[1:]).contiguous(memory_format=torch.channels_last)
+            labels = torch.zeros(size, dtype=torch.int64, device=like.device)
+            _warm_up(gradient, victim, x, labels, sign)
+            graph = torch.cuda.CUDAGraph()
+            self._pool = torch.cuda.graph_pool_handle() if self._pool is None else self._pool
+            # Other threads, such as those of NCCL and Ray, go on talking to the GPU. The outer block brings the stream
+            # back, which a capture that fails does not.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            ):
+                found = gradient(victim, x, labels, sign)
+        except RuntimeError as error:
+            self._failed = True
+            cause = error.__context__ or error
+            warnings.warn(f"no CUDA graphs of the attacked network, which is slower without: {cause}", stacklevel=2)
+            return None
+        return Captured(graph=graph, x=x, labels=labels, found=found)
 
 
 class Graphed(nn.Module):
-    """A victim and its graphs, by which attacks that take one gradient of each pass take it on a GPU."""
+    """A victim and its graphs, by which attacks that follow its input gradient take it on a GPU."""
 
     def __init__(self, victim: nn.Module, graphs: Graphs) -> None:
         super().__init__()
@@ -65,7 +93,7 @@ class Graphed(nn.Module):
         return logits
 
     def gradient(self, gradient: Gradient, x: Tensor, labels: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-        """What ``gradient`` finds, by a graph where there can be one. A victim that waits for the GPU has none."""
+        """What ``gradient`` finds, by a graph where there can be one."""
         graph = self.graphs.find(gradient, self.victim, x, sign) if x.is_cuda else None
         return gradient(self.victim, x, labels, sign) if graph is None else graph.replay(x, labels)
 
@@ -88,20 +116,20 @@ class Captured:
         return gradient, ahead
 
 
-def _captured(gradient: Gradient, victim: nn.Module, like: Tensor, size: int, sign: int) -> Captured | None:
-    x = like.new_zeros(size, *like.shape[1:]).contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(size, dtype=torch.int64, device=like.device)
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+def _warm_up(gradient: Gradient, victim: nn.Module, x: Tensor, labels: Tensor, sign: int) -> None:
+    """Passes on a stream of their own, as captures need it.
+
+    Raises:
+        RuntimeError: the victim waits for the GPU, which no capture allows. One that fails may break what follows.
+    """
+    stream, before = torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP - 1):
             gradient(victim, x, labels, sign)
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            gradient(victim, x, labels, sign)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
     torch.cuda.current_stream().wait_stream(stream)
-    try:
-        # Other threads, such as those of NCCL and Ray, go on talking to the GPU.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            found = gradient(victim, x, labels, sign)
-    except RuntimeError as error:
-        warnings.warn(f"no CUDA graph of the victim, which is slower without: {error}", stacklevel=2)
-        return None
-    return Captured(graph=graph, x=x, labels=labels, found=found)

@@ -14,7 +14,7 @@ from raypurify import runs
 from raypurify.data import Rows, Shape, Shard, Source, read_rows
 
 LARGEST = 500
-"""Rows of a unit at most: what is written together, and done again when it was cut off."""
+"""Rows of a unit at most, on CPUs: what is written together, and done again when it was cut off."""
 SMALLEST = 16
 """Rows of a unit at least: with fewer, its files and its way through Ray would take longer than its work."""
 UNITS = 16
@@ -60,18 +60,18 @@ def rows_of_unit(
 ) -> int:
     """How many rows the units of a run have: those of the run that the output holds, or what follows from the dataset.
 
-    It follows from what is computed and not from a pool on CPUs, since the names of files follow from it.
+    It follows from what is computed, since the names of files follow from it, and on GPUs from the pool too.
 
     Args:
         output: URL of the run's folder, whose identity may hold ``unit``.
         rows: of the dataset.
         coupled: images of a batch, where an attack's result depends on the whole of it; else 0.
-        whole: images that a GPU is to have at once; 0 on CPUs.
+        whole: images that a GPU is to have at once, where none is coupled; 0 on CPUs.
         overwrite: the run that the output holds does not count.
-        largest: rows of a unit at most.
+        largest: rows of a unit at most, on CPUs.
     """
     begun: int | None = None if overwrite else runs.identity_of(output).get("unit")
-    return begun or max(min(max(-(-rows // UNITS), SMALLEST, coupled), largest), whole)
+    return begun or max(min(max(-(-rows // UNITS), SMALLEST, coupled), largest), 0 if coupled else whole)
 
 
 def units_of(source: Source, rows: int, prefix: str = "") -> list[Unit]:

@@ -126,7 +126,7 @@ def evaluate(
     """
     output = storage.absolute(output)
     source, grid, about, warnings = _prepare(config, resources)
-    size = rows.unit_size(output, source, resources, coupled=grid.coupled, overwrite=overwrite)
+    size = rows.unit_size(output, source, resources, pools, coupled=grid.coupled, overwrite=overwrite)
     who, identity = [resources, *(pools or {}).values()], identity_of(grid.config, source.fingerprint, size)
     with hold(who, output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         cells = results.merged_cells(earlier := results.earlier_cells(output), grid)

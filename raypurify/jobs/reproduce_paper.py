@@ -115,7 +115,8 @@ class PaperArguments(Crew):
     epochs: int = 20
     """How often a training goes through the attacked images."""
     batch: int = 128
-    """How many attacked images a step of a training takes. A GPU does several times as many in the same time."""
+    """How many attacked images a step of a training takes. A GPU takes several times as many in the same time. With
+    more there are fewer steps, at the same learning rate, so that another CRU-Net comes of it."""
     seeds: int = 1
     """How many CRU-Nets are trained for each classifier, each with a seed of its own."""
     limit: int | None = None

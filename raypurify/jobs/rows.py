@@ -39,9 +39,17 @@ Prepare = Callable[[Batch, Sequence[str], AbstractSet[str], Any], Any]
 """From the same: what the next stage is given of the batch."""
 
 
-def unit_size(output: str, source: Source, pool: ActorPool, *, coupled: int, overwrite: bool) -> int:
-    """How many rows the units of a run have, as a pool wants them: see :func:`rows_of_unit`."""
-    whole = pool.whole(shape_of(source), source.rows)
+def unit_size(
+    output: str,
+    source: Source,
+    pool: ActorPool,
+    stages: Mapping[str, ActorPool] | None = None,
+    *,
+    coupled: int,
+    overwrite: bool,
+) -> int:
+    """How many rows the units of a run have, as its pool and those of stages want it: see :func:`rows_of_unit`."""
+    whole = max(one.whole(shape_of(source), source.rows) for one in (pool, *(stages or {}).values()))
     return rows_of_unit(output, source.rows, coupled=coupled, whole=whole, overwrite=overwrite)
 
 

@@ -56,8 +56,12 @@ def test_pgd_makes_the_same_images(device: str, precision: models.Precision) -> 
     assert (found - x).abs().max() > 0.09
 
 
-@pytest.mark.parametrize("purifier", [gaussian_noise.build(), magnet.build()])
-def test_a_victim_that_draws_or_suspects_stays_what_it_is(purifier: nn.Module) -> None:
+class Annealed(nn.Identity):
+    cuda_graphs = False
+
+
+@pytest.mark.parametrize("purifier", [gaussian_noise.build(), magnet.build(), nn.Sequential(Annealed())])
+def test_a_victim_that_draws_or_suspects_or_says_so_stays_what_it_is(purifier: nn.Module) -> None:
     victim = Composite(a_net.build(), purifier)
     assert Graphs().of(victim) is victim
 
@@ -70,7 +74,14 @@ def test_a_victim_that_cannot_be_captured_is_called() -> None:
             return x.flatten(1)[:, :10] * x.sum().item()
 
     x = torch.rand(64, 1, 28, 28, device="cuda")
-    with pytest.warns(UserWarning, match="no CUDA graph"):
-        found = gradient(Graphs().of(Waiting()), x)
+    stream = torch.cuda.current_stream()
+    with pytest.warns(UserWarning, match="no CUDA graphs .* synchronizing"):
+        found = gradient(Graphs().of(Waiting().eval()), x)
     for one, expected in zip(found, gradient(Waiting(), x), strict=True):
         torch.testing.assert_close(one, expected)
+    assert torch.cuda.current_stream() == stream
+    assert torch.cuda.get_sync_debug_mode() == 0
+    torch.cuda.empty_cache()
+    victim = victim_on("cuda")
+    with frozen(victim):
+        assert gradient(Graphs().of(victim), x)[0].isfinite().all()

@@ -61,9 +61,10 @@ def ray_head(cpus: int, log: Path) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def local_ray(s3: str) -> Iterator[None]:
-    """After the S3 server: workers inherit the environment that Ray is started in, and find ``networks`` by it."""
+    """After the S3 server: workers inherit the environment that Ray is started in, and find our networks by it."""
+    here = Path(__file__).parent
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}", prepend=os.pathsep)
         ray.init("local", num_cpus=6, include_dashboard=False, logging_level="ERROR", object_store_memory=300 << 20)
     yield
     ray.shutdown()

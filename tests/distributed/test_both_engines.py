@@ -61,11 +61,11 @@ def test_an_attacked_dataset(local_ray: None, small_classifier: str, tmp_path: P
         assert storage.read_table(ours).equals(storage.read_table(theirs))
 
 
-def test_certificates(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
+def test_certificates(local_ray: None, tmp_path: Path) -> None:
     config = CertificationConfig(
         data="digits",
         limit=20,
-        classifiers=(small_classifier,),
+        classifiers=("small_networks:linear",),
         purifiers=("gaussian_noise,sigma=0.05",),
         sigmas=(0.1,),
         draws=1050,

@@ -88,7 +88,8 @@ def check_interrupted(code: int, printed: str, number: signal.Signals, output: P
 @pytest.mark.parametrize(("job", "number"), [("train_mnist", signal.SIGINT), ("evaluate", signal.SIGTERM)])
 def test_an_interrupted_job_says_so_and_releases_its_output(job: str, number: signal.Signals, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    code, printed = interrupt(command(job, output, ""), number, output, MOMENTS[job][1], tmp_path / "log")
+    words = [*command(job, output, ""), "--limit", "400"]
+    code, printed = interrupt(words, number, output, MOMENTS[job][1], tmp_path / "log")
     check_interrupted(code, printed, number, output)
     assert "core_worker.cc" not in printed
     with pytest.raises(ValueError, match="holds a run with"), runs.hold(str(output), {}):

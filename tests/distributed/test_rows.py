@@ -58,6 +58,18 @@ def test_units_shrink_with_the_dataset(rows: int, coupled: int, size: int, tmp_p
     assert rows_of_unit(output, rows, coupled=coupled, overwrite=True) == size
 
 
+def test_on_gpus_units_hold_what_a_gpu_is_to_have_at_once(tmp_path: Path) -> None:
+    shape, output = (28, 28, 1), str(tmp_path)
+    on_cpus, on_gpus = ActorPool(actors=2, batch=600), ActorPool(actors=2, gpus_per_actor=1, batch=600)
+    assert [on_cpus.whole(shape, rows) for rows in (1000, 60_000)] == [0, 0]
+    assert [on_gpus.whole(shape, rows) for rows in (1000, 60_000)] == [250, 600]
+    assert on_gpus.whole((512, 512, 3), 60_000) == 2  # by their pixels
+    assert rows_of_unit(output, 1000, whole=250) == 250
+    assert rows_of_unit(output, 60_000, whole=600) == 600
+    assert rows_of_unit(output, 60_000, whole=2) == 500
+    assert rows_of_unit(output, 1000, whole=250, coupled=100) == 100
+
+
 def test_units_cover_the_rows_in_order() -> None:
     pieces = [piece for unit in units_of(open_source("digits", split="train"), 400) for piece in unit.pieces]
     assert [(piece.start, piece.stop) for piece in pieces] == [(0, 400), (400, 800), (800, 1200), (1200, 1500)]
