@@ -29,8 +29,8 @@ from raypurify.evaluation.certification import CertificationConfig, Smoothed
 from raypurify.evaluation.units import batches_of, units_of
 from raypurify.jobs.certify import certify
 from raypurify.jobs.resources import ActorPool
-from raypurify.training import batch_of
 from raypurify.training.arithmetic import compute_on_cpus
+from raypurify.training.batches import batch_of
 
 CLASSIFIER, PURIFIER = "weights/mnist/a_net", "weights/mnist/cru_net-a_net-denoiser-0.5"
 SIGMA = 0.5

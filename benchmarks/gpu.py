@@ -36,7 +36,8 @@ from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import batches_of, units_of
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import prepare
-from raypurify.training import TrainingConfig, batch_of
+from raypurify.training.batches import batch_of
+from raypurify.training.config import TrainingConfig
 from raypurify.training.order import epoch_batches
 from raypurify.training.worker import Worker
 

@@ -33,7 +33,7 @@ import raypurify
 from raypurify import models, storage
 from raypurify.data import BATCH_PIXELS, View, batch_size
 from raypurify.evaluation.grid import EvaluationConfig
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 SIDE = 224
 EPSILON = 4 / 255

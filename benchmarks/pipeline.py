@@ -26,8 +26,8 @@ from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import Unit, batches_of, units_of
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool, StagePools
-from raypurify.training import batch_of
 from raypurify.training.arithmetic import compute_on_cpus
+from raypurify.training.batches import batch_of
 
 BATCH = 250
 ROWS = 500

@@ -19,7 +19,8 @@ from raypurify import storage
 from raypurify.data import open_source, read_rows
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import prepare, train
-from raypurify.training import TrainingConfig, batch_of
+from raypurify.training.batches import batch_of
+from raypurify.training.config import TrainingConfig
 from raypurify.training.objectives import train_step
 from raypurify.training.worker import Worker
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def seed_of(*parts: object) -> int:
@@ -34,6 +36,8 @@ def draw(seeds: Sequence[int], like: Tensor, sample: Callable[[Tensor, torch.Gen
         like: (N, C, H, W); gives shape, dtype and device.
         sample: fills an empty (C, H, W) tensor in place from a generator and returns it.
     """
+    import torch  # only where something is drawn: readers of images have seeds and no torch
+
     generator = torch.Generator()
     noise = torch.empty(like.shape, dtype=like.dtype)
     for row, seed in zip(noise, seeds, strict=True):

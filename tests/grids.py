@@ -15,7 +15,7 @@ from raypurify.evaluation import results
 from raypurify.evaluation.batch import Evaluator
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.runs import schema
-from raypurify.training import batch_of
+from raypurify.training.batches import batch_of
 
 
 def grid(small_classifier: str, small_purifier: str, **changes: object) -> EvaluationConfig:

@@ -1,4 +1,4 @@
-"""Pure code stands without Ray, nothing loads torchvision, and matplotlib is loaded where a chart is drawn."""
+"""Pure code stands without Ray, readers without torch; charts alone load matplotlib, and nothing torchvision."""
 
 import pkgutil
 import subprocess
@@ -10,8 +10,14 @@ SCRIPT = """
 import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
-print(*(name for name in ("ray", "torchvision", "matplotlib") if name in sys.modules))
+print(*(name for name in ("ray", "torch", "torchvision", "matplotlib") if name in sys.modules))
 """
+
+
+def loaded_by(*names: str) -> list[str]:
+    """Which of the large packages are loaded with some modules."""
+    loaded = subprocess.run([sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, check=True)
+    return loaded.stdout.split()
 
 
 def test_pure_modules_import_no_ray() -> None:
@@ -21,5 +27,8 @@ def test_pure_modules_import_no_ray() -> None:
         if not module.name.startswith("raypurify.distributed")
     ]
     assert "raypurify.training" in names
-    loaded = subprocess.run([sys.executable, "-c", SCRIPT, *names], capture_output=True, text=True, check=True)
-    assert loaded.stdout.split() == []
+    assert loaded_by(*names) == ["torch"]
+
+
+def test_tasks_that_read_load_no_torch() -> None:
+    assert loaded_by("raypurify.distributed.stream", "raypurify.distributed.blocks") == ["ray"]

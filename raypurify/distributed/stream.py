@@ -10,7 +10,7 @@ import ray
 from ray.data import Dataset
 from ray.data.block import Block
 
-from raypurify.distributed.units import blocks_of, read_task
+from raypurify.distributed.blocks import blocks_of, read_task
 from raypurify.training.arithmetic import return_freed_memory
 from raypurify.training.order import EpochOrder, read_window
 

@@ -1,4 +1,4 @@
-"""Planned units through a pool of actors on Ray Data, and blocks that read tasks make."""
+"""Planned units through a pool of actors on Ray Data."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import Dataset, Datasource, ExecutionResources, ReadTask
-from ray.data.block import Block, BlockMetadata
+from ray.data import Dataset
+from ray.data.block import Block
 
 from raypurify.distributed import cluster
+from raypurify.distributed.blocks import as_it_is, blocks_of, read_task
 from raypurify.jobs.engine import Rows
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import StagedWork, StageWorker, Todo, Unit, UnitWorker, Work
@@ -25,7 +26,7 @@ UNIT_BYTES = 4 << 20
 def rows(work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
     """See :meth:`raypurify.jobs.engine.Engine.do`: each unit goes to one actor of the pool."""
     apart = pool.reads == "apart"
-    tasks = [read_task(functools.partial(_blocks, unit, marks, apart), None, UNIT_BYTES) for unit, marks in todo]
+    tasks = [read_task(_blocks(unit, marks, apart=apart), None, UNIT_BYTES) for unit, marks in todo]
     read_cpus = cluster.read_cpus(pool.read_cpus, pool.needs) if apart else 0
     blocks = blocks_of(tasks, name="Units", read_cpus=read_cpus)
     for stage, own in work.stages.items():
@@ -80,9 +81,15 @@ class StageActor:
         return _packed(unit, marks, *self.worker.do(unit, marks, content, spent))
 
 
-def _blocks(unit: Unit, marks: AbstractSet[str], apart: bool) -> Iterator[Block]:
-    """The block of a unit: it names the unit and, where reads run ``apart``, holds what it reads."""
-    yield _packed(unit, marks, unit.read() if apart else None, None)
+def _blocks(unit: Unit, marks: AbstractSet[str], *, apart: bool) -> Callable[[], Iterator[Block]]:
+    """What makes the block of a unit: it names the unit and, where reads run ``apart``, holds what it reads."""
+    if apart:
+        return functools.partial(_read, unit, marks)
+    return functools.partial(as_it_is, _packed(unit, marks, None, None))
+
+
+def _read(unit: Unit, marks: AbstractSet[str]) -> Iterator[Block]:
+    yield _packed(unit, marks, unit.read(), None)
 
 
 def _packed(*parts: Any) -> pa.Table:
@@ -92,53 +99,3 @@ def _packed(*parts: Any) -> pa.Table:
 
 def _unpacked(block: pa.Table) -> Any:
     return pickle.loads(block["unit"][0].as_buffer())
-
-
-class BlockReader(Datasource):
-    """A Ray Data source of given read tasks."""
-
-    def __init__(self, tasks: Sequence[ReadTask], name: str) -> None:
-        super().__init__()
-        self._tasks, self._name = tasks, name
-
-    def get_name(self) -> str:
-        return self._name
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None):  # type: ignore[no-untyped-def]
-        return list(self._tasks)
-
-
-def read_task(read: Callable[[], Iterator[Block]], rows: int | None, size: int) -> ReadTask:
-    """A task that reads blocks of so many rows, if that is known, and about ``size`` bytes."""
-    return ReadTask(read, BlockMetadata(num_rows=rows, size_bytes=size, exec_stats=None, input_files=None))
-
-
-def blocks_of(
-    tasks: Sequence[ReadTask], *, name: str, read_cpus: float, ordered: int | None = None, ahead: int | None = None
-) -> Dataset:
-    """What read tasks read: each task's blocks joined, as they come.
-
-    Args:
-        tasks: see :func:`read_task`.
-        name: of the stage.
-        read_cpus: of a task. With 0 the tasks wait for no CPU, so that actors may take all; then two run at a time.
-        ordered: bytes of a block; blocks stay as they are then, in the order of their tasks.
-        ahead: bytes of blocks that lie ready, at most.
-    """
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = ordered is not None
-    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead)
-    context.target_max_block_size = ordered
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # a pool grows while all its actors work
-    context.enable_progress_bars = False
-    context.raise_original_map_exception = True
-    with ray.data.DataContext.current(context):
-        return ray.data.read_datasource(
-            BlockReader(tasks, name),
-            num_cpus=read_cpus,
-            concurrency=None if read_cpus else min(2, len(tasks)) or None,
-            override_num_blocks=len(tasks),
-        )

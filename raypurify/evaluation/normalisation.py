@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raypurify.data import BATCH_PIXELS, Rows, Source, batch_size, narrowed, read_rows
 from raypurify.models import Model
-from raypurify.training import batch_of
+from raypurify.training.batches import batch_of
 
 TRIED = 32
 """Images, spread over the data."""

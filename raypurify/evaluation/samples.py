@@ -19,7 +19,7 @@ from raypurify.evaluation.results import scores_folder
 from raypurify.evaluation.units import BatchSize, Unit, batches_of
 from raypurify.runs import schema
 from raypurify.seeds import seed_of
-from raypurify.training import batch_of
+from raypurify.training.batches import batch_of
 
 AT_RANDOM = 2
 """Images of each cell that the report shows, picked by the seed."""

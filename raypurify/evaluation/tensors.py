@@ -16,7 +16,7 @@ from raypurify.attacks import Attack, check_attack, check_images, check_logits, 
 from raypurify.attacks._active import begin_draws, logits_of
 from raypurify.data import DataError, View, open_source, read_rows
 from raypurify.evaluation.grid import built_attack
-from raypurify.training import batch_of
+from raypurify.training.batches import batch_of
 
 ROWS = 1000
 """How many rows a row group has; a row group is read at once."""

@@ -33,7 +33,7 @@ from raypurify.report import certificates, formats
 from raypurify.runs import lease, log, schema
 from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
-from raypurify.training import Batch, batch_of
+from raypurify.training.batches import Batch, batch_of
 
 ROWS = 32
 """Rows of a unit at most: each has many draws."""

@@ -21,7 +21,7 @@ from raypurify.jobs.train import train
 from raypurify.report import attempts, defenses, figures
 from raypurify.runs import log
 from raypurify.runs.log import LogFlags
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 Defense = Literal["at", "magnet", "defense_gan", "dragan_defense", "ddsa", "cgan_defense", "cru_net"]
 ALL: tuple[Defense, ...] = ("at", "magnet", "defense_gan", "dragan_defense", "ddsa", "cgan_defense", "cru_net")

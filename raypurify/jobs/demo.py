@@ -14,7 +14,7 @@ from raypurify.jobs.train import train
 from raypurify.runs import log
 from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 EPSILON = 0.2
 """Small digits, enlarged from 8x8, are blurred: MNIST's customary 0.3 leaves too little of them to show."""

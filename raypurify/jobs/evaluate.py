@@ -34,7 +34,7 @@ from raypurify.report.page import users_sections
 from raypurify.runs import lease, log, schema
 from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
-from raypurify.training import Batch
+from raypurify.training.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

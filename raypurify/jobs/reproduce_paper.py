@@ -26,7 +26,7 @@ from raypurify.jobs.train import train
 from raypurify.report import formats, paper
 from raypurify.runs import log
 from raypurify.runs.log import LogFlags
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 Dataset = Literal["mnist", "cifar10"]
 MINIMAL_ATTACKS = ("deepfool", "stadv", "rotation_translation,grid_search=False,random_steps=25")

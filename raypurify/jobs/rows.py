@@ -27,7 +27,7 @@ from raypurify.jobs.work import Advance, Made, Make
 from raypurify.report import formats
 from raypurify.runs import lease, schema
 from raypurify.storage.published import published
-from raypurify.training import Batch, batch_of
+from raypurify.training.batches import Batch, batch_of
 
 WARMING, TRIED = 2, 32
 """Images that a dry run tries: those that networks are called for the first time with, and those that are timed."""

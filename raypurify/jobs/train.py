@@ -39,8 +39,9 @@ from raypurify.runs import log, schema
 from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 from raypurify.storage.published import redacted
-from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS, TrainingConfig, saved
+from raypurify.training import saved
 from raypurify.training.answers import last_linear
+from raypurify.training.config import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS, TrainingConfig
 from raypurify.training.loggers import Logger, build_logger
 from raypurify.training.objectives import build_attacks, build_pairs
 from raypurify.training.order import ORDER, epoch_batches, hold_out, limited

@@ -7,7 +7,6 @@ import mmap
 import sys
 
 import numpy as np
-import torch
 
 KEPT_BYTES = 256 * 2**20
 """Tensors up to this size take memory that was freed before, of which a process keeps so much."""
@@ -25,6 +24,8 @@ def compute_on_cpus(threads: int) -> None:
     By itself glibc gives a freed tensor of over 32 MiB back to the kernel, which clears every page of the next one. In
     an attack on 250 MNIST images that takes a third of the time.
     """
+    import torch  # those that read have none
+
     torch.set_num_threads(threads)
     _mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
     _mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

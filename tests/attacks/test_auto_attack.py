@@ -19,7 +19,7 @@ from raypurify.attacks.fab import FAB, onto_hyperplane
 from raypurify.attacks.square import HALVED_AFTER, Square
 from raypurify.data import open_source, read_rows
 from raypurify.purifiers.gaussian_noise import build as gaussian_noise
-from raypurify.training import batch_of
+from raypurify.training.batches import batch_of
 
 EPSILON = 0.12
 """Where some images of the digits' classifier withstand each attack."""

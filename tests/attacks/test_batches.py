@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raypurify import models, plugins
 from raypurify.attacks import Attack
 from raypurify.data import open_source, read_rows
-from raypurify.training import batch_of
+from raypurify.training.batches import batch_of
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 128

@@ -10,7 +10,7 @@ import torch
 from raypurify import models
 from raypurify.attacks.carlini_wagner import CarliniWagner
 from raypurify.data import open_source, read_rows
-from raypurify.training import batch_of
+from raypurify.training.batches import batch_of
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 

@@ -9,7 +9,7 @@ import pytest
 
 from raypurify.command import jobs, main
 from raypurify.runs import cli
-from raypurify.training import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS
+from raypurify.training.config import DIGIT_ATTACKS, PHOTOGRAPH_ATTACKS
 
 COMMAND = "import sys; from raypurify.command.main import main; main()"
 IMPORTED = (

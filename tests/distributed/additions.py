@@ -12,7 +12,7 @@ from raypurify.attacks import Attacked, counted
 from raypurify.data import Found, Rows, Shard
 from raypurify.metrics import Metric
 from raypurify.report import Page, Section
-from raypurify.training import Batch
+from raypurify.training.batches import Batch
 from raypurify.training.objectives import PurifierObjective, Setup
 from raypurify.training.pairs import PairSetup, choices
 

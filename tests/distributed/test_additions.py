@@ -14,7 +14,7 @@ from raypurify.jobs.evaluate import EvaluationArguments, evaluate
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
 from raypurify.runs import Destination
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from raypurify.evaluation.generation import GenerationConfig, Generator, Network
 from raypurify.jobs.attack import attack
 from raypurify.jobs.resources import ActorPool
 from raypurify.runs.status import status_of
-from raypurify.training import batch_of
+from raypurify.training.batches import batch_of
 
 TWO = ActorPool(actors=2, batch=64)
 

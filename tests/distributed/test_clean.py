@@ -66,7 +66,7 @@ def test_a_straggler_writes_and_removes_nothing(tmp_path: Path) -> None:
     straggler = UnitActor(ray.put((CleaningWork(cleaning=work), "dead", POOL)))
     with lease.hold(output, "living"):
         for unit in plan.units(output):
-            (block,) = blocks_of_unit(unit, {"manifest"}, apart=False)
+            (block,) = blocks_of_unit(unit, {"manifest"}, apart=False)()
             with pytest.raises(lease.LeaseLostError):
                 straggler(block)
     written = {url: storage.read_bytes(url) for url in storage.list_files(output) if "/starts/" not in url}

@@ -15,7 +15,7 @@ from raypurify import storage
 from raypurify.distributed import train as ray_train
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import train
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 CONFIG = TrainingConfig(
     data="digits", model="a_net", epochs=60, batch=64, limit=400, rate=1e-4, validation=0, precision="float32", seed=7

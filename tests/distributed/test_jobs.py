@@ -20,7 +20,7 @@ from raypurify import storage
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import train
 from raypurify.runs import schema
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_a_straggler_writes_and_removes_nothing(
             straggler.held.check()
     with lease.hold(output, "living"):
         for unit in units:
-            (block,) = blocks_of_unit(unit, set(work.marks), apart=False)
+            (block,) = blocks_of_unit(unit, set(work.marks), apart=False)()
             with pytest.raises(lease.LeaseLostError):
                 straggler(block)
     assert {url: storage.read_bytes(url) for url in storage.list_files(output)} == before

@@ -32,7 +32,9 @@ from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import prepare, train
 from raypurify.runs import StoppedError, progress, schema
 from raypurify.storage import checkpoints
-from raypurify.training import TrainingConfig, batch_of, saved
+from raypurify.training import saved
+from raypurify.training.batches import batch_of
+from raypurify.training.config import TrainingConfig
 
 CLASSIFIER = TrainingConfig(
     data="digits", model="a_net", epochs=3, batch=64, limit=400, validation=64, precision="float32", seed=7

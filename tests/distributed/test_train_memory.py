@@ -15,7 +15,7 @@ SCRIPT = """
 import sys
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import train
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 data, output = sys.argv[1:]
 config = TrainingConfig(

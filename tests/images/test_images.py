@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 
 from raypurify import images
-from raypurify.training import batch_of
+from raypurify.training.batches import batch_of
 
 RNG = np.random.default_rng(0)
 LOSSLESS = {"lossless": True, "exact": True}

@@ -15,7 +15,7 @@ from raypurify.images import encode_png
 from raypurify.jobs import attack, evaluate, train
 from raypurify.jobs.resources import ActorPool
 from raypurify.runs import Destination
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 from raypurify.training.order import EpochOrder, epoch_batches
 
 

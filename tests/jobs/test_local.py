@@ -26,7 +26,7 @@ from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.train import train
 from raypurify.runs import lease
 from raypurify.runs.status import status_of
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 WITHOUT_RAY = """
 import sys

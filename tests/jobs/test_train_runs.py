@@ -19,7 +19,8 @@ from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import train
 from raypurify.runs import FailedError, progress, schema
-from raypurify.training import TrainingConfig, saved
+from raypurify.training import saved
+from raypurify.training.config import TrainingConfig
 from raypurify.training.loggers import build_logger
 
 ONE_WORKER = TrainingResources(cpus_per_worker=1, local=True)

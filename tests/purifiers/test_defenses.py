@@ -18,7 +18,7 @@ from raypurify.attacks.pgd import PGD
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import train
 from raypurify.purifiers import cgan_defense, ddsa, defense_gan, dragan_defense, magnet
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 ONE_WORKER = TrainingResources(cpus_per_worker=1, local=True)
 MODELS = {

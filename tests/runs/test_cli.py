@@ -15,7 +15,7 @@ from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.runs import cli
 from raypurify.storage.retries import UnavailableError
-from raypurify.training import TrainingConfig
+from raypurify.training.config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

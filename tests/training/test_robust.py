@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from raypurify.attacks import run
 from raypurify.attacks.pgd import PGD
-from raypurify.training import Batch, TrainingConfig
 from raypurify.training.answers import divergence, inconsistency, last_linear, logits_and_features
 from raypurify.training.average import Average
+from raypurify.training.batches import Batch
+from raypurify.training.config import TrainingConfig
 from raypurify.training.objectives import (
     ClassifierObjective,
     PurifierObjective,

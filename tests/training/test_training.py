@@ -14,7 +14,8 @@ from raypurify.data import DataError
 from raypurify.images import encode_png
 from raypurify.models import Precision, autocast, fast_precision
 from raypurify.purifiers import cru_net
-from raypurify.training import Batch, TrainingConfig, augment, batch_of
+from raypurify.training.batches import Batch, augment, batch_of
+from raypurify.training.config import TrainingConfig
 from raypurify.training.objectives import (
     ClassifierObjective,
     DivergedError,

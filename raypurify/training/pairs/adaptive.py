@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from raypurify.attacks import Composite, frozen, scaled
-from raypurify.training import Batch
+from raypurify.training.batches import Batch
 from raypurify.training.pairs import PairSetup, mixture
 
 

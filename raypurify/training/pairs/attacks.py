@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from raypurify.training import Batch
+from raypurify.training.batches import Batch
 from raypurify.training.pairs import PairSetup, mixture
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raypurify.seeds import derive, normal, uniform
-from raypurify.training import Batch
+from raypurify.training.batches import Batch
 from raypurify.training.pairs import PairSetup, choices
 
 
