@@ -85,7 +85,7 @@ class Graphed(nn.Module):
 
     def __init__(self, victim: nn.Module, graphs: Graphs) -> None:
         super().__init__()
-        self.victim, self.graphs = victim, graphs
+        self.victim, self.graphs, self.training = victim, graphs, victim.training
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K), as the victim."""
@@ -120,16 +120,23 @@ def _warm_up(gradient: Gradient, victim: nn.Module, x: Tensor, labels: Tensor, s
     """Passes on a stream of their own, as captures need it.
 
     Raises:
-        RuntimeError: the victim waits for the GPU, which no capture allows. One that fails may break what follows.
+        RuntimeError: the victim waits for the GPU, which no capture allows; one that fails may break what follows.
     """
     stream, before = torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP - 1):
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP - 1):
+                gradient(victim, x, labels, sign)
+            _tell_of_waits("error")
             gradient(victim, x, labels, sign)
-        try:
-            torch.cuda.set_sync_debug_mode("error")
-            gradient(victim, x, labels, sign)
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-    torch.cuda.current_stream().wait_stream(stream)
+    finally:
+        _tell_of_waits(before)
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+def _tell_of_waits(mode: int | str) -> None:
+    """Set what is done of waits for the GPU, in the whole process; PyTorch warns that the setting is a prototype."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode(mode)

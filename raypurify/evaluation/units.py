@@ -60,7 +60,7 @@ def rows_of_unit(
 ) -> int:
     """How many rows the units of a run have: those of the run that the output holds, or what follows from the dataset.
 
-    It follows from what is computed, since the names of files follow from it, and on GPUs from the pool too.
+    It follows from what is computed, and on GPUs from the pool too. The names of files follow from it.
 
     Args:
         output: URL of the run's folder, whose identity may hold ``unit``.

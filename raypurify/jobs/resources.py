@@ -175,13 +175,6 @@ class ActorPool:
         """How many images (H, W, C) go through the networks at once."""
         return batch_size(self.batch, self.batch_pixels, shape)
 
-    def whole(self, shape: tuple[int, ...], rows: int) -> int:
-        """How many images (H, W, C) of ``rows`` a GPU is to have at once; 0 on CPUs.
-
-        They are a batch, or half of an actor's share, so that what was done is kept when the work is cut off.
-        """
-        return min(self.batch_for(shape), -(-rows // (2 * self.most))) if self.device == "cuda" else 0
-
     def set_threads(self) -> None:
         """Let this process compute with its threads."""
         if self.device == "cpu":

@@ -48,8 +48,13 @@ def unit_size(
     coupled: int,
     overwrite: bool,
 ) -> int:
-    """How many rows the units of a run have, as its pool and those of stages want it: see :func:`rows_of_unit`."""
-    whole = max(one.whole(shape_of(source), source.rows) for one in (pool, *(stages or {}).values()))
+    """How many rows the units of a run have, as its pool and those of stages want it: see :func:`rows_of_unit`.
+
+    A GPU is to have a batch at once, or half of an actor's share, so that work which is cut off keeps a part.
+    """
+    pools = (pool, *(stages or {}).values())
+    batch = max((one.batch_for(shape_of(source)) for one in pools if one.device == "cuda"), default=0)
+    whole = min(batch, -(-source.rows // (2 * max(one.most for one in pools))))
     return rows_of_unit(output, source.rows, coupled=coupled, whole=whole, overwrite=overwrite)
 
 

@@ -9,6 +9,8 @@ shapes the network to its data. What an attacker or a reader has to know, the mo
 
 - ``differentiable = False``: its gradient is zero or absent; the attack goes around it.
 - ``random = True``: it draws at random; ``forward(x, seeds)`` takes one seed for each image.
+- ``cuda_graphs = False``: its output follows from more than its input, weights and buffers; trainings on a GPU call it
+  in each pass.
 - ``trivial = True``: it learned nothing; what a learned one must beat.
 - ``universal = True``: its training asks no classifier, so that it is any classifier's own.
 - ``detect(x) -> (N,) bool``: which images it takes for attacked; ``detect(x, seeds)`` where it draws at random.

@@ -21,7 +21,7 @@ from raypurify.evaluation.units import rows_of_unit, units_of
 from raypurify.jobs.attack import Generation
 from raypurify.jobs.evaluate import Evaluation
 from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.rows import RowWork
+from raypurify.jobs.rows import RowWork, unit_size
 from raypurify.runs import lease, schema
 
 
@@ -59,15 +59,23 @@ def test_units_shrink_with_the_dataset(rows: int, coupled: int, size: int, tmp_p
 
 
 def test_on_gpus_units_hold_what_a_gpu_is_to_have_at_once(tmp_path: Path) -> None:
-    shape, output = (28, 28, 1), str(tmp_path)
+    output, source = str(tmp_path), open_source("digits", split="train")
     on_cpus, on_gpus = ActorPool(actors=2, batch=600), ActorPool(actors=2, gpus_per_actor=1, batch=600)
-    assert [on_cpus.whole(shape, rows) for rows in (1000, 60_000)] == [0, 0]
-    assert [on_gpus.whole(shape, rows) for rows in (1000, 60_000)] == [250, 600]
-    assert on_gpus.whole((512, 512, 3), 60_000) == 2  # by their pixels
-    assert rows_of_unit(output, 1000, whole=250) == 250
+
+    def size(*pools: ActorPool, coupled: int = 0) -> int:
+        stages = {str(number): pool for number, pool in enumerate(pools[1:])}
+        return unit_size(output, source, pools[0], stages, coupled=coupled, overwrite=False)
+
+    assert source.rows == 1500
+    assert size(on_cpus) == 94
+    assert size(on_gpus) == 375
+    assert size(on_cpus, on_gpus) == 375
+    assert size(dataclasses.replace(on_gpus, batch=200)) == 200
+    assert size(dataclasses.replace(on_gpus, batch_pixels=100 * 28 * 28)) == 100
+    assert size(dataclasses.replace(on_cpus, actors=8), on_gpus) == 94
+    assert size(on_gpus, coupled=100) == 100
     assert rows_of_unit(output, 60_000, whole=600) == 600
     assert rows_of_unit(output, 60_000, whole=2) == 500
-    assert rows_of_unit(output, 1000, whole=250, coupled=100) == 100
 
 
 def test_units_cover_the_rows_in_order() -> None:
