@@ -46,7 +46,7 @@ def test_the_adaptively_trained_purifier_withstands_who_knows_it(tmp_path: Path)
     )
     usual, robust = evaluate(config, ActorPool(actors=1, local=True), str(tmp_path / "run")).to_pylist()
     assert usual["accuracy_purified"] <= 0.3
-    assert robust["accuracy_purified"] >= 0.85
+    assert robust["accuracy_purified"] >= 0.9
     assert robust["accuracy_clean_purified"] >= 0.98
 
 
