@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raypurify.attacks._victims import Composite, is_random
+
 Gradient = Callable[[nn.Module, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """:func:`raypurify.attacks._gradients.input_gradient`, of a victim that is called as it is."""
 
@@ -41,9 +43,9 @@ class Graphs:
 
     def of(self, victim: nn.Module) -> nn.Module:
         """The victim with these graphs; itself where its purifier draws at random, or where it suspects images."""
-        is_fixed = not getattr(getattr(victim, "purifier", None), "random", False) and not hasattr(victim, "suspicion")
-        is_fixed &= all(getattr(module, "cuda_graphs", True) for module in victim.modules())
-        return Graphed(victim, self) if is_fixed else victim
+        draws = isinstance(victim, Composite) and is_random(victim.purifier)
+        is_fixed = all(getattr(module, "cuda_graphs", True) for module in victim.modules())
+        return Graphed(victim, self) if is_fixed and not draws and not hasattr(victim, "suspicion") else victim
 
     def find(self, gradient: Gradient, victim: nn.Module, x: Tensor, sign: int) -> Captured | None:
         """The graph for batches like ``x``, captured where there is none yet; None where there can be none."""
