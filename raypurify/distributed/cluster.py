@@ -73,12 +73,13 @@ def check_room(*needs: Needs) -> None:
         connect(*needs)
 
 
-def read_cpus(wanted: float, needs: Needs) -> float:
+def read_cpus(wanted: float, *needs: Needs) -> float:
     """CPUs of a task that reads: ``wanted``, or 0 where actors and workers leave no CPU of the cluster.
 
     Tasks that asked for more than is left could never start, and what waits for them neither.
     """
-    return wanted if ray.cluster_resources().get("CPU", 0) - needs.all_cpus >= wanted else 0
+    left = ray.cluster_resources().get("CPU", 0) - sum(each.all_cpus for each in needs)
+    return wanted if left >= wanted else 0
 
 
 def _grows() -> bool:

@@ -27,7 +27,8 @@ def rows(work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -
     """See :meth:`raypurify.jobs.engine.Engine.do`: each unit goes to one actor of the pool."""
     apart = pool.reads == "apart"
     tasks = [read_task(_blocks(unit, marks, apart=apart), None, UNIT_BYTES) for unit, marks in todo]
-    read_cpus = cluster.read_cpus(pool.read_cpus, pool.needs) if apart else 0
+    needs = [own.needs for own in (*work.stages.values(), pool)]
+    read_cpus = cluster.read_cpus(pool.read_cpus, *needs) if apart else 0
     blocks = blocks_of(tasks, name="Units", read_cpus=read_cpus)
     for stage, own in work.stages.items():
         blocks = _through(blocks, StageActor, (ray.put(work), stage, own), own, len(todo))

@@ -85,6 +85,8 @@ class DefensesArguments(Crew):
             is_number = isinstance(value, int) and not isinstance(value, bool)
             if (is_number and value < 1) or (name in ("classifiers", "defenses") and not value):
                 raise ValueError(f"{name} must be at least 1; got {value!r}")
+            if name in ("classifiers", "defenses") and len(set(value)) < len(value):
+                raise ValueError(f"{name} name one twice; name each once: {', '.join(value)}")
         if not 0 < self.epsilon <= 1:
             raise ValueError(f"epsilon must be above 0 and at most 1; got {self.epsilon!r}")
 
@@ -177,7 +179,8 @@ class Bench:
             for defense in chosen
             if defense != "at"
         }
-        for victim, suffix in ((base, ""), (hardened, "-at")):
+        victims = [(base, "")] if hardened == base else [(base, ""), (hardened, "-at")]
+        for victim, suffix in victims:
             behind = {name: url for name, url in trained.items() if protected.get(name, base) == victim}
             if not behind and "at" not in chosen:
                 continue

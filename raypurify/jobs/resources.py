@@ -35,7 +35,8 @@ class Needs:
 
     def room(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """How many of them fit into nodes with these resources."""
-        return sum(min(int(node.get(name, 0) / each) for name, each in self.asked.items()) for node in nodes)
+        # Ray counts in ten-thousandths; in floats 0.3 holds 0.1 only twice.
+        return sum(min(int(node.get(name, 0) / each + 1e-6) for name, each in self.asked.items()) for node in nodes)
 
     def left(self, nodes: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
         """What is left of nodes with these resources, once as many of them as fit, and are asked for, are placed."""

@@ -314,8 +314,10 @@ class Worker:
         if self.workers > 1:
             own, parts = parts[0], parts * self.workers
             torch.distributed.all_gather_object(parts, own)
-        values = torch.cat([part for part in parts if len(part)])
-        self.objective.calibrate(values.to(self.device))
+        measured = [part for part in parts if len(part)]
+        if not measured:
+            raise DataError("no held-out image can be decoded: there is nothing to set the thresholds by; see rejects")
+        self.objective.calibrate(torch.cat(measured).to(self.device))
 
     def _held_out(self) -> Iterator[Batch]:
         for rows in held_out_rows(self.job.held_out, self.job.image_shape, self.rank, self.workers):

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from servers import SIGNATURE, USER, WORD, guarded_web
+from servers import SIGNATURE, USER, WORD, QuietHandler, guarded_web, serving
 
 from raypurify import images
 from raypurify.data import DataError, labels_of, open_source, read_rows, take_rows
+from raypurify.storage import retries
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 5, 4, 3), dtype=np.uint8)
 RECORDS = np.random.default_rng(1).integers(0, 10, (4, 3073), dtype=np.uint8)
@@ -75,6 +76,29 @@ def test_http(local: Path, http_root) -> None:
     check(served / "local", f"{url}/local")
     name = "parquet/a.parquet"
     assert sum(open_source(f"{url}/local/{name}", split=split).rows for split in ("train", "test")) == 12
+
+
+def test_class_folders_of_a_server_that_is_busy_at_times(local: Path) -> None:
+    seen: set[str] = set()
+
+    class Busy(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802  # http.server's name
+            if self.path in seen:
+                super().do_GET()
+            else:
+                seen.add(self.path)
+                self.send_error(503)
+
+    retries.use(retries.Retries(first_pause=0.01, longest_pause=0.02))
+    try:
+        with serving(local, Busy) as port:
+            source = open_source(f"http://127.0.0.1:{port}/classes", split="train")
+            rows = [read_rows(shard, 0, shard.rows) for shard in source.shards]
+    finally:
+        retries.use(None)
+    assert sum(len(one.ids) for one in rows) == 12
+    assert not any(one.rejects for one in rows)
+    assert sum(path.endswith(".png") for path in seen) == 12
 
 
 def test_s3(local: Path, s3: str) -> None:

@@ -24,6 +24,7 @@ GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
         (ActorPool(gpus_per_actor=0.5).needs, [GPU_NODE], 2),
         (ActorPool(gpus_per_actor=1).needs, [GPU_NODE, {"CPU": 64.0}], 1),
         (ActorPool(actor_resources=("device=1",)).needs, [{"CPU": 8.0, "device": 1.0}] * 3 + [{"CPU": 8.0}], 3),
+        (ActorPool(actors=3, actor_resources=("device=0.1",)).needs, [{"CPU": 8.0, "device": 0.3}], 3),
         (TrainingResources().needs, [{"CPU": 1.0}], 0),
         (TrainingResources(workers=8).needs, [{"CPU": 4.0}, {}], 2),
     ],
@@ -74,6 +75,7 @@ def test_a_cluster_that_is_joined_is_measured(local_ray: None) -> None:
     assert cluster.connect(pool.needs)["cpus"] == all_of_it
     assert cluster.read_cpus(0.5, pool.needs) == 0
     assert cluster.read_cpus(0.5, ActorPool(actors=all_of_it - 1).needs) == 0.5
+    assert cluster.read_cpus(0.5, ActorPool(actors=all_of_it - 1).needs, ActorPool(actors=1).needs) == 0
     with pytest.raises(ValueError, match=f"Give --actors {all_of_it}, or join"):
         cluster.connect(ActorPool(actors=all_of_it + 1).needs)
 

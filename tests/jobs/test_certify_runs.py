@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import raypurify
 from raypurify import storage
@@ -98,6 +100,21 @@ def test_an_output_holds_the_cells_of_several_commands(config: CertificationConf
     assert units.done == units.total == 2 * 2
     with pytest.raises(ValueError, match="draws"):
         certify(dataclasses.replace(config, draws=400), LOCAL, output)
+
+
+def test_certificates_of_earlier_weights_are_told_no_more(
+    config: CertificationConfig, small_classifier: str, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "network", str(tmp_path / "run")
+    shutil.copytree(small_classifier, folder)
+    config = dataclasses.replace(config, classifiers=(str(folder),), every=30)
+    certify(config, LOCAL, output)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, folder / "model.safetensors")
+    (hash_of_it,) = set(certify(config, LOCAL, output)["cell"].to_pylist())
+    told = pq.read_table(f"{output}/summary.parquet")["cell"].to_pylist()
+    assert told == [hash_of_it] * 2
+    assert len({path.name for path in Path(output, "certificates").iterdir()}) == 2
 
 
 @pytest.mark.parametrize("procedure", ["fixed", "sequential"])

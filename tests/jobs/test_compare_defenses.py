@@ -42,6 +42,7 @@ def changed(**flags: Any) -> DefensesArguments:
         ({"limit": 0}, "limit must be at least 1; got 0"),
         ({"defenses": ()}, "defenses must be at least 1"),
         ({"epsilon": 0.0}, "epsilon must be above 0"),
+        ({"classifiers": ("model_d", "model_d")}, "classifiers name one twice"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(flags: dict[str, Any], told: str) -> None:
@@ -77,6 +78,12 @@ def test_some_defenses_of_one_classifier(tmp_path: Path, capsys: pytest.CaptureF
     assert (tmp_path / "tables/defenses.csv").read_bytes() == before
     page = (tmp_path / "report.html").read_text()
     assert "evaluation/model_d-balls/report.html" in page
+    main(changed(output=str(tmp_path), classifiers=("model_d",), defenses=("magnet",)))
+    cells = [
+        (row["defense"], row["setting"], row["attack"])
+        for row in pq.read_table(tmp_path / "tables/defenses.parquet").to_pylist()
+    ]
+    assert len(set(cells)) == len(cells), "without another classifier nothing is evaluated twice"
 
 
 @pytest.mark.slow

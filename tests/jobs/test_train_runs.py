@@ -14,7 +14,8 @@ import safetensors.torch
 from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor, nn
 
-from raypurify import storage
+from raypurify import images, storage
+from raypurify.data import labels_of, open_source
 from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import train
@@ -22,6 +23,7 @@ from raypurify.runs import FailedError, progress, schema
 from raypurify.training import saved
 from raypurify.training.config import TrainingConfig
 from raypurify.training.loggers import build_logger
+from raypurify.training.order import held_out_rows, hold_out
 
 ONE_WORKER = TrainingResources(cpus_per_worker=1, local=True)
 TRAINING = TrainingConfig(
@@ -323,3 +325,20 @@ def test_a_training_writes_its_classes_and_its_page(tmp_path: Path) -> None:
     page = (output / "report.html").read_text(encoding="utf-8")
     assert "a_net trained on digits" in page
     assert "Scores of the held-out images" in page
+
+
+def test_thresholds_want_a_held_out_image_that_can_be_decoded(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 28, 28, 1), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        path = tmp_path / f"data/train/{number % 2}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(images.encode_png(image))
+    source = open_source(str(tmp_path / "data"), split="train")
+    _, held_out = hold_out(source, labels_of(source), 1, 0)
+    ((held,),) = (rows.ids for rows in held_out_rows(held_out, (28, 28, 1), 0, 1))
+    (tmp_path / "data" / held).write_bytes(b"damaged")
+    config = TrainingConfig(
+        data=str(tmp_path / "data"), model="magnet", classifier="small_networks:linear", epochs=1, batch=8, validation=1
+    )
+    with pytest.raises(FailedError, match="no held-out image can be decoded"):
+        train(config, ONE_WORKER, str(tmp_path / "run"))

@@ -242,7 +242,7 @@ def test_keys_that_could_not_be_deleted_are_no_silent_success(folder: str) -> No
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server, pytest.MonkeyPatch.context() as patch:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
         fs, _ = storage.filesystem(folder)
         retries.use(Retries(attempts=2, first_pause=0))

@@ -11,8 +11,10 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
+from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from raypurify import images, storage
@@ -20,6 +22,7 @@ from raypurify.data import files
 from raypurify.data.base import SPLIT_NAMES, DataError, Found, Rows, Shard, SplitBy, decoded, digest, in_split
 from raypurify.data.files import File, Place
 from raypurify.data.view import Shape
+from raypurify.storage import retries
 
 RANK = 5
 EXPECTED = "a folder of class folders with images"
@@ -91,11 +94,8 @@ def read(shard: Shard, rows: NDArray[np.int64]) -> Rows:
 
 def headers(shard: Shard, rows: NDArray[np.int64]) -> list[tuple[str, Shape | None]]:
     """Ids of some of a shard's files, and their images' shapes by the headers."""
-    fs, path = storage.filesystem(shard.url)
     keys = ids(shard, rows)
-    paths = [storage.join(path, key) for key in keys]
-    with files.naming(shard.url):
-        heads = fs.cat_ranges(paths, [0] * len(paths), [HEADER] * len(paths), on_error="return")
+    heads = _ranges(shard.url, keys, 0, HEADER)
     shapes = [images.shape_by_header(head) if isinstance(head, bytes) else None for head in heads]
     return list(zip(keys, shapes, strict=True))
 
@@ -121,8 +121,7 @@ def _images_under(root: str, skipped: Counter[str]) -> list[tuple[str, File]]:
         skipped: counts the files that are no images, by the ends of their names.
     """
     with files.naming(root):
-        fs, path = storage.filesystem(root)
-        entries = fs.find(path, detail=True)
+        path, entries = storage.on_store(root, lambda fs, path: (path, fs.find(path, detail=True)))
     prefix = path.rstrip("/") + "/"
     listed = []
     for name, info in entries.items():
@@ -143,13 +142,29 @@ def _shards(root: str, labelled: list[tuple[str, int]]) -> Iterator[Shard]:
         yield Shard(format=__name__, url=root, key=keys[0], rows=len(keys), extra=extra)
 
 
+def _ranges(root: str, keys: list[str], start: int | None, stop: int | None) -> list[bytes | Exception]:
+    """Those bytes of each file, or the error that tells that they cannot be had."""
+
+    def read(fs: AbstractFileSystem, path: str) -> list[bytes | Exception]:
+        paths = [storage.join(path, key) for key in keys]
+        # Not cat(), which takes a name with [ or * in it for a pattern.
+        found = cast(
+            list[bytes | Exception],
+            fs.cat_ranges(paths, [start] * len(paths), [stop] * len(paths), on_error="return"),
+        )
+        for content in found:
+            if isinstance(content, Exception) and retries.is_transient(content):
+                raise content
+        return found
+
+    with files.naming(root):
+        return storage.on_store(root, read)
+
+
 def _contents(root: str, keys: list[str]) -> list[bytes | Exception]:
     """Each file's bytes, or the error that tells that this one cannot be had. Whatever else fails is raised."""
-    fs, path = storage.filesystem(root)
-    paths = [storage.join(path, key) for key in keys]
+    contents = _ranges(root, keys, None, None)
     with files.naming(root):
-        # Not cat(), which takes a name with [ or * in it for a pattern.
-        contents = fs.cat_ranges(paths, [None] * len(paths), [None] * len(paths), on_error="return")
         for content in contents:
             if isinstance(content, Exception) and not isinstance(content, (FileNotFoundError, PermissionError)):
                 raise content
