@@ -11,10 +11,11 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # who asks for the table's columns loads no torch
+    import torch
+    from torch import Tensor
 
 COMPARISONS = ("adversarial", "purified", "clean_purified")
 """The images that are compared with the clean one: attacked; attacked then purified; clean then purified."""
@@ -76,6 +77,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: as :func:`psnr`.
     """
+    import torch
+
     _check(a, b)
     height, width = a.shape[2:]
     if min(height, width) < SSIM_WINDOW:
@@ -90,7 +93,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def _ssim_of_chunk(a: Tensor, b: Tensor) -> Tensor:
     rows, columns = (side - SSIM_WINDOW + 1 for side in a.shape[2:])
-    a, b = (image.to(torch.float64 if image.is_cuda else torch.float32) for image in (a, b))
+    a, b = (image.double() if image.is_cuda else image.float() for image in (a, b))
     total = a.new_zeros(len(a))
     for top in range(0, rows, _TILE):
         for left in range(0, columns, _TILE):
@@ -105,6 +108,8 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
     With s = a + b and d = a - b, Wang's two factors are 1 - 2 μ_d² / (μ_s² + μ_d² + 2 C1) and
     1 - 2 σ_d² / (σ_s² + σ_d² + 2 C2): four moment maps instead of five, and exactly 1 for identical images.
     """
+    import torch
+
     moments = a.new_empty(4, *a.shape)
     torch.add(a, b, out=moments[0])
     torch.sub(a, b, out=moments[1])
@@ -122,6 +127,8 @@ def _ssim_map(a: Tensor, b: Tensor) -> Tensor:
 
 def _one_minus_share(sum_and_difference: Tensor, constant: float) -> Tensor:
     """1 - 2 d / (s + d + constant), for s and d stacked: (2, ...)."""
+    import torch
+
     s, d = sum_and_difference
     return torch.addcdiv(torch.ones_like(d), d, (s + d).add_(constant), value=-2)
 
@@ -129,6 +136,8 @@ def _one_minus_share(sum_and_difference: Tensor, constant: float) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _gaussian_band(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(side - 10, side): row i averages pixels i to i + 10 with the window's weights along one axis."""
+    import torch
+
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     weights = torch.exp(-0.5 * (offsets / _SIGMA) ** 2)
     weights /= weights.sum()

@@ -22,7 +22,7 @@ def grid(small_classifier: str, small_purifier: str, **changes: object) -> Evalu
     values: dict[str, object] = {
         "data": "digits",
         "split": "train",
-        "limit": 510,
+        "limit": 254,
         "classifiers": (small_classifier,),
         "purifiers": (small_purifier, "threshold"),
         "attacks": ("r_fgsm,epsilon=0.1", "pgd,epsilon=0.1,steps=2"),

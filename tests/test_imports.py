@@ -32,3 +32,7 @@ def test_pure_modules_import_no_ray() -> None:
 
 def test_tasks_that_read_load_no_torch() -> None:
     assert loaded_by("raypurify.distributed.stream", "raypurify.distributed.blocks") == ["ray"]
+
+
+def test_a_first_look_at_images_loads_no_torch() -> None:
+    assert loaded_by("raypurify.cleaning.quarantine") == []

@@ -142,11 +142,9 @@ def add_up(output: str) -> Totals:
         totals.cleaned += len(manifest)
         totals.rejected += len(rejects)
         reasons.add(rejects["reason"].to_pylist())
-        totals.most_changed = heapq.nsmallest(
-            MOST_CHANGED,
-            totals.most_changed + _most_changed(manifest, unit.name),
-            key=lambda row: (row["psnr"], row["id"]),
-        )
+        shown = manifest.sort_by([("psnr", "ascending"), ("id", "ascending")]).slice(0, CHANGES).to_pylist()
+        changed = totals.most_changed + [{**row, "unit": unit.name} for row in shown]
+        totals.most_changed = heapq.nsmallest(MOST_CHANGED, changed, key=lambda row: (row["psnr"], row["id"]))
     if ids.seal().collisions():
         raise RuntimeError(f"{output}: an image is accounted for twice; see the ids in manifest/ and rejects/")
     for name in MEASURES:
@@ -168,12 +166,6 @@ def _sums(manifest: pa.Table) -> dict[str, Any]:
     relabelled = int((labels["pred_input"].to_numpy() != labels["pred_cleaned"].to_numpy()).sum())
     votes = manifest["detected"].drop_null().to_pylist()
     return {**sums, "labelled": len(labels), "relabelled": relabelled, "voted": len(votes), "detected": sum(votes)}
-
-
-def _most_changed(manifest: pa.Table, unit: str) -> list[dict[str, Any]]:
-    """The images of a unit that its samples show."""
-    ordered = manifest.sort_by([("psnr", "ascending"), ("id", "ascending")]).slice(0, CHANGES)
-    return [{**row, "unit": unit} for row in ordered.to_pylist()]
 
 
 def read_changes(output: str, totals: Totals) -> list[dict[str, Any]]:
@@ -205,21 +197,18 @@ def retire(output: str) -> None:
     Outputs of theirs that nothing writes any more, as when a Parquet file is cut into fewer ranges, are removed. A mark
     in the generation's folder says that it is done.
     """
-    marks = {storage.join(generation.folder, RETIRED): generation for generation in plan.generations(output)[1:]}
-    new = {mark: generation for mark, generation in marks.items() if not storage.exists(mark)}
+    later = plan.generations(output)[1:]
+    new = [generation for generation in later if not storage.exists(storage.join(generation.folder, RETIRED))]
     if not new:
         return
-    for generation in new.values():
+    for generation in new:
         for entry, is_stale in generation.replaced():
             if is_stale:
                 storage.remove(storage.join(output, "images", entry.output))
-    first = min(generation.number for generation in new.values())
-    touched = concurrently(
-        lambda item: _keep(output, *item), plan.replanned_units(output, first), at_once=READS_AT_ONCE
-    )
-    deque(touched, maxlen=0)
-    for mark in new:
-        storage.write_bytes(mark, b"")
+    touched = plan.replanned_units(output, since=new[0].number)
+    deque(concurrently(lambda item: _keep(output, *item), touched, at_once=READS_AT_ONCE), maxlen=0)
+    for generation in new:
+        storage.write_bytes(storage.join(generation.folder, RETIRED), b"")
 
 
 def _keep(output: str, unit: str, live: set[str]) -> None:

@@ -25,7 +25,7 @@ from raypurify.cleaning import reader, writer
 from raypurify.cleaning.accounts import Cleaned
 from raypurify.cleaning.plan import Unit
 from raypurify.cleaning.reader import Item
-from raypurify.cleaning.tiles import NotFiniteError, PaddedPurifier, Tiling, compare, purify_pixels
+from raypurify.cleaning.tiles import NotFiniteError, PixelPurifier, compare
 from raypurify.data import BATCH_PIXELS, View, batch_size
 from raypurify.images import Picture
 from raypurify.runs import fields, stages
@@ -146,11 +146,11 @@ class Cleaner:
         """``check_lease``: raises where another attempt may hold the output; called before each write and removal."""
         self.work, self.device, self.batch, self.threads, self.check_lease = work, device, batch, threads, check_lease
         self.batch_pixels = batch_pixels
-        self.purifier = models.placed(work.purifier.build(), device)
+        purifier = models.placed(work.purifier.build(), device)
         self.classifier = models.placed(work.classifier.build(), device) if work.classifier else None
-        self.channels = channels_of(work.purifier, self.purifier, device)
+        self.channels = channels_of(work.purifier, purifier, device)
         self.sees_colour = work.classifier is not None and _needs_colour(work.classifier, self.classifier, device)
-        self.tiling = Tiling()
+        self.purifier = PixelPurifier(purifier, device=device, precision=work.config.precision)
         self.encoders = ThreadPoolExecutor(threads)
 
     def __call__(self, unit: Unit, killers: Mapping[str, str] | None = None, count: int | None = None) -> Cleaned:
@@ -258,15 +258,9 @@ class Cleaner:
     def _purified(self, pixels: NDArray[np.uint8], ids: Sequence[str]) -> NDArray[np.uint8]:
         """(N, H, W, C) purified; grey images go through a colour purifier as colour."""
         is_grey = self.channels == 3 > pixels.shape[3]
+        seeds = [seed_of(self.work.config.seed, "purify", id) for id in ids]
         with stages.spending("purify"):
-            purified = purify_pixels(
-                self.purifier,
-                np.repeat(pixels, 3, axis=3) if is_grey else pixels,
-                [seed_of(self.work.config.seed, "purify", id) for id in ids],
-                tiling=self.tiling,
-                device=self.device,
-                precision=self.work.config.precision,
-            )
+            purified = self.purifier(np.repeat(pixels, 3, axis=3) if is_grey else pixels, seeds)
         return _grey(purified) if is_grey else purified
 
     def _labels(self, x: Tensor, ids: Sequence[str]) -> list[Any]:
@@ -276,11 +270,10 @@ class Cleaner:
 
     def _votes(self, x: Tensor, ids: Sequence[str]) -> list[Any]:
         """Where the vote abstains; None where there is none."""
-        if x.shape[2] * x.shape[3] > self.tiling.whole:
+        if x.shape[2] * x.shape[3] > self.purifier.tiling.whole:
             return [None] * len(x)
         config = self.work.config
-        padded = PaddedPurifier(self.purifier, self.device, config.precision)
-        networks = cast(nn.Module, self.classifier), _AsCleaned(padded, self.channels)
+        networks = cast(nn.Module, self.classifier), _AsCleaned(self.purifier, self.channels)
         seeds = [seed_of(config.seed, "vote", id) for id in ids]
         votes = abstains(*networks, x, seeds, draws=config.certify_draws, sigma=config.certify_sigma)
         return list(votes.tolist())
@@ -338,15 +331,17 @@ class _AsCleaned(nn.Module):
 
     random = True
 
-    def __init__(self, padded: PaddedPurifier, channels: int | None) -> None:
+    def __init__(self, purifier: PixelPurifier, channels: int | None) -> None:
         super().__init__()
-        self.padded, self.channels = padded, channels
+        self.purifier, self.channels = purifier, channels
 
     def forward(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         """(N, C, H, W) -> the same; a seed for each image."""
+        if self.channels == 1 < x.shape[1]:  # a grey image, that the classifier is shown in colour
+            return self.purifier.purified(x[:, :1], seeds).expand_as(x)
         if self.channels != 3 or x.shape[1] == 3:
-            return self.padded.purified(x, seeds)
-        return self.padded.purified(x.expand(-1, 3, -1, -1), seeds).mean(dim=1, keepdim=True)
+            return self.purifier.purified(x, seeds)
+        return self.purifier.purified(x.expand(-1, 3, -1, -1), seeds).mean(dim=1, keepdim=True)
 
 
 def fits(own: int, channels: int | None) -> bool:
@@ -368,7 +363,7 @@ def channels_of(model: models.Model, purifier: nn.Module, device: str) -> int | 
     taken, trouble = [], None
     for channels in (1, 3):
         try:
-            purify_pixels(purifier, np.zeros((1, height, width, channels), np.uint8), [0], device=device)
+            PixelPurifier(purifier, device=device)(np.zeros((1, height, width, channels), np.uint8), [0])
             taken.append(channels)
         except NotFiniteError:
             # A purifier that divides by the brightest pixel takes a black image, too.

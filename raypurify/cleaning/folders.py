@@ -14,11 +14,10 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote
 
 from fsspec import AbstractFileSystem
@@ -40,12 +39,6 @@ KINDS: dict[str, Kind] = {
     ".tgz": "tar",
 }
 """What a file is, by the end of its name in lower case."""
-
-HIDDEN_FILES, HIDDEN_FOLDERS = "hidden file(s)", "hidden folder(s)"
-"""What is left alone for its name, as it is counted."""
-
-NO_FILES = "pipe(s) or device(s)"
-"""What pipes and devices are counted as."""
 
 EXTENSIONS_COUNTED = 100
 """Other extensions that are counted apart; those after them are counted together, under ``others``."""
@@ -93,7 +86,7 @@ class Selection:
             if _is_hidden(name) or name.startswith("_"):
                 hidden = "/".join(names[: depth + 1])
                 if not self.matches and hidden != self.hidden:
-                    self.skip(HIDDEN_FOLDERS)
+                    self.skip("hidden folder(s)")
                 self.hidden = hidden
                 return False
         for name, segment in zip(names, self.segments, strict=False):
@@ -110,7 +103,7 @@ class Selection:
         if (folder and not self.enters(folder)) or (self.matches and not self.matches(key)):
             return None
         if _is_hidden(name) or (name.startswith("_") and kind != "image"):
-            self.skip(HIDDEN_FILES)
+            self.skip("hidden file(s)")
             return None
         if kind is None:
             self.skip(os.path.splitext(name)[1].lower() or "no extension")
@@ -149,8 +142,15 @@ def files_below(root: str, selection: Selection, output: str, *, begins: str = "
             yield from _other(root, selection)
 
 
-def size_and_version(url: str) -> tuple[int, str]:
-    """Size and version of a file; -1 and nothing where it is not there, or its web server does not tell."""
+def with_versions(listed: Iterable[InputFile]) -> Iterator[InputFile]:
+    """The files with their sizes and versions, which are asked for many at a time."""
+    for file, asked in concurrently(lambda file: _size_and_version(file.url), listed, at_once=ASKED_AT_ONCE):
+        size, version = asked or (-1, "")
+        yield file._replace(size=size, version=version)
+
+
+def _size_and_version(url: str) -> tuple[int, str]:
+    """-1 and nothing where the file is not there, or its web server does not tell."""
     if not is_web(url):
         found = files.stat(url)
         return (found.size, found.version) if found else (-1, "")
@@ -166,16 +166,16 @@ def _described(url: str, info: dict[str, Any]) -> tuple[int, str]:
     return -1 if info["size"] is None else found.size, found.version
 
 
-@dataclass(frozen=True)
 class _Folder:
-    prefix: str
-    path: str
-    names: Iterator[tuple[str, str]]
-    identity: tuple[int, int]
+    """A local folder that the walk is in."""
+
+    def __init__(self, prefix: str, path: str) -> None:
+        self.prefix, self.path, self.identity = prefix, path, _identity(path)
+        self.names = ordered(_names(path))
 
 
 def _local(root: str, selection: Selection, output: str) -> Iterator[InputFile]:
-    above = [_folder("", root)]
+    above = [_Folder("", root)]
     has_output = storage.is_local(output) and storage.exists(output)
     closed = {_identity(storage.filesystem(output)[1])} if has_output else set()
     while above:
@@ -186,7 +186,7 @@ def _local(root: str, selection: Selection, output: str) -> Iterator[InputFile]:
             above.pop()
         elif name.endswith("/"):
             if selection.enters(key[:-1]):
-                folder = _folder(key, path[:-1])
+                folder = _Folder(key, path[:-1])
                 if folder.identity not in closed and all(folder.identity != other.identity for other in above):
                     above.append(folder)
         elif kind := selection.kind_of(key):
@@ -199,12 +199,7 @@ def _local(root: str, selection: Selection, output: str) -> Iterator[InputFile]:
             if stat.S_ISREG(found.st_mode):
                 yield InputFile(key, path, kind, found.st_size, str(found.st_mtime_ns))
             else:
-                selection.skip(NO_FILES)
-
-
-def _folder(prefix: str, path: str) -> _Folder:
-    names = cast(Iterator[tuple[str, str]], ordered(_names(path)))
-    return _Folder(prefix, path, names, _identity(path))
+                selection.skip("pipe(s) or device(s)")
 
 
 def _identity(path: str) -> tuple[int, int]:
@@ -263,12 +258,7 @@ def _objects(fs: AbstractFileSystem, bucket: str, prefix: str) -> Iterator[tuple
 def _other(root: str, selection: Selection) -> Iterator[InputFile]:
     # A page over HTTP may name a file twice.
     found = (InputFile(*next(same)) for _, same in groupby(ordered(_unordered(root, selection)), lambda file: file[0]))
-    if not is_web(root):
-        yield from found
-        return
-    for file, asked in concurrently(lambda file: size_and_version(file.url), found, at_once=ASKED_AT_ONCE):
-        size, version = asked or (-1, "")
-        yield file._replace(size=size, version=version)
+    yield from with_versions(found) if is_web(root) else found
 
 
 def _unordered(root: str, selection: Selection) -> Iterator[InputFile]:

@@ -40,16 +40,8 @@ from urllib.parse import unquote
 import pyarrow.parquet as pq
 
 from raypurify import storage
-from raypurify.cleaning.bounded import concurrently, ordered
-from raypurify.cleaning.folders import (
-    ASKED_AT_ONCE,
-    KINDS,
-    InputFile,
-    Selection,
-    files_below,
-    kind_of,
-    size_and_version,
-)
+from raypurify.cleaning.bounded import ordered
+from raypurify.cleaning.folders import KINDS, InputFile, Selection, files_below, kind_of, with_versions
 from raypurify.cleaning.names import stem
 from raypurify.cleaning.reader import parquet_footer
 from raypurify.data import files
@@ -90,53 +82,45 @@ def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Ite
         begins = re.split(r"[*?[]", pattern, maxsplit=1)[0]
         return _below(root, Selection(skipped, pattern), url, output, begins=begins)
     file = None if url.endswith("/") else files.stat(where)
-    name = _name_of(where)
-    if file is None or (storage.is_web(where) and kind_of(name) is None and not _is_text(name)):
+    if file is None or (storage.is_web(where) and kind_of(file.name) is None and not _is_text(file.name)):
         return _below(where, Selection(skipped), url, output)
-    if _is_list(file, name):
+    if _is_list(file):
         return _of_list(file, output, skipped)
-    kind = kind_of(name)
+    kind = kind_of(file.name)
     if kind is None:
         raise DataError(f"{where}: expected a folder, or one of the {EXPECTED}, or a list (.txt, .csv, .parquet)")
     query = where.partition("?")[2] if storage.is_web(where) else ""
-    return iter((InputFile(_told_apart(encodable(name), query), where, kind, file.size, file.version),))
+    return iter((InputFile(_told_apart(encodable(file.name), query), where, kind, file.size, file.version),))
 
 
 def check_apart(url: str, output: str) -> None:
     """Check that a run does not read what it writes.
 
-    See :class:`Location` for what is not recognised.
+    Places are told apart by their store's scheme and their path. The same bucket by two endpoints, or one disk mounted
+    twice, are not recognised.
 
     Raises:
         ValueError: the output is in the input, the input in the output, or they are the same.
     """
     glob = _glob(storage.absolute(url))
     root = glob[0] if glob else url
-    if Location(root).holds(output):
+    if _place(output).startswith(_place(root)):
         message = (
             f"the output {output} is inside the input {root}: its images would be inputs; choose a place beside it"
         )
         raise ValueError(redacted(message))
-    if Location(output).holds(root):
+    if _place(root).startswith(_place(output)):
         raise ValueError(redacted(f"the input {url} is inside the output {output}: choose another output"))
 
 
-class Location:
-    """A folder or file, whether or not it exists; symbolic links on the way to a local one are resolved.
+def _place(url: str) -> str:
+    """Where a folder or file is, whether or not it exists: the places of all that is in it begin with its own.
 
-    Locations are told apart by their store's scheme and their path. The same bucket by two endpoints, or one disk
-    mounted twice, are not recognised.
+    Symbolic links on the way to a local one are resolved.
     """
-
-    def __init__(self, url: str) -> None:
-        fs, path = storage.filesystem(url)
-        self.scheme = storage.protocols(fs)
-        self.path = (os.path.realpath(path) if storage.is_local(url) else path).rstrip("/") + "/"
-
-    def holds(self, url: str) -> bool:
-        """Whether ``url`` is this location, or inside it."""
-        other = Location(url)
-        return self.scheme == other.scheme and other.path.startswith(self.path)
+    fs, path = storage.filesystem(url)
+    path = os.path.realpath(path) if storage.is_local(url) else path
+    return f"{' '.join(sorted(storage.protocols(fs)))}: {path.rstrip('/')}/"
 
 
 def _glob(where: str) -> tuple[str, str] | None:
@@ -163,20 +147,15 @@ def _below(root: str, selection: Selection, url: str, output: str, *, begins: st
         raise DataError(f"{url}: nothing to clean; expected {EXPECTED}, found {others or 'none'}")
 
 
-def _name_of(url: str) -> str:
-    """The last part of a path or URL, without an HTTP query."""
-    return storage.without_query(url).rpartition("/")[2]
-
-
 def _is_text(name: str) -> bool:
     """Whether the name is that of a list in text or CSV."""
     return name.lower().endswith((TEXT, *TABLES))
 
 
-def _is_list(file: File, name: str) -> bool:
+def _is_list(file: File) -> bool:
     """Whether a file is a list, by its name or, for Parquet, by its columns."""
-    if not name.lower().endswith(".parquet"):
-        return _is_text(name)
+    if not file.name.lower().endswith(".parquet"):
+        return _is_text(file.name)
     footer = parquet_footer(file.url, file.size)
     columns = footer.schema.to_arrow_schema() if footer else None
     # One that is no Parquet at all is taken for images: it becomes a reject when it is read.
@@ -186,21 +165,20 @@ def _is_list(file: File, name: str) -> bool:
 def _of_list(file: File, output: str, skipped: Counter[str]) -> Iterator[InputFile]:
     """The files that a list names."""
     folder = storage.without_query(file.url).rpartition("/")[0]
-    location = Location(output)
-    records = ordered(_located(line, folder, file.url, location) for line in _lines(file))
+    place = _place(output)
+    records = ordered(_located(line, folder, file.url, place) for line in _lines(file))
     unique = _unique(records, file.url, skipped)
     is_empty = True
-    for (key, url), asked in concurrently(lambda record: size_and_version(record[1]), unique, at_once=ASKED_AT_ONCE):
+    # A list says what its files are: a name without an extension is an image's.
+    for found in with_versions(InputFile(key, url, kind_of(key) or "image", -1, "") for key, url in unique):
         is_empty = False
-        size, version = asked or (-1, "")
-        # A list says what its files are: a name without an extension is an image's.
-        yield InputFile(key, url, kind_of(key) or "image", size, version)
+        yield found
     if is_empty:
         raise DataError(f"{file.url}: an empty list; expected a URL a line, or a column {COLUMN!r}")
 
 
 def _lines(file: File) -> Iterator[str]:
-    name = _name_of(file.url).lower()
+    name = file.name.lower()
     with files.naming(file.url), files.open_file(file.url) as opened:
         if name.endswith(".parquet"):
             for batch in pq.ParquetFile(opened).iter_batches(4096, columns=[COLUMN], use_threads=False):
@@ -215,14 +193,14 @@ def _lines(file: File) -> Iterator[str]:
 
 
 def _column(text: Iterable[str], file: File) -> Iterator[str]:
-    reader = csv.DictReader(text, delimiter="\t" if _name_of(file.url).lower().endswith(".tsv") else ",")
+    reader = csv.DictReader(text, delimiter="\t" if file.name.lower().endswith(".tsv") else ",")
     if COLUMN not in (reader.fieldnames or ()):
         raise DataError(f"{file.url}: expected a column {COLUMN!r}, got {reader.fieldnames}")
     yield from (row[COLUMN] or "" for row in reader)
 
 
-def _located(line: str, folder: str, list_url: str, output: Location) -> tuple[str, str]:
-    """Key and URL of a line."""
+def _located(line: str, folder: str, list_url: str, output: str) -> tuple[str, str]:
+    """Key and URL of a line; ``output`` is the place of the output."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", line):
         url = storage.absolute(line)
     elif not line.startswith("/"):
@@ -234,7 +212,7 @@ def _located(line: str, folder: str, list_url: str, output: Location) -> tuple[s
     if "://" not in line and re.search(r"(^|/)\.{0,2}(/|$)", line):
         scheme, separator, path = url.rpartition("://")
         url = scheme + separator + posixpath.normpath(path)
-    if output.holds(url):
+    if _place(url).startswith(output):
         raise ValueError(f"{list_url}: {line!r} is inside the output: choose another output")
     return _key(url, folder), url
 

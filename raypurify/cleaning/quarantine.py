@@ -17,11 +17,14 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raypurify import storage
 from raypurify.cleaning import reader
-from raypurify.cleaning.cleaner import Cleaner, Cleaning, channels_of, fits, is_of_machine
 from raypurify.cleaning.plan import Unit
+
+if TYPE_CHECKING:  # a child that only decodes loads no torch
+    from raypurify.cleaning.cleaner import Cleaning
 
 CULPRITS = ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGKILL", "SIGSYS", "out of memory")
 """How a fault ends a process; SIGKILL is how the system takes back memory."""
@@ -85,6 +88,8 @@ def first_look(work: Cleaning, unit: Unit, count: int) -> list[str]:
     Raises:
         ValueError: the purifier takes none of them.
     """
+    from raypurify.cleaning.cleaner import channels_of, fits
+
     purifier = work.purifier
     channels = channels_of(purifier, purifier.build(), "cpu")
     _, shapes = inspect(unit, work.config.max_pixels, count)
@@ -145,18 +150,30 @@ def main() -> None:
 
     unit, limits, work, done = pickle.load(sys.stdin.buffer)
     limits = dataclasses.replace(limits, announce=lambda name: say(begin=name))
+    cleaner = None
     try:
-        cleaner = Cleaner(work, "cpu", batch=1, threads=1) if work else None
+        if work:
+            from raypurify.cleaning.cleaner import Cleaner
+
+            cleaner = Cleaner(work, "cpu", batch=1, threads=1)
         items = (item for section in reader.sections(unit, limits) for item in section.items)
         for number, item in enumerate(items):
             if cleaner and number >= done:
                 cleaner.try_out(item)
             say(done=number, shape=item.picture.pixels.shape if item.picture else None)
     except Exception as error:
-        if not is_of_machine(error):
+        if not _is_of_machine(error):
             raise
         print(error, file=sys.stderr)
         os._exit(OUT_OF_MEMORY)
+
+
+def _is_of_machine(error: Exception) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    from raypurify.cleaning.cleaner import is_of_machine
+
+    return is_of_machine(error)
 
 
 if __name__ == "__main__":

@@ -113,21 +113,22 @@ class Section:
 
 def sections(unit: Unit, limits: Limits) -> Iterator[Section]:
     """What a unit holds; each section has to be read to its end before the next is asked for."""
-    for kind, same in groupby(unit.entries, key=lambda entry: entry.kind):
+    # Image files are read together, ranges of rows by their file, and a tar is alone.
+    for _, same in groupby(unit.entries, key=lambda entry: "" if entry.kind == "image" else entry.url):
         entries = tuple(same)
-        if kind == "image":
+        if entries[0].kind == "image":
             yield Section(entry=entries[0], items=_decoded(_files(entries, limits), limits))
-        elif kind == "tar":
-            for entry in entries:
-                yield Section(entry=entry, items=_decoded(_members(entry, limits), limits))
+        elif entries[0].kind == "tar":
+            yield Section(entry=entries[0], items=_decoded(_members(entries[0], limits), limits))
         else:
-            for _, ranges in groupby(entries, key=lambda entry: entry.url):
-                yield from _ranges_of_rows(tuple(ranges), limits)
+            yield from _ranges_of_rows(entries, limits)
 
 
 def is_passing(error: BaseException, url: str) -> bool:
     """Whether an error, or what it came from, says nothing of the file: its store or this machine is in trouble."""
-    if retries.is_transient(error) or (isinstance(error, OUTAGES) and not storage.is_web(url)):
+    if isinstance(error, MemoryError) or retries.is_transient(error):
+        return True
+    if isinstance(error, OUTAGES) and not storage.is_web(url):
         return True
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "errno", None) not in TROUBLE:
@@ -170,19 +171,16 @@ def _tail(url: str, size: int) -> bytes:
 
 def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Item]:
     wanted = [entry for entry in entries if entry.size <= tars.LARGEST and entry.id not in limits.killers]
-
-    def one_by_one(announce: Callable[[str], None]) -> Iterator[tuple[int, bytes | Exception]]:
-        for entry in wanted:
-            announce(entry.id)
-            yield from storage.read_many([entry.url])
-
-    urls = (entry.url for entry in wanted)
-    contents = one_by_one(limits.announce) if limits.announce else storage.read_many(urls, at_once=READS_AT_ONCE)
+    # One at a time is read when it is asked for, so after it was announced.
+    at_once = 1 if limits.announce else READS_AT_ONCE
+    contents = storage.read_many((entry.url for entry in wanted), at_once=at_once)
     for entry in entries:
         item = Item(entry=entry, id=id_stem(entry.key), name=entry.key)
         if entry.size > tars.LARGEST and entry.id not in limits.killers:
             item.reject("read", _too_large(entry.size))
         elif entry.id not in limits.killers:
+            if limits.announce:
+                limits.announce(entry.id)
             _fill(item, next(contents)[1])
         yield item
 
@@ -254,8 +252,6 @@ def _tables(entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | V
             for table in _slices(opened, entries, limits):
                 yield table
                 given += 1
-    except MemoryError:
-        raise
     except (ValueError, OSError, pa.ArrowException) as error:
         if is_passing(error, entries[0].url):
             raise
@@ -324,8 +320,6 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Item]:
                     raise DataError(f"the tar is damaged: what begins at its byte {tar.damaged_at} is of no member")
                 if not seen and tar.offset > tarfile.RECORDSIZE:
                     raise DataError(f"the tar is damaged: all of its {tar.offset} bytes are zeros")
-    except MemoryError:
-        raise
     except Exception as error:
         # A damaged archive makes tarfile raise also what it does not document: TypeError, IndexError, ...
         if is_passing(error, entry.url):

@@ -61,74 +61,90 @@ class Tiling:
             raise ValueError(f"overlap must be in 0..{self.tile // 2}, half of tile; got {self.overlap!r}")
 
 
-def purify_pixels(
-    purifier: nn.Module,
-    images: NDArray[np.uint8],
-    seeds: Sequence[int],
-    *,
-    tiling: Tiling | None = None,
-    device: str = "cpu",
-    precision: Precision = "float32",
-) -> NDArray[np.uint8]:
-    """Purify images of one shape and any size, rounded to 8 bits.
+class PixelPurifier:
+    """A purifier on images of any size, in 8 bits.
 
     The sides of what the purifier gets are multiples of its ``multiple``: edges are repeated, and cropped again.
-
-    Args:
-        purifier: on ``device``, in eval; :mod:`raypurify.purifiers` tells what it may say of tiles and of randomness.
-        images: (N, H, W, C) uint8.
-        seeds: one for each image, for a purifier that draws at random; each tile draws from a seed of its own.
-        tiling: what is purified whole, and how the rest is cut; None: ``Tiling()``.
-        device: where the purifier is.
-        precision: of its arithmetic.
-
-    Returns:
-        (N, H, W, C) uint8.
-
-    Raises:
-        NotFiniteError: the purifier gave NaN or infinity.
-        ValueError: another shape or dtype, tiles that are too small for the purifier, or a purifier that changes the
-            shape.
     """
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(seeds):
-        raise ValueError(f"expected (N, H, W, C) uint8 and N seeds, got {images.shape} {images.dtype}, {len(seeds)}")
-    tiling = tiling or Tiling()
-    purified = np.empty_like(images)
-    pixels = max(1, images.shape[1] * images.shape[2])
-    if pixels > tiling.whole:
-        for image, seed, out in zip(images, seeds, purified, strict=True):
-            top = 0
-            for strip in purified_strips(purifier, image, seed, tiling=tiling, device=device, precision=precision):
-                out[top : top + strip.shape[1]] = to_uint8_nhwc(strip[None])[0]
-                top += strip.shape[1]
-        return purified
-    padded = PaddedPurifier(purifier, device, precision)
-    batch = tiling.whole // pixels
-    for start in range(0, len(images), batch):
-        rows = slice(start, start + batch)
-        purified[rows] = to_uint8_nhwc(padded(images[rows], seeds[rows]))
-    return purified
 
-
-class PaddedPurifier:
-    """The purifier as it is called on pixels of any shape."""
-
-    def __init__(self, purifier: nn.Module, device: str, precision: Precision) -> None:
-        self.purifier, self.device, self.precision = purifier, device, precision
+    def __init__(
+        self,
+        purifier: nn.Module,
+        *,
+        tiling: Tiling | None = None,
+        device: str = "cpu",
+        precision: Precision = "float32",
+    ) -> None:
+        """
+        Args:
+            purifier: on ``device``, in eval; :mod:`raypurify.purifiers` tells what it may say of tiles and draws.
+            tiling: what is purified whole, and how the rest is cut; None: ``Tiling()``.
+            device: where the purifier is.
+            precision: of its arithmetic.
+        """
+        self.purifier, self.tiling, self.device, self.precision = purifier, tiling or Tiling(), device, precision
         self.multiple: int = getattr(purifier, "multiple", 1)
         self.grid: int = getattr(purifier, "grid", self.multiple)
         self.reach: int | None = getattr(purifier, "reach", None)
 
-    def __call__(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> Tensor:
-        """(N, H, W, C) uint8 -> (N, C, H, W) float32 on the CPU."""
-        x = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(self.device).permute(0, 3, 1, 2)
-        y = self.purified(x.to(memory_format=torch.channels_last).float().div_(255), seeds).cpu()
-        if not y.isfinite().all():
-            raise NotFiniteError("its pixels are not finite: NaN or infinity")
-        return y
+    def __call__(self, images: NDArray[np.uint8], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """Purify images of one shape, rounded to 8 bits.
+
+        Args:
+            images: (N, H, W, C) uint8.
+            seeds: one for each image, for a purifier that draws at random; each tile draws from a seed of its own.
+
+        Returns:
+            (N, H, W, C) uint8.
+
+        Raises:
+            NotFiniteError: the purifier gave NaN or infinity.
+            ValueError: another shape or dtype, tiles that are too small for the purifier, or a purifier that changes
+                the shape.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(seeds):
+            found = f"{images.shape} {images.dtype}, {len(seeds)}"
+            raise ValueError(f"expected (N, H, W, C) uint8 and N seeds, got {found}")
+        purified = np.empty_like(images)
+        pixels = max(1, images.shape[1] * images.shape[2])
+        if pixels > self.tiling.whole:
+            for image, seed, out in zip(images, seeds, purified, strict=True):
+                top = 0
+                for strip in self.strips(image, seed):
+                    out[top : top + strip.shape[1]] = to_uint8_nhwc(strip[None])[0]
+                    top += strip.shape[1]
+            return purified
+        batch = self.tiling.whole // pixels
+        for start in range(0, len(images), batch):
+            rows = slice(start, start + batch)
+            purified[rows] = to_uint8_nhwc(self._whole(images[rows], seeds[rows]))
+        return purified
+
+    def strips(self, image: NDArray[np.uint8], seed: int) -> Iterator[Tensor]:
+        """Purify one image in tiles, a row of tiles after the other; what two rows share waits for the second.
+
+        Args:
+            image: (H, W, C) uint8.
+
+        Yields:
+            (C, rows, W) float32 on the CPU, before rounding: from top to bottom, H rows in all.
+        """
+        height, width, channels = image.shape
+        rows, columns = self._spans(height), self._spans(width)
+        waiting = torch.zeros(channels, 0, width)
+        for row, (top, bottom) in enumerate(rows):
+            strip = torch.zeros(channels, bottom - top, width)
+            for column, (left, right) in enumerate(columns):
+                tile = self._whole(image[None, top:bottom, left:right], derive([seed], "tile", top, left))[0]
+                strip[:, :, left:right] += tile * _weights(columns, column, self.reach)
+            strip *= _weights(rows, row, self.reach)[:, None]
+            strip[:, : waiting.shape[1]] += waiting
+            done = rows[row + 1][0] - top if row + 1 < len(rows) else bottom - top
+            yield strip[:, :done]
+            waiting = strip[:, done:].clone()
 
     def purified(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
-        """(N, C, H, W) float32 on the device -> the same."""
+        """(N, C, H, W) float32 on the device -> the same, padded on the way and not cut."""
         height, width = x.shape[2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         if bottom or right:
@@ -139,72 +155,42 @@ class PaddedPurifier:
             raise ValueError(f"{type(self.purifier).__name__} made {tuple(y.shape)} of {tuple(x.shape)}")
         return y[..., :height, :width].float()
 
+    def _whole(self, pixels: NDArray[np.uint8], seeds: Sequence[int]) -> Tensor:
+        """(N, H, W, C) uint8 -> (N, C, H, W) float32 on the CPU."""
+        x = torch.from_numpy(np.require(pixels, requirements=["C", "W"])).to(self.device).permute(0, 3, 1, 2)
+        y = self.purified(x.to(memory_format=torch.channels_last).float().div_(255), seeds).cpu()
+        if not y.isfinite().all():
+            raise NotFiniteError("its pixels are not finite: NaN or infinity")
+        return y
 
-def purified_strips(
-    purifier: nn.Module,
-    image: NDArray[np.uint8],
-    seed: int,
-    *,
-    tiling: Tiling,
-    device: str = "cpu",
-    precision: Precision = "float32",
-) -> Iterator[Tensor]:
-    """Purify one image in tiles, a row of tiles after the other; what two rows share waits for the second.
-
-    Args:
-        purifier, seed, tiling, device, precision: as of :func:`purify_pixels`.
-        image: (H, W, C) uint8.
-
-    Yields:
-        (C, rows, W) float32 on the CPU, before rounding: from top to bottom, H rows in all.
-
-    Raises:
-        NotFiniteError, ValueError: as :func:`purify_pixels`.
-    """
-    padded = PaddedPurifier(purifier, device, precision)
-    height, width, channels = image.shape
-    rows, columns = (_spans(side, tiling, padded) for side in (height, width))
-    waiting = torch.zeros(channels, 0, width)
-    for row, (top, bottom) in enumerate(rows):
-        strip = torch.zeros(channels, bottom - top, width)
-        for column, (left, right) in enumerate(columns):
-            tile = padded(image[None, top:bottom, left:right], derive([seed], "tile", top, left))[0]
-            strip[:, :, left:right] += tile * _weights(columns, column, padded)
-        strip *= _weights(rows, row, padded)[:, None]
-        strip[:, : waiting.shape[1]] += waiting
-        done = rows[row + 1][0] - top if row + 1 < len(rows) else bottom - top
-        yield strip[:, :done]
-        waiting = strip[:, done:].clone()
+    def _spans(self, side: int) -> list[tuple[int, int]]:
+        """Beginnings and ends of tiles along one side: of nearly one length, beginning on the purifier's grid."""
+        tile, grid, overlap = self.tiling.tile, self.grid, self.tiling.overlap
+        if side <= tile:
+            return [(0, side)]
+        if self.reach is not None:
+            overlap = min(max(overlap, self.reach), 2 * self.reach)
+        overlap = math.ceil(overlap / grid) * grid
+        longest_step = (tile - overlap) // grid * grid
+        if longest_step < max(overlap, 1):
+            raise ValueError(
+                f"tile must be at least {2 * overlap + grid} for this purifier, whose tiles overlap by {overlap} and "
+                f"begin at multiples of {grid}; got {tile}"
+            )
+        tiles = math.ceil((side - overlap) / longest_step)
+        step = max(overlap, math.ceil((side - overlap) / tiles / grid) * grid)
+        return [(start, min(start + step + overlap, side)) for start in range(0, side - overlap, step)]
 
 
-def _spans(side: int, tiling: Tiling, padded: PaddedPurifier) -> list[tuple[int, int]]:
-    """Beginnings and ends of tiles along one side: of nearly one length, beginning on its grid."""
-    if side <= tiling.tile:
-        return [(0, side)]
-    grid, overlap = padded.grid, tiling.overlap
-    if padded.reach is not None:
-        overlap = min(max(overlap, padded.reach), 2 * padded.reach)
-    overlap = math.ceil(overlap / grid) * grid
-    longest_step = (tiling.tile - overlap) // grid * grid
-    if longest_step < max(overlap, 1):
-        raise ValueError(
-            f"tile must be at least {2 * overlap + grid} for this purifier, whose tiles overlap by {overlap} and "
-            f"begin at multiples of {grid}; got {tiling.tile}"
-        )
-    tiles = math.ceil((side - overlap) / longest_step)
-    step = max(overlap, math.ceil((side - overlap) / tiles / grid) * grid)
-    return [(start, min(start + step + overlap, side)) for start in range(0, side - overlap, step)]
-
-
-def _weights(spans: Sequence[tuple[int, int]], index: int, padded: PaddedPurifier) -> Tensor:
+def _weights(spans: Sequence[tuple[int, int]], index: int, reach: int | None) -> Tensor:
     """The weights of a tile's pixels along one side; those of two tiles sum to 1 where they overlap."""
     start, stop = spans[index]
     weights = torch.ones(stop - start)
     if index > 0:
-        rise = _rise(spans[index - 1][1] - start, padded.reach)
+        rise = _rise(spans[index - 1][1] - start, reach)
         weights[: len(rise)] *= rise
     if index + 1 < len(spans):
-        rise = _rise(stop - spans[index + 1][0], padded.reach)
+        rise = _rise(stop - spans[index + 1][0], reach)
         weights[len(weights) - len(rise) :] *= 1 - rise
     return weights
 

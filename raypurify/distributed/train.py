@@ -100,8 +100,10 @@ class _Trainer(ray.train.torch.TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         # The cleaner looks for a cluster on this host: where there are several, it prints tracebacks, or asks another.
+        # That of datasets starts a process for those that Ray Train is given; it is given none.
+        unused = ("PlacementGroupCleaner", "DatasetsCallback")
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # Ray types it as its older trainer
-        return [callback for callback in callbacks if "PlacementGroupCleaner" not in type(callback).__name__]
+        return [callback for callback in callbacks if not type(callback).__name__.startswith(unused)]
 
 
 def _run(trainer: _Trainer) -> None:

@@ -377,6 +377,8 @@ def test_a_vote_tells_of_images_whose_answer_is_unsure(tmp_path: Path, monkeypat
         "from torch import nn, stack\n\n\nclass Halves(nn.Module):\n    def forward(self, x):\n"
         "        assert x.shape[2] == 8\n"
         "        mean = x.mean(dim=(1, 2, 3)) - 0.5\n        return stack([-mean, mean], dim=1)\n"
+        "\n\nclass Coloured(nn.Module):\n    def forward(self, x):\n"
+        "        assert x.shape[1] == 3\n        return x.mean(dim=(2, 3))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "in").mkdir()
@@ -392,6 +394,10 @@ def test_a_vote_tells_of_images_whose_answer_is_unsure(tmp_path: Path, monkeypat
     colour = replace(config, purifier="weights/photos/cru_net")
     rows = Cleaner(Cleaning.load(colour, output), "cpu", batch=8, threads=1)(unit).rows
     assert {row["id"]: row["detected"] for row in rows}["unsure.png"] is True, "grey goes through it as colour"
+    grey = replace(config, purifier="weights/mnist/cru_net-a_net-denoiser-0.5", classifier="halves:Coloured")
+    rows = Cleaner(Cleaning.load(grey, output), "cpu", batch=8, threads=1)(unit).rows
+    told = {row["id"]: row["detected"] for row in rows}
+    assert None not in (told["sure.png"], told["unsure.png"]), "a grey purifier before a classifier of colours"
     assert "certify_draws" in work.identity()
     assert "certify_draws" not in Cleaning.load(CleaningConfig(**named), output).identity()
     with pytest.raises(ValueError, match="certify_draws needs a classifier"):

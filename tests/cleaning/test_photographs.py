@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from raypurify import models
-from raypurify.cleaning.tiles import Tiling, purify_pixels
+from raypurify.cleaning.tiles import PixelPurifier, Tiling
 from raypurify.data import View, open_source, read_rows
 
 PHOTOS = str(Path(os.environ.get("RAYPURIFY_DATA", "")) / "photos")
@@ -44,7 +44,7 @@ def test_no_seam_is_seen_between_tiles() -> None:
     network = models.load("purifier", NETWORK).build()
     image = mosaic(3, 4)[None]
     whole, tiled = (
-        purify_pixels(network, image, [0], tiling=Tiling(tile=384, whole=most)).astype(int)
+        PixelPurifier(network, tiling=Tiling(tile=384, whole=most))(image, [0]).astype(int)
         for most in (1 << 20, 1 << 16)
     )
     assert np.abs(whole - image).max() > 8

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypurify import metrics, models
-from raypurify.cleaning.tiles import Tiling, compare, purified_strips, purify_pixels
+from raypurify.cleaning.tiles import PixelPurifier, Tiling, compare
 from raypurify.images import to_uint8_nhwc
 from raypurify.plugins import Spec, build, known
 from raypurify.purifiers import cru_net
@@ -100,7 +100,7 @@ def test_tiled_is_whole(name: str, picture: Any) -> None:
     """Everywhere, at the image's borders too."""
     network, channels = purifier(name)
     image = picture(331, 470, channels)
-    strips = list(purified_strips(network, image, 0, tiling=Tiling(tile=280)))
+    strips = list(PixelPurifier(network, tiling=Tiling(tile=280)).strips(image, 0))
     assert len(strips) > 1
     expected = whole(network, image)
     difference = (torch.cat(strips, dim=1) - expected).abs().max().item()
@@ -114,7 +114,7 @@ def test_tiles_that_share_twice_the_reach_are_exact(levels: int, blocks: int) ->
     network = random_cru_net(channels=1, levels=levels, blocks=blocks, width=4)
     image = photo(260, 390, 1)
     overlap = 2 * int(network.reach)
-    strips = purified_strips(network, image, 0, tiling=Tiling(tile=2 * overlap + 60, overlap=overlap))
+    strips = PixelPurifier(network, tiling=Tiling(tile=2 * overlap + 60, overlap=overlap)).strips(image, 0)
     torch.testing.assert_close(torch.cat(list(strips), dim=1), whole(network, image), rtol=0, atol=1e-6)
 
 
@@ -152,7 +152,7 @@ def test_a_trivial_purifier_reaches_no_further_than_it_says(name: str) -> None:
 def test_sides_are_padded_to_a_multiple_and_cropped(shape: tuple[int, int], tiling: Tiling) -> None:
     network = Recorder(multiple=8)
     image = np.minimum(noise(*shape, 3), 200)
-    np.testing.assert_array_equal(purify_pixels(network, image[None], [0], tiling=tiling)[0], image + 3)
+    np.testing.assert_array_equal(PixelPurifier(network, tiling=tiling)(image[None], [0])[0], image + 3)
     assert all(side % 8 == 0 for _, _, *sides in network.shapes for side in sides)
 
 
@@ -164,22 +164,22 @@ def test_padding_repeats_the_edge() -> None:
             return x.mean(dim=(2, 3), keepdim=True).expand_as(x)
 
     image = np.array([[0, 90]], np.uint8)[None, :, :, None]
-    assert purify_pixels(Means(), image, [0]).reshape(-1).tolist() == [79, 79]  # 90 * 7 / 8
+    assert PixelPurifier(Means())(image, [0]).reshape(-1).tolist() == [79, 79]  # 90 * 7 / 8
 
 
 @pytest.mark.parametrize("shape", [(17, 40), (33, 15)])
 def test_jpeg_is_left_to_end_its_blocks_itself(shape: tuple[int, int]) -> None:
     network, _ = purifier("jpeg")
     image = photo(*shape, 3)
-    np.testing.assert_array_equal(purify_pixels(network, image[None], [0]), to_uint8_nhwc(whole(network, image)[None]))
+    np.testing.assert_array_equal(PixelPurifier(network)(image[None], [0]), to_uint8_nhwc(whole(network, image)[None]))
 
 
 def test_no_more_goes_through_at_once_than_the_tiling_says() -> None:
     network = Recorder()
-    purify_pixels(network, np.zeros((5, 20, 30, 3), np.uint8), range(5), tiling=Tiling(whole=1300))
+    PixelPurifier(network, tiling=Tiling(whole=1300))(np.zeros((5, 20, 30, 3), np.uint8), range(5))
     assert network.shapes == [(2, 3, 20, 30), (2, 3, 20, 30), (1, 3, 20, 30)]
     network = Recorder()
-    purify_pixels(network, np.zeros((2, 700, 90, 1), np.uint8), range(2), tiling=Tiling(tile=200, overlap=20, whole=99))
+    PixelPurifier(network, tiling=Tiling(tile=200, overlap=20, whole=99))(np.zeros((2, 700, 90, 1), np.uint8), range(2))
     assert len(network.shapes) == 8
     assert all(shape[2] <= 200 and shape[3] == 90 for shape in network.shapes)
     assert sum(shape[2] for shape in network.shapes) == 2 * (700 + 3 * 20)
@@ -188,30 +188,30 @@ def test_no_more_goes_through_at_once_than_the_tiling_says() -> None:
 def test_images_of_a_batch_keep_their_order_and_the_batch_does_not_matter() -> None:
     network, _ = purifier("median_filter")
     images = np.stack([photo(40, 50, 3, seed) for seed in range(5)])
-    together = purify_pixels(network, images, range(5), tiling=Tiling(whole=2 * 40 * 50))
+    together = PixelPurifier(network, tiling=Tiling(whole=2 * 40 * 50))(images, range(5))
     for index, image in enumerate(images):
-        np.testing.assert_array_equal(together[index], purify_pixels(network, image[None], [0])[0])
-    assert purify_pixels(network, images[:0], []).shape == (0, 40, 50, 3)
+        np.testing.assert_array_equal(together[index], PixelPurifier(network)(image[None], [0])[0])
+    assert PixelPurifier(network)(images[:0], []).shape == (0, 40, 50, 3)
     read_only = images.copy()
     read_only.setflags(write=False)
-    np.testing.assert_array_equal(purify_pixels(network, read_only, range(5)), together)
+    np.testing.assert_array_equal(PixelPurifier(network)(read_only, range(5)), together)
 
 
 def test_each_tile_of_a_random_purifier_draws_for_itself() -> None:
     network = models.load("purifier", "gaussian_noise,sigma=0.05").build()
     grey = np.full((2, 60, 60, 1), 128, np.uint8)
     tiling = Tiling(tile=30, overlap=0, whole=99)
-    purified = purify_pixels(network, grey, [1, 2], tiling=tiling)
+    purified = PixelPurifier(network, tiling=tiling)(grey, [1, 2])
     tiles = [image[top : top + 30, left : left + 30] for image in purified for top in (0, 30) for left in (0, 30)]
     assert len({tile.tobytes() for tile in tiles}) == 8
     assert 0.045 < purified.std() / 255 < 0.055
-    np.testing.assert_array_equal(purify_pixels(network, grey[1:], [2], tiling=tiling)[0], purified[1])
+    np.testing.assert_array_equal(PixelPurifier(network, tiling=tiling)(grey[1:], [2])[0], purified[1])
 
 
 def test_bfloat16_is_near_float32() -> None:
     network, _ = purifier("random cru_net")
     image = photo(64, 64, 3)[None]
-    exact, rounded = (purify_pixels(network, image, [0], precision=p) for p in ("float32", "bfloat16"))
+    exact, rounded = (PixelPurifier(network, precision=p)(image, [0]) for p in ("float32", "bfloat16"))
     assert 0 < np.abs(exact.astype(int) - rounded).max() < 12
 
 
@@ -233,15 +233,15 @@ def test_a_tiling_that_cannot_be_is_refused(values: dict[str, int], message: str
 def test_tiles_too_small_for_the_purifier_are_refused(attributes: dict[str, int]) -> None:
     image = np.zeros((1, 300, 300, 1), np.uint8)
     with pytest.raises(ValueError, match=r"tile must be at least .* for this purifier.*got 100"):
-        purify_pixels(Recorder(**attributes), image, [0], tiling=Tiling(tile=100, overlap=40, whole=1))
+        PixelPurifier(Recorder(**attributes), tiling=Tiling(tile=100, overlap=40, whole=1))(image, [0])
 
 
 def test_refuses_what_are_not_images_and_purifiers_that_change_the_shape() -> None:
     for images in (np.zeros((2, 4, 4), np.uint8), np.zeros((1, 4, 4, 3), np.float32), np.zeros((2, 4, 4, 3), np.uint8)):
         with pytest.raises(ValueError, match=r"expected \(N, H, W, C\) uint8 and N seeds"):
-            purify_pixels(Recorder(), images, [0])
+            PixelPurifier(Recorder())(images, [0])
     with pytest.raises(ValueError, match=r"AvgPool2d made \(1, 3, 2, 2\) of \(1, 3, 4, 4\)"):
-        purify_pixels(nn.AvgPool2d(2), np.zeros((1, 4, 4, 3), np.uint8), [0])
+        PixelPurifier(nn.AvgPool2d(2))(np.zeros((1, 4, 4, 3), np.uint8), [0])
 
 
 def unit(images: NDArray[np.uint8]) -> Tensor:
@@ -285,14 +285,14 @@ import re, time
 import numpy as np, torch
 from torch import nn
 from raypurify.purifiers.cru_net import build
-from raypurify.cleaning.tiles import compare, purify_pixels
+from raypurify.cleaning.tiles import PixelPurifier, compare
 
 network = build(channels=3)
 nn.init.normal_(network.output.weight, std=0.2)
 network.eval().requires_grad_(False)
 image = np.random.default_rng(0).integers(0, 256, (1, 3000, 4000, 3), dtype=np.uint8)
 began = time.monotonic()
-purified = purify_pixels(network, image, [0])
+purified = PixelPurifier(network)(image, [0])
 assert compare(purified, image)["psnr"][0] < 40
 # The high-water mark of this process: that of getrusage starts with the parent's.
 peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())

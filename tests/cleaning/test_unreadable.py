@@ -11,6 +11,7 @@ import pytest
 from one_process import clean, rows_of
 from permissions import unreadable
 
+from raypurify.cleaning import reader
 from raypurify.cleaning.cleaner import CleaningConfig
 from raypurify.images import encode_png
 
@@ -46,3 +47,8 @@ def test_an_input_of_one_file_that_may_not_be_read_is_a_reject(folder: Path, tmp
         totals = clean(CleaningConfig(input=str(folder / name), purifier="identity"), str(tmp_path / "out"))
     assert totals is not None
     assert (totals.cleaned, totals.rejected) == (0, 1)
+
+
+def test_a_lack_of_memory_says_nothing_of_a_file() -> None:
+    assert reader.is_passing(MemoryError(), "a.png")
+    assert not reader.is_passing(FileNotFoundError(), "a.png")

@@ -16,10 +16,10 @@ from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.runs import schema
 
-ONE = ActorPool(actors=1, cpus_per_actor=1, batch=24)
+ONE = ActorPool(actors=1, cpus_per_actor=1, batch=12)
 LAYOUTS = {
     "one actor": ONE,
-    "two actors": dataclasses.replace(ONE, actors=2, batch=40),
+    "two actors": dataclasses.replace(ONE, actors=2, batch=20),
     "reads apart": dataclasses.replace(ONE, reads="apart"),
     "stages apart": ONE,
 }
@@ -42,7 +42,7 @@ def test_the_pipeline_equals_the_reference(
     assert_equal(output, expected)
     assert summary.schema == schema.SUMMARY
     assert set(summary["cell"].to_pylist()) == set(expected)
-    assert summary["n"].to_pylist() == [510] * len(expected)
+    assert summary["n"].to_pylist() == [254] * len(expected)
     assert storage.is_success(output)
     assert storage.exists(storage.join(output, "report.html"))
     samples = storage.read_tables(storage.list_files(storage.join(output, "samples")), schema.SAMPLES)

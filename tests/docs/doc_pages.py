@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ class Block:
                 yield words[: words.index(">")] if ">" in words else words
 
 
+@functools.cache
 def pages() -> dict[str, str]:
     """The text of each page, by its path from the root."""
     found = {"README.md": ROOT / "README.md", **{f"docs/{path.name}": path for path in (ROOT / "docs").glob("*.md")}}
@@ -51,6 +53,7 @@ def pages() -> dict[str, str]:
     return {name: found[name].read_text(encoding="utf-8") for name in ordered}
 
 
+@functools.cache
 def blocks(page: str, text: str) -> list[Block]:
     """The blocks of a page."""
     return [

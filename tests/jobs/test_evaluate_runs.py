@@ -48,7 +48,7 @@ def test_what_is_missing_is_computed_and_nothing_else(
     assert len(storage.read_table(f"{output}/summary.parquet")) == len(expected) + 2
     assert {path for path, time in files.items() if path.stat().st_mtime_ns != time} == {lost}
     runs = storage.read_json(f"{output}/run.json")
-    assert [attempt["counts"]["in"] for attempt in runs["attempts"]] == [510, 32, 510]
+    assert [attempt["counts"]["in"] for attempt in runs["attempts"]] == [254, 16, 254]
 
 
 @pytest.mark.parametrize(("unit", "files"), [(None, 4), (16, 13), (500, 1)])
