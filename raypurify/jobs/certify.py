@@ -468,19 +468,13 @@ def _conclude(work: Certification, source: Source, planned: Sequence[Unit]) -> p
             url = storage.join(work.output, "attacked", f"{row['cell']}.parquet")
             raise RuntimeError(f"an attack proved {which}, wrong: see {url}. No figure of this run is to be trusted")
     earlier = _earlier(work)
-    own = {cell.hash for cell in work.cells}
-    # One that was made before its weights changed has the name of one of these.
-    named = {(cell.classifier.name, cell.purifier.name, cell.sigma) for cell in work.cells}
+    # By name, since a cell that was made before its weights changed has another hash.
+    own = {(cell.classifier.name, cell.purifier.name, cell.sigma) for cell in work.cells}
     folder = storage.join(work.output, "certificates")
     # Another cell stays as long as it has all its certificates: with other images to read, they are made anew.
     whole = Counter(url.rsplit("/", 2)[-2].removeprefix("cell=") for url in storage.list_files(folder, ".parquet"))
-    kept = [
-        row
-        for row in earlier
-        if row["cell"] not in own
-        and (row["classifier"], row["purifier"], row["sigma"]) not in named
-        and whole[row["cell"]] == len(planned)
-    ]
+    others = (row for row in earlier if (row["classifier"], row["purifier"], row["sigma"]) not in own)
+    kept = [row for row in others if whole[row["cell"]] == len(planned)]
     url = storage.join(work.output, "summary.parquet")
     storage.write_table(url, pa.Table.from_pylist([*kept, *summary.to_pylist()], schema.CERTIFIED))
     return summary
