@@ -139,7 +139,8 @@ def training(config: TrainingConfig, device: str, folder: str) -> tuple[float, f
     later = metrics["epoch"].to_numpy() > 0
     seconds = config.batch / metrics["images_per_second"].to_numpy()[later]
     worker = Worker(prepare(config, TrainingResources()), 0, 1, device)
-    cast(Any, worker.objective).graphs = None  # nothing counts what a graph does
+    objective = cast(Any, worker.objective)
+    objective.graphs = objective.update_graphs = None  # nothing counts what a graph does
     rows = next(epoch_batches(worker.order, 0))
     with Operations() as counted:
         worker.step(0, rows)

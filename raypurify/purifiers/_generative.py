@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raypurify.seeds import derive, normal, uniform
+from raypurify.seeds import derive, normal
 from raypurify.training.batches import Batch
 from raypurify.training.objectives import NETWORK, Objective, Setup
 
@@ -200,20 +200,30 @@ class GenerativeObjective(Objective):
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """See :meth:`Objective.step`; it is computed in float32, since the slope of a slope needs it."""
         with torch.autocast(batch.x.device.type, enabled=False):
-            with torch.no_grad():
-                fake = self.generated(batch, "critic")
-            loss, told = self.of_critic(batch, batch.x, fake)
-            self.optimizations["critic"].minimise(loss, step)
+            told = self.learn(self._critic_update, step, batch.x, self.latents(batch, "critic"), self.draws(batch))
             if (step + 1) % self.critic_steps == 0:
-                self.optimizations[NETWORK].minimise(self.of_generator(self.generated(batch, "generator")), step)
-            return {name: value.detach() for name, value in told.items()}
+                self.learn(self._generator_update, step, self.latents(batch, "generator"))
+        return told
 
-    def generated(self, batch: Batch, player: str) -> Tensor:
-        """Images that the generator makes of latents, by the seeds of a batch."""
-        z = latents(derive(batch.seeds, player), self.projection.config, batch.x.device)
-        return cast(Tensor, self.projection.generator(z))
+    def latents(self, batch: Batch, player: str) -> Tensor:
+        """(N, latent) numbers that a player's images are made of, by the seeds of a batch."""
+        return latents(derive(batch.seeds, player), self.projection.config, batch.x.device)
 
-    def of_critic(self, batch: Batch, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _critic_update(self, real: Tensor, z: Tensor, draws: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            fake = self.projection.generator(z)
+        loss, told = self.of_critic(real, fake, draws)
+        self.optimizations["critic"].descend(loss)
+        return {name: value.detach() for name, value in told.items()}
+
+    def _generator_update(self, z: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.optimizations[NETWORK].descend(self.of_generator(self.projection.generator(z)))}
+
+    def draws(self, batch: Batch) -> Tensor:
+        """Uniform numbers in [0, 1) that :meth:`of_critic` wants, by the seeds of a batch."""
+        raise NotImplementedError
+
+    def of_critic(self, real: Tensor, fake: Tensor, draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's loss, and figures of the step, ``loss`` among them."""
         raise NotImplementedError
 
@@ -240,11 +250,6 @@ class GenerativeObjective(Objective):
 def cross_entropy(logits: Tensor, wanted: float) -> Tensor:
     """Of a discriminator's logits, all of which should say 1, real, or 0, generated: a scalar."""
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, wanted))
-
-
-def shares(batch: Batch) -> Tensor:
-    """(N, 1, 1, 1) uniform in [0, 1), each of its image's seed."""
-    return uniform(derive(batch.seeds, "share"), batch.x.new_empty(len(batch.x), 1, 1, 1), 0, 1)
 
 
 def params_for(image_shape: tuple[int, int, int], classes: int) -> dict[str, Any]:

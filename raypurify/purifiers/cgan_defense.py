@@ -110,14 +110,16 @@ class ConditionalObjective(PurifierObjective):
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """See :meth:`Objective.step`: ``loss`` is the generator's."""
         self.begin(step)
-        x_adv, x = self.pairs(batch)
+        return self.learn(self._update, step, *self.pairs(batch))
+
+    def _update(self, x_adv: Tensor, x: Tensor) -> dict[str, Tensor]:
         restored = self.generator(x_adv)
         told = cross_entropy(self.discriminator(x_adv, x), 1.0)
         told = (told + cross_entropy(self.discriminator(x_adv, restored.detach()), 0.0)) / 2
-        told = self.optimizations["discriminator"].minimise(told, step)
+        told = self.optimizations["discriminator"].descend(told)
         loss = self.generator.config.l1_weight * F.l1_loss(restored, x)
         loss = loss + cross_entropy(self.discriminator(x_adv, restored), 1.0)
-        return {"loss": self.optimizations[NETWORK].minimise(loss, step), "discriminator": told}
+        return {"loss": self.optimizations[NETWORK].descend(loss), "discriminator": told}
 
 
 def build(**params: Any) -> CGAN:

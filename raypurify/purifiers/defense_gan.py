@@ -11,9 +11,9 @@ from raypurify.purifiers._generative import (
     GenerativeConfig,
     GenerativeObjective,
     Projection,
-    shares,
 )
 from raypurify.purifiers._generative import params_for as params_for
+from raypurify.seeds import derive, uniform
 from raypurify.training.batches import Batch
 
 INFERENCE = ("restarts", "steps", "rate", "momentum", "unrolled")
@@ -29,10 +29,13 @@ class WassersteinObjective(GenerativeObjective):
 
     critic_steps = 5
 
-    def of_critic(self, batch: Batch, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def draws(self, batch: Batch) -> Tensor:
+        """See :meth:`GenerativeObjective.draws`: where each point lies between its images, (N, 1, 1, 1)."""
+        return uniform(derive(batch.seeds, "share"), batch.x.new_empty(len(batch.x), 1, 1, 1), 0, 1)
+
+    def of_critic(self, real: Tensor, fake: Tensor, draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`GenerativeObjective.of_critic`: ``loss`` is the Wasserstein distance that the critic tells."""
-        share = shares(batch)
-        penalty = self.penalty(share * real + (1 - share) * fake)
+        penalty = self.penalty(draws * real + (1 - draws) * fake)
         distance = self.critic(real).mean() - self.critic(fake).mean()
         return PENALTY * penalty - distance, {"loss": distance, "penalty": penalty}
 

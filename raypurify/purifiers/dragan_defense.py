@@ -30,10 +30,14 @@ class RegretObjective(GenerativeObjective):
     not depend on how a batch is shared out.
     """
 
-    def of_critic(self, batch: Batch, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def draws(self, batch: Batch) -> Tensor:
+        """See :meth:`GenerativeObjective.draws`: the share of the spread that each pixel's point is away."""
+        return uniform(derive(batch.seeds, "around"), batch.x, 0, 1)
+
+    def of_critic(self, real: Tensor, fake: Tensor, draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`GenerativeObjective.of_critic`: ``loss`` is the discriminator's cross-entropy."""
         spread = SPREAD * real.flatten(1).std(dim=1).view(-1, 1, 1, 1)
-        penalty = self.penalty(real + spread * uniform(derive(batch.seeds, "around"), real, 0, 1))
+        penalty = self.penalty(real + spread * draws)
         told = cross_entropy(self.critic(real), 1.0) + cross_entropy(self.critic(fake), 0.0)
         return told + PENALTY * penalty, {"loss": told, "penalty": penalty}
 

@@ -149,10 +149,15 @@ class MagNetObjective(PurifierObjective):
 
     calibrates = True
 
-    def loss(self, batch: Batch) -> Tensor:
-        network = cast(MagNet, self.setup.network)
+    def tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Noisy images and clean ones."""
         x = augment(batch.x, batch.seeds, self.setup.config.augmentation)
-        noisy = (x + network.config.noise * normal(derive(batch.seeds, "noise"), x)).clamp(0, 1)
+        noise = cast(MagNet, self.setup.network).config.noise
+        return (x + noise * normal(derive(batch.seeds, "noise"), x)).clamp(0, 1), x
+
+    def loss_of(self, *tensors: Tensor) -> Tensor:
+        network = cast(MagNet, self.setup.network)
+        noisy, x = tensors
         return F.mse_loss(network.reformer(noisy), x) + F.mse_loss(network.second(noisy), x)
 
     def measured(self, batch: Batch) -> Tensor:

@@ -80,6 +80,11 @@ class PlacedDropout(nn.Module):
         super().__init__()
         self.p, self.whole_maps, self.runs = p, whole_maps, runs
 
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether it computes alike at each step: it draws where it is trained."""
+        return not self.training or self.p == 0
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, ...) -> the same shape; only where N is a multiple of this worker's images of a global batch do the masks
         not depend on the number of workers.

@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,6 +27,7 @@ from raypurify.seeds import seed_of
 from raypurify.training.answers import divergence, loss_of_answers
 from raypurify.training.batches import Batch, augment
 from raypurify.training.config import TrainingConfig, precision_of
+from raypurify.training.graphs import Update, UpdateGraphs
 from raypurify.training.pairs import Pairs, PairSetup
 
 
@@ -103,6 +105,10 @@ class Optimization:
             {"params": others, "weight_decay": 0.0},
         ]
         self.optimizer = self.make(groups, lr=self.config.rate)
+        self.capturable = self.device.startswith("cuda") and "capturable" in self.optimizer.defaults
+        if self.capturable:
+            for group in self.optimizer.param_groups:
+                group |= {"capturable": True, "lr": torch.tensor(self.config.rate, device=self.device)}
 
     def rate(self, step: int) -> float:
         """Learning rate of ``step``, from 0: up linearly for a tenth of its cycle, then down along a cosine to 0."""
@@ -117,27 +123,31 @@ class Optimization:
 
         Gradients that another loss left in the parameters do not count.
         """
+        self.set_rate(step)
+        return self.descend(loss)
+
+    def set_rate(self, step: int) -> None:
+        """Let the optimiser have the learning rate of a step."""
+        for group in self.optimizer.param_groups:
+            if self.capturable:
+                group["lr"].fill_(self.rate(step))
+            else:
+                group["lr"] = self.rate(step)
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """:meth:`minimise`, at the rate that was set last.
+
+        The gradients are averaged over the workers, clipped, applied, and cleared.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         precision = precision_of(self.config, self.device)
         with torch.autocast(self.device.partition(":")[0], enabled=False), full_float32(enabled=precision == "float32"):
             loss.backward()
-            self.apply(step)
+            self.average([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
-
-    def apply(self, step: int) -> float:
-        """Average the gradients that are there over the workers, clip them, update the parameters, clear the gradients.
-
-        Returns:
-            The learning rate.
-        """
-        self.average([parameter.grad for parameter in self.parameters if parameter.grad is not None])
-        rate = self.rate(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return rate
 
     def state(self) -> dict[str, Tensor]:
         """The optimizer's tensors by name, for a checkpoint without pickle."""
@@ -154,7 +164,8 @@ class Optimization:
             names = {key.partition(".")[2] for key in tensors if key.startswith(f"{index}.")}
             state = {name: tensors[f"{index}.{name}"] for name in names}
             self.optimizer.state[parameter] = {
-                name: value.to(parameter.device) if name != "step" else value for name, value in state.items()
+                name: value.to(parameter.device) if name != "step" or self.capturable else value
+                for name, value in state.items()
             }
 
     def _ordered(self) -> Iterator[nn.Parameter]:
@@ -214,6 +225,35 @@ class Objective:
         """
         return {"loss": self.optimizations[NETWORK].minimise(self.loss(batch), step)}
 
+    def learn(self, update: Update, step: int, *tensors: Tensor) -> dict[str, Tensor]:
+        """Update networks, by a CUDA graph where there can be one.
+
+        Args:
+            update: a function of the tensors and of weights alone, which calls :meth:`Optimization.descend`.
+            step: of the training, from 0.
+            tensors: a batch's, on the device.
+
+        Returns:
+            The detached scalars that ``update`` returns.
+        """
+        for optimization in self.optimizations.values():
+            optimization.set_rate(step)
+        return update(*tensors) if self.update_graphs is None else self.update_graphs.run(update, tensors)
+
+    @cached_property
+    def update_graphs(self) -> UpdateGraphs | None:
+        """Of :meth:`learn`; None on CPUs, of several workers or classifiers, and of what differs from step to step."""
+        setup = self.setup
+        networks = (setup.network, *self.networks.values(), *([setup.classifier] if setup.classifier else []))
+        is_alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+        is_possible = (
+            all(optimization.capturable for optimization in self.optimizations.values())
+            and is_alone
+            and not setup.more_classifiers
+            and all(getattr(module, "cuda_graphs", True) for network in networks for module in network.modules())
+        )
+        return UpdateGraphs() if is_possible else None
+
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch; networks are in eval."""
         raise NotImplementedError
@@ -248,21 +288,53 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-class ClassifierObjective(Objective):
+class TensorObjective(Objective):
+    """An objective whose loss follows from tensors that are made of a batch, and from weights.
+
+    A subclass names :meth:`tensors` and :meth:`loss_of`.
+    """
+
+    def tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        """What :meth:`loss_of` is called with, on the device."""
+        raise NotImplementedError
+
+    def loss_of(self, *tensors: Tensor) -> Tensor:
+        """Mean over the batch."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See :meth:`Objective.loss`."""
+        return self.loss_of(*self.tensors(batch))
+
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """See :meth:`Objective.step`."""
+        if type(self).loss is not TensorObjective.loss:
+            return super().step(batch, step)
+        return self.learn(self._descend, step, *self.tensors(batch))
+
+    def _descend(self, *tensors: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.optimizations[NETWORK].descend(self.loss_of(*tensors))}
+
+
+class ClassifierObjective(TensorObjective):
     """Cross-entropy of the logits."""
 
     criterion = "accuracy"
 
-    def loss(self, batch: Batch) -> Tensor:
-        x = augment(batch.x, batch.seeds, self.setup.config.augmentation)
-        return F.cross_entropy(self.setup.network(x).float(), batch.y)
+    def tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Images and labels."""
+        return augment(batch.x, batch.seeds, self.setup.config.augmentation), batch.y
+
+    def loss_of(self, *tensors: Tensor) -> Tensor:
+        x, y = tensors
+        return F.cross_entropy(self.setup.network(x).float(), y)
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Images classified right."""
         return {"accuracy": (self.setup.network(batch.x).argmax(dim=1) == batch.y).sum()}
 
 
-class PairsObjective(Objective):
+class PairsObjective(TensorObjective):
     """On adversarial pairs, an attacked image and its clean one, as the config's source makes them."""
 
     progress = 0.0
@@ -328,11 +400,15 @@ class RobustClassifierObjective(PairsObjective):
 
     criterion = "accuracy_adversarial"
 
-    def loss(self, batch: Batch) -> Tensor:
+    def tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Adversarial images, clean ones, and labels."""
+        return *self.pairs(batch), batch.y
+
+    def loss_of(self, *tensors: Tensor) -> Tensor:
         config, network = self.setup.config, self.setup.network
-        x_adv, x = self.pairs(batch)
+        x_adv, x, y = tensors
         logits = network(x_adv)
-        loss = F.cross_entropy(logits.float(), batch.y)
+        loss = F.cross_entropy(logits.float(), y)
         return loss + config.kl_weight * divergence(network(x), logits) if config.kl_weight else loss
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
@@ -348,11 +424,20 @@ class PurifierObjective(PairsObjective):
 
     criterion = "accuracy_purified"
 
-    def loss(self, batch: Batch) -> Tensor:
+    @property
+    def classifiers(self) -> list[nn.Module]:
+        """All classifiers that the purifier is trained for."""
+        return [cast(nn.Module, self.setup.classifier), *self.setup.more_classifiers]
+
+    def tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Adversarial images, clean ones, labels and, where there are several classifiers, :meth:`rows`."""
+        draws = 2 if self.setup.config.consistency_weight else 1
+        rows = [torch.cat([own + draw * len(batch.y) for draw in range(draws)]) for own in self.rows(batch)]
+        return *self.pairs(batch, draws), batch.y.repeat(draws), *rows
+
+    def loss_of(self, *tensors: Tensor) -> Tensor:
         config, network = self.setup.config, cast(Any, self.setup.network)
-        draws = 2 if config.consistency_weight else 1
-        x_adv, x = self.pairs(batch, draws)
-        y = batch.y.repeat(draws)
+        x_adv, x, y, *rows = tensors
         if not config.weighs_answers:
             return config.pixel_weight * cast(Tensor, network.training_loss(x_adv, x))
         if config.pixel_weight:
@@ -361,11 +446,11 @@ class PurifierObjective(PairsObjective):
             restored, pixel_loss = network(x_adv), x.new_zeros(())
         clean = network(x) if config.kl_weight else x
         loss = config.pixel_weight * pixel_loss
-        for classifier, own in self.shared_out(batch):
-            if isinstance(own, Tensor):
-                own = torch.cat([own + draw * len(batch.y) for draw in range(draws)])
-            of_answers = loss_of_answers(classifier, config, restored[own], x[own], clean[own], y[own])
-            loss = loss + len(y[own]) / len(y) * of_answers
+        parts: Sequence[Tensor | slice] = rows or [slice(None)]
+        for classifier, own in zip(self.classifiers, parts, strict=True):
+            if len(y[own]):
+                of_answers = loss_of_answers(classifier, config, restored[own], x[own], clean[own], y[own])
+                loss = loss + len(y[own]) / len(y) * of_answers
         return loss
 
     def attacked(self, batch: Batch, clean_share: float, **more: Any) -> Tensor:
@@ -381,14 +466,20 @@ class PurifierObjective(PairsObjective):
             x_adv[own] = self.made(part, classifier, clean_share, **more, **again)
         return x_adv
 
+    def rows(self, batch: Batch) -> list[Tensor]:
+        """The images of a batch that are held against each classifier; nothing where there is one, for all."""
+        count = len(self.classifiers)
+        if count == 1:
+            return []
+        picks = torch.tensor([seed_of(seed, "classifier") % count for seed in batch.seeds])
+        return [torch.nonzero(picks == number).flatten().to(batch.x.device) for number in range(count)]
+
     def shared_out(self, batch: Batch) -> list[tuple[nn.Module, Tensor | slice]]:
-        """The classifiers, and the images of a batch that are held against each: all, where there is one."""
-        classifiers = [cast(nn.Module, self.setup.classifier), *self.setup.more_classifiers]
-        if len(classifiers) == 1:
-            return [(classifiers[0], slice(None))]
-        picks = torch.tensor([seed_of(seed, "classifier") % len(classifiers) for seed in batch.seeds])
-        rows = [torch.nonzero(picks == number).flatten().to(batch.x.device) for number in range(len(classifiers))]
-        return [(classifier, own) for classifier, own in zip(classifiers, rows, strict=True) if len(own)]
+        """The classifiers that images of a batch are held against, and these images."""
+        rows = self.rows(batch)
+        if not rows:
+            return [(self.classifiers[0], slice(None))]
+        return [(classifier, own) for classifier, own in zip(self.classifiers, rows, strict=True) if len(own)]
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Attacked images classified right when purified, and not; clean ones when purified."""

@@ -137,10 +137,9 @@ def test_gradients_are_clipped() -> None:
     network = nn.Linear(1, 1, bias=False)
     config = dataclasses.replace(CONFIG, clip_norm=0.5)
     optimization = Optimization(parameters=list(network.parameters()), config=config, total_steps=10)
-    network.weight.grad = torch.full((1, 1), 100.0)
-    seen = []
+    seen: list[torch.Tensor] = []
     optimization.optimizer.register_step_pre_hook(lambda *_: seen.append(network.weight.grad.clone()))
-    optimization.apply(0)
+    optimization.minimise(100 * network.weight.sum(), 0)
     assert seen[0].norm() == pytest.approx(0.5, rel=1e-4)
     assert network.weight.grad is None
 

@@ -50,7 +50,8 @@ class AttackedDatasets:
 
     def has(self, names: Sequence[str]) -> NDArray[np.bool_]:
         """Which of the images, by their ids, one of the datasets has: (N,)."""
-        return np.logical_or.reduce([dataset.has(names) for dataset in self.datasets])
+        hashes = _hashes(names)
+        return np.logical_or.reduce([dataset.has(hashes) for dataset in self.datasets])
 
     def view(self) -> View:
         """How the clean images were shown that were attacked, as the runs tell that attacked them.
@@ -92,7 +93,8 @@ class AttackedDatasets:
 
         An image that none has is left to the first, whose error names it.
         """
-        chances = np.stack([dataset.has(names) / max(dataset.source.rows, 1) for dataset in self.datasets], axis=1)
+        hashes = _hashes(names)
+        chances = np.stack([dataset.has(hashes) / max(dataset.source.rows, 1) for dataset in self.datasets], axis=1)
         chances[~chances.any(axis=1), 0] = 1
         return chances
 
@@ -123,9 +125,11 @@ class _Dataset:
         """
         _ = self._index
 
-    def has(self, names: Sequence[str]) -> NDArray[np.bool_]:
-        """Which of the ids are there: (N,)."""
-        return np.isin(_hashes(names), self._index[0])
+    def has(self, hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of the ids, by their hashes, are there: (N,)."""
+        known, _ = self._index
+        found: NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
+        return found
 
     def read(self, names: Sequence[str], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """The images of these ids: (N, H, W, C)."""

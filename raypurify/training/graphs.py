@@ -1,0 +1,127 @@
+"""CUDA graphs of a training's updates.
+
+A small network's step on a GPU is over sooner than its kernels are launched, one by one, from Python. A graph launches
+all of them at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Update = Callable[..., dict[str, Tensor]]
+"""A function of tensors that changes weights and the states of optimisers where they are; it returns scalars."""
+
+LARGEST = 1 << 20
+"""Pixels (height times width) of a batch at most: updates by larger ones take longer than their launches."""
+KEPT = 4
+"""Graphs at most."""
+WARM_UP = 3
+"""Updates before one is captured. They are those of the training's first batches."""
+
+
+class UpdateGraphs:
+    """Updates, each by a graph of its own once it ran a few times on tensors of the same shapes."""
+
+    def __init__(self) -> None:
+        self._ran: Counter[tuple[object, ...]] = Counter()
+        self._made: dict[tuple[object, ...], Captured] = {}
+        self._possible = True
+
+    def run(self, update: Update, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Update by these tensors; the scalars are detached, and the caller's own."""
+        key = (update, *((one.shape, one.dtype) for one in tensors))
+        if key in self._made:
+            return self._made[key].replay(tensors)
+        pixels = max(len(one) * one[0, 0].numel() if one.ndim == 4 else 0 for one in tensors)
+        if not self._possible or pixels > LARGEST:
+            return update(*tensors)
+        if self._ran[key] < WARM_UP:
+            self._ran[key] += 1
+            return self._warmed(update, tensors)
+        if len(self._made) < KEPT and (captured := self._captured(update, tensors)):
+            self._made[key] = captured
+            return captured.replay(tensors)
+        return update(*tensors)
+
+    def _warmed(self, update: Update, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """An update on a stream of its own, as captures need it. One that waits for the GPU cannot be captured."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), _waits() as waits, _cast_anew():
+            found = update(*tensors)
+        torch.cuda.current_stream().wait_stream(stream)
+        if waits:
+            self._give_up(waits[0])
+        return found
+
+    def _captured(self, update: Update, tensors: tuple[Tensor, ...]) -> Captured | None:
+        """A new graph, which nothing ran by; None, and a warning, where the update cannot be captured."""
+        try:
+            given = tuple(one.clone() for one in tensors)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads, such as those of NCCL and Ray, go on talking to the GPU. The outer block brings the stream
+            # back, which a capture that fails does not.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(graph, capture_error_mode="thread_local"),
+                _cast_anew(),
+            ):
+                found = update(*given)
+        except RuntimeError as error:
+            self._give_up(str(error.__context__ or error))
+            return None
+        return Captured(graph=graph, given=given, found=found)
+
+    def _give_up(self, cause: str) -> None:
+        self._possible = False
+        warnings.warn(f"no CUDA graphs of the training's steps, which are slower without: {cause}", stacklevel=4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """A graph, and the memory that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    given: tuple[Tensor, ...]
+    found: dict[str, Tensor]
+
+    def replay(self, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Update by these tensors."""
+        for own, one in zip(self.given, tensors, strict=True):
+            own.copy_(one)
+        self.graph.replay()
+        return {name: value.clone() for name, value in self.found.items()}
+
+
+@contextmanager
+def _cast_anew() -> Iterator[None]:
+    """Cast weights to the precision of autocast at each use: those that it keeps are older than a graph's next run."""
+    dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+    with torch.autocast("cuda", dtype=dtype, enabled=enabled, cache_enabled=False):
+        yield
+
+
+@contextmanager
+def _waits() -> Iterator[list[str]]:
+    """Collect what is told of waits for the GPU while the block runs."""
+    told: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield told
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    for one in caught:
+        if "called a synchronizing" in str(one.message):
+            told.append(str(one.message))
+        elif "prototype feature" not in str(one.message):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
