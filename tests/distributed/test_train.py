@@ -197,11 +197,11 @@ def test_a_training_can_start_from_another(undisturbed: str, tmp_path: Path) -> 
         train(dataclasses.replace(CLASSIFIER, model="b_net", initial=f"{undisturbed}/model"), RESOURCES, output)
 
 
-def test_two_workers_give_one_workers_curve(local_ray: None, small_classifier: str, tmp_path: Path) -> None:
+def test_two_workers_give_one_workers_curve(local_ray: None, tmp_path: Path) -> None:
     config = TrainingConfig(
         data="digits",
         model="cru_net,width=4",
-        classifier=small_classifier,
+        classifier="small_networks:linear",
         attacks=("fgsm,epsilon=0.2", "pgd,epsilon=0.2,steps=3"),
         epochs=4,
         batch=96,
