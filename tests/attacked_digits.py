@@ -11,7 +11,7 @@ from raypurify.runs import schema
 @pytest.fixture
 def config(small_classifier: str) -> GenerationConfig:
     return GenerationConfig(
-        input="digits", split="train", limit=600, attack="pgd,epsilon=0.1,steps=2", classifier=small_classifier
+        input="digits", split="train", limit=256, attack="pgd,epsilon=0.1,steps=2", classifier=small_classifier
     )
 
 

@@ -24,8 +24,8 @@ def test_images_are_those_of_plain_torch_and_a_dataset(
     output = str(tmp_path / "run")
     figures = attack(dataclasses.replace(config, png=True), TWO, output)
     table = images_of(output)
-    source = open_source("digits", split="train", limit=600)
-    rows = read_rows(source.shards[0], 0, 600)
+    source = open_source("digits", split="train", limit=256)
+    rows = read_rows(source.shards[0], 0, 256)
     batch = batch_of(np.asarray(rows.images), rows.labels, (), "cpu")
     expected = Generator(config, Networks.load(config), "cpu")(batch.x, batch.y, rows.ids).sort_by("id")
     assert table["id"].equals(expected["id"])
@@ -33,15 +33,15 @@ def test_images_are_those_of_plain_torch_and_a_dataset(
     assert same.mean() > 0.98  # a sign that ties to rounding may move a pixel
     for name in ("pred_clean", "pred_adversarial", "pred_rounded"):
         assert (table[name].to_numpy() == expected[name].to_numpy()).mean() > 0.99
-    assert figures["n"] == 600
+    assert figures["n"] == 256
     assert storage.read_json(f"{output}/run.json")["attempts"][0]["counts"]["success_rounded"] is not None
     status = status_of(output)
     assert (status.job, status.state) == ("attack", "finished")
-    assert [(part.done, part.total) for part in status.extent.parts] == [(16, 16), (600, 600)]
+    assert [(part.done, part.total) for part in status.extent.parts] == [(16, 16), (256, 256)]
 
     for place in ("images", "png"):
         there = open_source(f"{output}/{place}", split="train")
-        assert there.rows == 600
+        assert there.rows == 256
     shards = open_source(f"{output}/images", split="train").shards
     assert len(shards) == 16
     attacked = [read_rows(shard, 0, shard.rows) for shard in shards]

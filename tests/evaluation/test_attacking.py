@@ -71,7 +71,8 @@ def test_what_bfloat16_cannot_fool_float32_does(small_classifier: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", [DeepFool(), CarliniWagner(search_steps=3, steps=30), CarliniWagner(confidence=2.0, steps=30)]
+    "attack",
+    [DeepFool(), CarliniWagner(search_steps=3, steps=30), CarliniWagner(confidence=2.0, search_steps=3, steps=30)],
 )
 def test_an_attack_that_minimises_a_distance_judges_in_float32(attack: Attack) -> None:
     network = models.load_network("weights/mnist/a_net")
