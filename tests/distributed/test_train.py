@@ -57,10 +57,10 @@ def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> st
 
 
 @pytest.fixture(scope="module")
-def twelve_epochs(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+def twelve_epochs(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """The curve of a training that nothing disturbs, and that is long enough to be disturbed."""
     output = str(tmp_path_factory.mktemp("runs") / "twelve")
-    train(dataclasses.replace(CLASSIFIER, epochs=12), RESOURCES, output)
+    train(dataclasses.replace(CLASSIFIER, epochs=12), dataclasses.replace(RESOURCES, local=True), output)
     return curve(output)
 
 
@@ -254,7 +254,9 @@ def test_what_a_network_raises_is_told_with_a_file_of_its_traceback(local_ray: N
     assert 'raise ValueError("no such thing")' in kept.read_text()
 
 
-def test_a_killed_worker_is_replaced_and_the_curve_is_undisturbed(twelve_epochs: np.ndarray, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_curve_is_undisturbed(
+    local_ray: None, twelve_epochs: np.ndarray, tmp_path: Path
+) -> None:
     output = str(tmp_path / "run")
     killed: list[int] = []
 
@@ -298,7 +300,9 @@ def test_workers_killed_within_an_epoch_go_on_from_the_step(
     assert networks[0] == networks[1]
 
 
-def test_a_killed_driver_goes_on_from_the_last_checkpoint(twelve_epochs: np.ndarray, tmp_path: Path) -> None:
+def test_a_killed_driver_goes_on_from_the_last_checkpoint(
+    local_ray: None, twelve_epochs: np.ndarray, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     config = dataclasses.replace(CLASSIFIER, epochs=12)
     flags = ["--data", "digits", "--model", "a_net", "--classifier", "None", "--epochs", "12", "--batch", "64"]
