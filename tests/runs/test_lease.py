@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,61 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "run")
     request.getfixturevalue("behind")
     return f"s3://runs/{uuid.uuid4().hex}"
+
+
+def elsewhere(output: str, good_for: float) -> None:
+    """Leave the lease of a host that is lost."""
+    with lease.hold(output, "first", heartbeat=good_for / 10, good_for=good_for):
+        written = storage.read_json(storage.join(output, "_LEASE"))
+    storage.write_json(storage.join(output, "_LEASE"), {**written, "host": "another"})
+
+
+def refusal(output: str) -> str:
+    """Why a second run is refused."""
+    try:
+        with lease.hold(output, "second"):
+            return "it is not"
+    except ValueError as error:
+        return str(error)
+
+
+@dataclasses.dataclass(frozen=True)
+class Left:
+    """Leases in ``lost`` and ``taken`` of a host that is lost, and one in ``slept`` of a process that is stopped."""
+
+    lost: str
+    refused: str
+    taken: str
+    slept: str
+    sleeper: Run
+    since: float
+
+    def wait(self, seconds: float) -> None:
+        """Return when the leases are at least this old."""
+        time.sleep(max(0.0, self.since + seconds - time.monotonic()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_everywhere(behind: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Left]]:
+    """Leases whose time runs out while the other tests run."""
+    left = {}
+    for store, root in (("local", str(tmp_path_factory.mktemp("left"))), ("s3", f"s3://runs/{uuid.uuid4().hex}")):
+        lost, taken, slept = (storage.join(root, name) for name in ("lost", "taken", "slept"))
+        elsewhere(lost, 3.0)
+        refused = refusal(lost)
+        elsewhere(taken, 1.0)
+        sleeper = Run(slept, "first", 2.0)
+        assert sleeper.step() == "held"
+        sleeper.process.send_signal(signal.SIGSTOP)
+        left[store] = Left(lost, refused, taken, slept, sleeper, time.monotonic())
+    yield left
+    for one in left.values():
+        one.sleeper.end()
+
+
+@pytest.fixture(params=["local", "s3"])
+def left(request: pytest.FixtureRequest, left_everywhere: Mapping[str, Left]) -> Left:
+    return left_everywhere[request.param]
 
 
 @pytest.fixture(params=["local", "s3", "memory", "s3 without conditions"])
@@ -303,20 +359,11 @@ def test_a_process_elsewhere_is_not_taken_for_dead(tmp_path: Path, part: str) ->
         pass
 
 
-def elsewhere(output: str, good_for: float) -> None:
-    """Leave the lease of a host that is lost."""
-    with lease.hold(output, "first", heartbeat=good_for / 10, good_for=good_for):
-        written = storage.read_json(storage.join(output, "_LEASE"))
-    storage.write_json(storage.join(output, "_LEASE"), {**written, "host": "another"})
-
-
-def test_a_stopped_heartbeat_is_taken_over_after_its_time(output: str) -> None:
-    elsewhere(output, 3.0)
-    with pytest.raises(ValueError, match="attempt first"), lease.hold(output, "second"):
-        pass
-    time.sleep(4.5)
-    with lease.hold(output, "second"):
-        lease.check(output, "second")
+def test_a_stopped_heartbeat_is_taken_over_after_its_time(left: Left) -> None:
+    assert "attempt first" in left.refused
+    left.wait(4.5)
+    with lease.hold(left.lost, "second"):
+        lease.check(left.lost, "second")
 
 
 def test_where_the_store_tells_no_time_the_lease_is_watched() -> None:
@@ -342,32 +389,28 @@ def _beat(output: str) -> None:
         storage.write_json(url, {**storage.read_json(url), "heartbeat": str(number)})
 
 
-def test_of_two_takers_at_once_one_wins(output: str, start: type[Run]) -> None:
-    takers = [start(output, "a", 600.0), start(output, "b", 600.0)]
-    # Nothing is there; then a stopped lease is.
-    for stopped in (False, True):
-        if stopped:
-            elsewhere(output, 1.0)
-            time.sleep(2.5)
+def test_of_two_takers_at_once_one_wins(left: Left, start: type[Run]) -> None:
+    takers = [start(left.taken, "a", 600.0), start(left.taken, "b", 600.0)]
+    assert storage.exists(storage.join(left.taken, "_LEASE"))
+    left.wait(2.5)
+    # A stopped lease is there; then nothing is.
+    for _ in range(2):
         for taker in takers:
             taker.tell()
         said = [taker.line().partition(" ")[0] for taker in takers]
         assert sorted(said) == ["ValueError", "held"]
-        lease.check(output, "ab"[said.index("held")])
+        lease.check(left.taken, "ab"[said.index("held")])
         assert takers[said.index("held")].step() == "released"
-        assert storage.list_files(output) == []
+        assert storage.list_files(left.taken) == []
 
 
-def test_an_owner_that_wakes_up_finds_that_it_lost(output: str, start: type[Run]) -> None:
-    first = start(output, "first", 2.0)
-    assert first.step() == "held"
-    first.process.send_signal(signal.SIGSTOP)
-    time.sleep(3.5)
-    with lease.hold(output, "second"):
-        first.process.send_signal(signal.SIGCONT)
-        assert first.step().startswith("LeaseLostError")
+def test_an_owner_that_wakes_up_finds_that_it_lost(left: Left) -> None:
+    left.wait(3.5)
+    with lease.hold(left.slept, "second"):
+        left.sleeper.process.send_signal(signal.SIGCONT)
+        assert left.sleeper.step().startswith("LeaseLostError")
         # Its release has left the other's lease alone.
-        lease.check(output, "second")
+        lease.check(left.slept, "second")
 
 
 def test_a_lease_that_cannot_be_renewed_is_not_held(behind: Proxy) -> None:
