@@ -1,13 +1,15 @@
 """The engine of one process: it needs no Ray, and goes on where it was cut off."""
 
 import dataclasses
+import functools
+import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 
 from raypurify import runs, storage
+from raypurify.command.main import main
 from raypurify.data import View
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
@@ -29,6 +32,7 @@ from raypurify.runs.status import status_of
 from raypurify.training.config import TrainingConfig
 
 WITHOUT_RAY = """
+import json
 import sys
 from importlib import metadata
 
@@ -38,8 +42,11 @@ sys.modules["ray"] = None
 
 from raypurify.command.main import main
 
-main()
+for words in json.loads(sys.argv.pop()):
+    sys.argv[1:] = words
+    main()
 """
+"""Jobs one after the other in one process, up to the first that fails."""
 POOL = ActorPool(actors=1, batch=64, local=True)
 ONE_WORKER = TrainingResources(cpus_per_worker=1, local=True)
 TRAINING = TrainingConfig(
@@ -47,28 +54,45 @@ TRAINING = TrainingConfig(
 )
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-c", WITHOUT_RAY, *words]
+def command(*jobs: str) -> list[str]:
+    return [sys.executable, "-c", WITHOUT_RAY, json.dumps([words.split() for words in jobs])]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "evaluate --data digits --limit 40 --attacks fgsm,epsilon=0.1 --purifiers threshold --classifiers {classifier}",
-        "attack --input digits --limit 40 --attack fgsm,epsilon=0.1 --classifier {classifier}",
-        "train digits --data digits --limit 200 --epochs 1 --validation 0 --model a_net --classifier None",
-        "clean --input {pictures} --purifier mean_filter",
-    ],
-)
-def test_a_job_needs_no_ray(words: str, small_classifier: str, tmp_path: Path) -> None:
-    pictures, output = tmp_path / "pictures", tmp_path / "run"
+def test_jobs_need_no_ray(small_classifier: str, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.fromarray(np.full((9, 9), 7, np.uint8)).save(pictures / "a.png")
-    asked = words.format(classifier=small_classifier, pictures=pictures).split()
-    job = command(*asked, "--local", "--output", str(output))
-    done = subprocess.run(job, capture_output=True, text=True, check=False)
+    jobs = [
+        "evaluate --data digits --limit 40 --attacks fgsm,epsilon=0.1 --purifiers threshold "
+        f"--classifiers {small_classifier}",
+        f"attack --input digits --limit 40 --attack fgsm,epsilon=0.1 --classifier {small_classifier}",
+        "train digits --data digits --limit 200 --epochs 1 --validation 0 --model a_net --classifier None",
+        f"clean --input {pictures} --purifier mean_filter",
+    ]
+    outputs = [str(tmp_path / words.split()[0]) for words in jobs]
+    told = [f"{words} --local --output {output}" for words, output in zip(jobs, outputs, strict=True)]
+    done = subprocess.run(command(*told), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert storage.is_success(str(output))
+    assert [output for output in outputs if not storage.is_success(output)] == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Does a job in this process, undisturbed, and returns its output."""
+
+    @functools.cache
+    def run(words: str) -> Path:
+        output = tmp_path_factory.mktemp("whole") / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["raypurify", *words.split(), "--local", "--output", str(output)])
+            main()
+        return output
+
+    return run
+
+
+TRAIN = "train digits --data digits --limit 600 --epochs 2 --batch 16 --validation 40 --model a_net --classifier None "
+TRAIN += "--augmentation affine --precision float32 --cpus-per-worker 1"
 
 
 def made(output: Path) -> Mapping[str, bytes]:
@@ -84,22 +108,17 @@ def made(output: Path) -> Mapping[str, bytes]:
             "--actors 1 --classifiers {classifier}",
             "scores/*/000001.parquet",
         ),
-        (
-            "train digits --data digits --limit 600 --epochs 6 --validation 0 --model a_net --classifier None "
-            "--cpus-per-worker 1",
-            "checkpoints/checkpoint_000002/model/config.json",
-        ),
+        (TRAIN, "checkpoints/checkpoint_000001/model/config.json"),
     ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    words: str, moment: str, small_classifier: str, tmp_path: Path
+    words: str, moment: str, small_classifier: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    job = command(*words.format(classifier=small_classifier).split(), "--local", "--output", str(output))
-    subprocess.run(job, check=True, capture_output=True)
-    expected = made(output)
+    words = words.format(classifier=small_classifier)
+    expected = made(whole(words))
     assert expected
-    shutil.rmtree(output)
+    job = command(f"{words} --local --output {output}")
     with subprocess.Popen(job, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not list(output.glob(moment)):
             time.sleep(0.01)
@@ -113,23 +132,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert made(output) == expected
 
 
-def test_a_training_killed_within_an_epoch_goes_on_from_the_step(tmp_path: Path) -> None:
+def test_a_training_killed_within_an_epoch_goes_on_from_the_step(whole: Callable[[str], Path], tmp_path: Path) -> None:
     """A-net has dropout: what it draws goes on, too."""
     output = tmp_path / "run"
-    words = "train digits --data digits --limit 600 --epochs 2 --batch 16 --validation 40 --model a_net"
-    words += " --classifier None --augmentation affine --precision float32 --cpus-per-worker 1"
-    job = command(*words.split(), "--local", "--output", str(output))
+    words = f"{TRAIN} --local --output {output}"
 
-    def trained() -> tuple[Mapping[str, bytes], list[float]]:
-        networks = {str(path): path.read_bytes() for path in output.glob("*/model.safetensors")}
+    def trained(output: Path) -> tuple[Mapping[str, bytes], list[float]]:
+        networks = {path.parent.name: path.read_bytes() for path in output.glob("*/model.safetensors")}
         return networks, storage.read_table(str(output / "metrics.parquet"))["loss"].to_pylist()
 
-    subprocess.run(job, check=True, capture_output=True)
-    assert len(list(output.glob("checkpoints/*"))) == 2, "short epochs have no other checkpoints"
-    expected = trained()
+    undisturbed = whole(TRAIN)
+    assert len(list(undisturbed.glob("checkpoints/*"))) == 2, "short epochs have no other checkpoints"
+    expected = trained(undisturbed)
     assert len(expected[0]) == 2
-    shutil.rmtree(output)
-    with subprocess.Popen([*job, "--checkpoint-minutes", "0"], stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command(f"{words} --checkpoint-minutes 0"), stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not list(output.glob("checkpoints/checkpoint_000001_*/model/config.json")):
             time.sleep(0.01)
         process.kill()
@@ -137,9 +153,9 @@ def test_a_training_killed_within_an_epoch_goes_on_from_the_step(tmp_path: Path)
     parts = {part.name: part for part in status_of(str(output)).extent.parts}
     assert (parts["epochs"].done, parts["epochs"].total) == (1, 2)
     assert parts["images"].done > parts["images"].total // 2 == 35 * 16
-    done = subprocess.run(job, check=True, capture_output=True, text=True)
+    done = subprocess.run(command(words), check=True, capture_output=True, text=True)
     assert re.search(r"^going on from epoch 1 and step \d+ of epoch 2\nepoch 2/2: ", done.stdout, re.MULTILINE)
-    assert trained() == expected
+    assert trained(output) == expected
 
 
 def test_a_dry_run_is_of_one_process_with_the_threads_of_all(small_classifier: str) -> None:
