@@ -6,7 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +46,43 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+def submission(*words: str, folder: str = ".") -> list[str]:
+    return [str(RAY), "job", "submit", "--working-dir", folder, "--", "python", *words]
+
+
 def submit(head: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = [str(RAY), "job", "submit", "--working-dir", ".", "--", "python", *words]
-    return subprocess.run(command, env=head, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(submission(*words), env=head, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def refused(
+    head: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, subprocess.Popen[str]]]:
+    """Submissions that fail, all begun at once."""
+    output = str(tmp_path_factory.mktemp("refused") / "run")
+    submissions = {
+        "untrained": submission("jobs/evaluate.py", "--data", "digits", "--classifiers", "a_net", "--output", output),
+        "no output": submission("jobs/attack.py", "--input", "digits"),
+        "no folder": submission("jobs/evaluate.py", folder="nowhere"),
+        "no checkout": submission("jobs/evaluate.py", folder="docs"),
+    }
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = {
+        name: subprocess.Popen(command, env=head, cwd=ROOT, text=True, **streams)
+        for name, command in submissions.items()
+    }
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.wait()
 
 
 def test_training_and_evaluation_are_submitted_to_a_cluster(
     head: dict[str, str], photographs: str, tmp_path: Path
 ) -> None:
     classifier, purifier, output = (str(tmp_path / name) for name in ("m_net", "cru_net", "evaluation"))
-    small = ["--data", photographs, "--epochs", "2", "--batch", "32", "--validation", "0", "--cpus-per-worker", "1"]
-    training = TrainingConfig(data=photographs, model="m_net", epochs=2, batch=32, validation=0)
+    small = ["--data", photographs, "--epochs", "1", "--batch", "32", "--validation", "0", "--cpus-per-worker", "1"]
+    training = TrainingConfig(data=photographs, model="m_net", epochs=1, batch=32, validation=0)
     train(training, TrainingResources(cpus_per_worker=1, local=True), classifier)
     done = submit(
         head,
@@ -80,12 +106,22 @@ def test_training_and_evaluation_are_submitted_to_a_cluster(
     assert hardware["cpus"] == 4
 
 
-def test_a_job_that_is_refused_fails_on_the_cluster(head: dict[str, str], tmp_path: Path) -> None:
-    done = submit(
-        head, "jobs/evaluate.py", "--data", "digits", "--classifiers", "a_net", "--output", str(tmp_path / "x")
-    )
-    assert done.returncode != 0
-    assert "has to be trained first" in done.stdout
+@pytest.mark.parametrize(
+    ("name", "stream", "message"),
+    [
+        ("untrained", "stdout", "has to be trained first"),
+        ("no output", "stdout", "give --output a URL such as s3://bucket/run, or an absolute path"),
+        ("no folder", "stderr", "must be an existing directory"),
+        ("no checkout", "stdout", "can't open file '"),
+    ],
+)
+def test_a_job_that_is_refused_fails_on_the_cluster(
+    name: str, stream: str, message: str, refused: Mapping[str, subprocess.Popen[str]]
+) -> None:
+    said = dict(zip(("stdout", "stderr"), refused[name].communicate(), strict=True))
+    assert refused[name].returncode != 0
+    assert message in said[stream]
+    assert "Traceback" not in said["stdout"]
 
 
 @pytest.mark.parametrize(
@@ -168,13 +204,6 @@ def test_train_cifar_runs_as_it_stands_and_resumes_wherever_it_is_submitted_from
     model = storage.read_json(f"{output}/model/config.json")
     assert model["trained_for"]["classifier"] == "d_net"
     assert len(storage.read_json(f"{output}/model/metrics.json")["validation"]) == 3
-
-
-def test_a_submitted_job_keeps_its_output_out_of_rays_copy(head: dict[str, str]) -> None:
-    done = submit(head, "jobs/attack.py", "--input", "digits")
-    assert done.returncode != 0
-    assert "give --output a URL such as s3://bucket/run, or an absolute path" in done.stdout
-    assert "Traceback" not in done.stdout
 
 
 @pytest.mark.slow

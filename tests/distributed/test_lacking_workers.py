@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import RAY, ROOT, ray_head
+from conftest import ROOT, ray_head
 from fault_proxy import Faults
 from servers import faulty
 
@@ -104,14 +104,3 @@ def test_a_gpu_that_the_cluster_lacks(bare_head: dict[str, str], small_classifie
         assert line.startswith("error: ")
         assert "and 0 GPU(s)" in line
         assert not (tmp_path / "run/run.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("folder", "told"),
-    [("nowhere", "must be an existing directory"), ("docs", "can't open file '")],
-)
-def test_a_working_directory_that_is_no_checkout(folder: str, told: str, bare_head: dict[str, str]) -> None:
-    command = [str(RAY), "job", "submit", "--working-dir", folder, "--", "python", "jobs/evaluate.py"]
-    done = subprocess.run(command, env=bare_head, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert told in done.stdout + done.stderr
