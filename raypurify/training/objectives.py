@@ -105,7 +105,7 @@ class Optimization:
             {"params": others, "weight_decay": 0.0},
         ]
         self.optimizer = self.make(groups, lr=self.config.rate)
-        self.capturable = self.device.startswith("cuda") and "capturable" in self.optimizer.defaults
+        self.capturable = self.device.startswith("cuda") and "capturable" in getattr(self.optimizer, "defaults", {})
         if self.capturable:
             for group in self.optimizer.param_groups:
                 group |= {"capturable": True, "lr": torch.tensor(self.config.rate, device=self.device)}
@@ -229,7 +229,8 @@ class Objective:
         """Update networks, by a CUDA graph where there can be one.
 
         Args:
-            update: a function of the tensors and of weights alone, which calls :meth:`Optimization.descend`.
+            update: a function of the tensors and of weights alone, which calls :meth:`Optimization.descend`. It is the
+                same at each step, changes weights and buffers where they lie, and draws nothing on the CPU.
             step: of the training, from 0.
             tensors: a batch's, on the device.
 
@@ -238,6 +239,7 @@ class Objective:
         """
         for optimization in self.optimizations.values():
             optimization.set_rate(step)
+            optimization.optimizer.zero_grad(set_to_none=True)  # a graph would add to what another update left
         return update(*tensors) if self.update_graphs is None else self.update_graphs.run(update, tensors)
 
     @cached_property
@@ -252,7 +254,7 @@ class Objective:
             and not setup.more_classifiers
             and all(getattr(module, "cuda_graphs", True) for network in networks for module in network.modules())
         )
-        return UpdateGraphs() if is_possible else None
+        return UpdateGraphs(networks) if is_possible else None
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch; networks are in eval."""
@@ -425,7 +427,7 @@ class PurifierObjective(PairsObjective):
     criterion = "accuracy_purified"
 
     @property
-    def classifiers(self) -> list[nn.Module]:
+    def _classifiers(self) -> list[nn.Module]:
         """All classifiers that the purifier is trained for."""
         return [cast(nn.Module, self.setup.classifier), *self.setup.more_classifiers]
 
@@ -447,7 +449,7 @@ class PurifierObjective(PairsObjective):
         clean = network(x) if config.kl_weight else x
         loss = config.pixel_weight * pixel_loss
         parts: Sequence[Tensor | slice] = rows or [slice(None)]
-        for classifier, own in zip(self.classifiers, parts, strict=True):
+        for classifier, own in zip(self._classifiers, parts, strict=True):
             if len(y[own]):
                 of_answers = loss_of_answers(classifier, config, restored[own], x[own], clean[own], y[own])
                 loss = loss + len(y[own]) / len(y) * of_answers
@@ -468,7 +470,7 @@ class PurifierObjective(PairsObjective):
 
     def rows(self, batch: Batch) -> list[Tensor]:
         """The images of a batch that are held against each classifier; nothing where there is one, for all."""
-        count = len(self.classifiers)
+        count = len(self._classifiers)
         if count == 1:
             return []
         picks = torch.tensor([seed_of(seed, "classifier") % count for seed in batch.seeds])
@@ -478,8 +480,8 @@ class PurifierObjective(PairsObjective):
         """The classifiers that images of a batch are held against, and these images."""
         rows = self.rows(batch)
         if not rows:
-            return [(self.classifiers[0], slice(None))]
-        return [(classifier, own) for classifier, own in zip(self.classifiers, rows, strict=True) if len(own)]
+            return [(self._classifiers[0], slice(None))]
+        return [(classifier, own) for classifier, own in zip(self._classifiers, rows, strict=True) if len(own)]
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
         """Attacked images classified right when purified, and not; clean ones when purified."""

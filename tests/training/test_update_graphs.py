@@ -26,7 +26,8 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU on this machine"),
 ]
-STEPS = 12
+STEPS = 26
+"""A generator of five steps of its critic is captured at the twentieth."""
 
 
 def without_dropout(network: nn.Module) -> nn.Module:

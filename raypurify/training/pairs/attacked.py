@@ -128,6 +128,8 @@ class _Dataset:
     def has(self, hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the ids, by their hashes, are there: (N,)."""
         known, _ = self._index
+        if not len(known):
+            return np.zeros(len(hashes), bool)
         found: NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
         return found
 
