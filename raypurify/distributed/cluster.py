@@ -128,10 +128,10 @@ def _has_no_machine(asked: Mapping[str, float]) -> bool:
 
 def _start(**options: Any) -> None:
     """``ray.init``, which leaves this process' handlers of signals, and its terminal, as they are."""
-    # Its C++ part prints an error for every pool of Ray Data. This sets the level of this process alone: Ray's own
-    # processes inherit os.environ, which putenv leaves as it is.
     # What fails is told once, by the job; Ray would print each further task that failed of the same.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    # Its C++ part prints an error for every pool of Ray Data. This sets the level of this process alone: Ray's own
+    # processes inherit os.environ, which putenv leaves as it is.
     if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
         os.putenv("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray_driver.print_to_stdstream = _shown
