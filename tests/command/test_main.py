@@ -117,4 +117,4 @@ def test_a_shell_completes_verbs_and_flags() -> None:
         "COMP_WORDS=(raypurify train digits --log); COMP_CWORD=3; _tyro_raypurify; printf '%s\\n' \"${COMPREPLY[@]}\""
     )
     found = subprocess.run(["bash"], input=f"{done.stdout}\n{press}\n", capture_output=True, text=True, check=True)
-    assert found.stdout.split("\n") == ["--logger", "--logit-weight", "--log-format", ""]
+    assert found.stdout.split("\n") == ["--logger", "--log-format", "--logit-weight", ""]
