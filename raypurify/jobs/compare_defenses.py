@@ -277,7 +277,7 @@ class Bench:
 def _seconds(output: str) -> float:
     """How long the attempts of a training took that came to an end."""
     run = storage.read_json(storage.join(output, "run.json"))
-    return sum(attempts.seconds(attempt) or 0.0 for attempt in attempts.listed(run))
+    return sum(attempts.seconds(attempt) or 0.0 for attempt in run["attempts"])
 
 
 def written(arguments: DefensesArguments, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -55,13 +55,8 @@ def surrogate(row: Row) -> str | None:
 
 def series(row: Row) -> tuple[Any, ...]:
     """What the cells of a security curve have in common: all of an attack but its radius, and whom it attacks."""
-    params = row["params"]
-    try:
-        values = json.loads(params)
-    except json.JSONDecodeError:
-        values = None
-    if isinstance(values, dict):
-        params = json.dumps({key: value for key, value in values.items() if key != row["radius"]}, sort_keys=True)
+    values = json.loads(row["params"])
+    params = json.dumps({key: value for key, value in values.items() if key != row["radius"]}, sort_keys=True)
     target = row["setting"], row["dataset"], row["classifier"], surrogate(row)
     return *target, row["attack"], row["norm"], params
 

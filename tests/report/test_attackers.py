@@ -114,7 +114,7 @@ def test_key_figures_of_two_norms_are_not_compared() -> None:
 
 
 def test_at_one_radius_keeps_what_is_no_curve() -> None:
-    rows = [cell(eps=0.1), cell(attack="fgsm", eps=0.2), cell(eps=0.3, params="not json"), cell(eps=None, params="[1]")]
+    rows = [cell(eps=0.1), cell(attack="fgsm", eps=0.2), cell(eps=0.3, params={"steps": 9}), cell(eps=None)]
     assert at_one_radius(rows) == rows
     assert at_one_radius([cell(eps=0.1), cell(eps=0.2)]) == [cell(eps=0.2)]
 
