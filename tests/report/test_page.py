@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from report_pages import Parsed, parse
+from report_pages import Parsed, parse, render
 from report_rows import HOSTILE, cell, summary_of, write_training
 
 from raypurify import storage
 from raypurify.metrics import Metric
-from raypurify.report import render, write_report
+from raypurify.report import write_report
 from raypurify.runs import schema
 
 
@@ -231,7 +231,7 @@ def test_credentials_are_never_shown(summary: pa.Table) -> None:
     }
     run = {"identity": secrets, "attempts": [{"id": "a", "hardware": {"password": "s3cr3t-g"}}]}
     row = cell(purifier="cru_net,checkpoint=https://host/model?sig=s3cr3t-h")
-    page = render(summary_of(row), None, run, {})
+    page = render(summary_of(row), run=run)
     assert "s3cr3t" not in page
     assert "s3://…@bucket/x" in page
     assert "https://host/model?…" in page
@@ -291,7 +291,7 @@ def test_partial_summaries_render(rows: list[dict[str, Any]]) -> None:
 
 def test_a_table_of_another_version_is_refused(summary: pa.Table) -> None:
     with pytest.raises(ValueError, match="summary table lacks the columns norm, accuracy_clean;"):
-        render(summary.drop_columns(["norm", "accuracy_clean"]), None, {}, {})
+        render(summary.drop_columns(["norm", "accuracy_clean"]))
 
 
 @pytest.mark.parametrize("losses", [[np.nan, np.inf], [0.0, 0.0], [1.0], [np.nan, 0.5, 0.4]])
@@ -314,7 +314,7 @@ def test_write_report_reads_what_an_evaluation_wrote(
     storage.write_json(f"{output}/run.json", run)
     url = write_report(output, curves={"CRU-Net": metrics})
     assert url == f"{output}/report.html"
-    expected = render(summary, samples, run, {"CRU-Net": metrics}, rejects=rejects)
+    expected = render(summary, samples=samples, run=run, curves={"CRU-Net": metrics}, rejects=rejects)
     assert Path(url).read_text(encoding="utf-8") == expected
 
 
@@ -370,9 +370,9 @@ def test_one_epoch_is_a_whole_number(tmp_path: Path, metrics: pa.Table, run: dic
 
 
 def test_without_a_purifier_to_draw_there_are_no_bars() -> None:
-    text = render(summary_of(cell(purifier="identity", purified=0.0123)), None, {}, {})
+    text = render(summary_of(cell(purifier="identity", purified=0.0123)))
     assert "Accuracy under each attack" not in text
-    assert "Accuracy under each attack" in render(summary_of(cell()), None, {}, {})
+    assert "Accuracy under each attack" in render(summary_of(cell()))
 
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
