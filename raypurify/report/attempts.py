@@ -21,6 +21,7 @@ def shown(run: Mapping[str, Any], counted: Mapping[str, str]) -> dict[str, Any]:
     safe = redacted(run)
     attempts = safe.get("attempts", [])
     last = attempts[-1] if attempts else {}
+    lengths = [seconds(attempt) for attempt in attempts]
     return {
         "identity": _json(safe.get("identity")),
         "config": _json(last.get("config")),
@@ -30,10 +31,10 @@ def shown(run: Mapping[str, Any], counted: Mapping[str, str]) -> dict[str, Any]:
                 "id": attempt.get("id", ""),
                 "started": attempt.get("started", ""),
                 "ended": attempt.get("ended") or "",
-                "took": _took(attempt),
+                "took": "" if took is None else formats.duration(took),
                 "counts": [_count(attempt.get("counts", {}), name) for name in counted],
             }
-            for attempt in attempts
+            for attempt, took in zip(attempts, lengths, strict=True)
         ],
         "versions": flat(last.get("versions", {})),
         "hardware": flat(last.get("hardware", {})),
@@ -76,8 +77,3 @@ def _json(value: Any) -> str:
 
 def _count(counts: Mapping[str, Any], name: str) -> str:
     return formats.three_digits(counts[name]) if name in counts else formats.NOT_AVAILABLE
-
-
-def _took(attempt: Mapping[str, Any]) -> str:
-    took = seconds(attempt)
-    return "" if took is None else formats.duration(took)

@@ -121,8 +121,9 @@ def page_of(
         ValueError: a table without the columns that its schema names.
     """
     summary = _checked(summary, schema.SUMMARY, "summary")
+    names = "victim", "classifier", "purifier"
     return Page(
-        rows=[{**row, **_readable_names(row)} for row in redacted(summary.to_pylist())],
+        rows=[row | {name: plugins.readable(row[name]) for name in names} for row in redacted(summary.to_pylist())],
         schema=summary.schema,
         samples=_checked(samples, schema.SAMPLES, "samples"),
         rejects=_checked(rejects, schema.REJECTS, "rejects"),
@@ -139,10 +140,6 @@ def filled(page: Page, sections: Sequence[str] = ()) -> str:
     return templates.render(
         "page.html.j2", title=_title(page), page=page, overview=_overview(page.rows), sections=shown
     )
-
-
-def _readable_names(row: Mapping[str, Any]) -> dict[str, str]:
-    return {name: plugins.readable(row[name]) for name in ("victim", "classifier", "purifier")}
 
 
 def users_sections(names: Sequence[str]) -> list[Callable[[Page], Section | None]]:
