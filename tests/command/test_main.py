@@ -35,7 +35,7 @@ def test_the_page_has_an_example_of_each_verb_and_comes_at_once() -> None:
 def test_an_example_is_one_that_the_verb_takes(name: str) -> None:
     words = shlex.split(main.VERBS[name].example)
     assert main.verb_of(words) == (name, words[len(name.split()) :])
-    default = main.VERBS[name].start().default
+    default = jobs.of(name).default
     assert isinstance(cli.parse(default, words[len(name.split()) :]), type(default))
 
 
