@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import field, make_dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tyro
 
+from raypurify.command import jobs
 from raypurify.runs import cli
 
-if TYPE_CHECKING:
-    from raypurify.command.main import Verb
 
-
-def write(verbs: Mapping[str, Verb], words: Sequence[str]) -> None:
-    """Write the script that ``words`` ask for: ``--tyro-print-completion bash``.
+def write(verbs: Iterable[str], words: Sequence[str]) -> None:
+    """Write the script for verbs that ``words`` ask for: ``--tyro-print-completion bash``.
 
     Raises:
         SystemExit: once it is written.
     """
-    defaults = {name: _with_config(verb.start().default) for name, verb in verbs.items()}
+    defaults = {name: _with_config(jobs.of(name).default) for name in verbs}
     kinds = {name: default for name, default in defaults.items() if " " not in name}
     parents: dict[str, dict[str, Any]] = {}
     for name, default in defaults.items():

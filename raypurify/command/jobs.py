@@ -6,9 +6,11 @@ required.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 Images = Literal["digits", "photographs"]
 
@@ -41,34 +43,36 @@ class Job:
         return cls(main=main, default=cli.blank(kind, defaults))
 
 
-def evaluate(**defaults: Any) -> Job:
-    """Evaluate attack x purifier x classifier."""
-    from raypurify.jobs.evaluate import EvaluationArguments, main
+STARTED: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "evaluate": (
+        "raypurify.jobs.evaluate",
+        "EvaluationArguments",
+        {"purifiers": TRIVIAL_PURIFIERS, "output": "runs/evaluate"},
+    ),
+    "attack": (
+        "raypurify.jobs.attack",
+        "AttackArguments",
+        {"attack": "pgd,epsilon=0.3,steps=40", "output": "runs/attack"},
+    ),
+    "certify": ("raypurify.jobs.certify", "CertificationArguments", {"output": "runs/certify"}),
+    "clean": ("raypurify.jobs.clean", "CleaningArguments", {}),
+    "status": ("raypurify.command.status", "StatusArguments", {}),
+    "plugins": ("raypurify.command.catalogue", "PluginsArguments", {}),
+    "paper": ("raypurify.jobs.reproduce_paper", "PaperArguments", {}),
+    "defenses": ("raypurify.jobs.compare_defenses", "DefensesArguments", {}),
+    "demo": ("raypurify.jobs.demo", "DemoArguments", {}),
+}
+"""By verb: the module whose ``main`` does the work, the class of its arguments, and defaults by the flags' names."""
 
-    usual = {"purifiers": TRIVIAL_PURIFIERS, "output": "runs/evaluate"}
-    return Job.of(main, EvaluationArguments, **{**usual, **defaults})
 
-
-def attack(**defaults: Any) -> Job:
-    """Attack a dataset and write the attacked images."""
-    from raypurify.jobs.attack import AttackArguments, main
-
-    usual = {"attack": "pgd,epsilon=0.3,steps=40", "output": "runs/attack"}
-    return Job.of(main, AttackArguments, **{**usual, **defaults})
-
-
-def certify(**defaults: Any) -> Job:
-    """Certify how far, in L2, no attacker can change answers."""
-    from raypurify.jobs.certify import CertificationArguments, main
-
-    return Job.of(main, CertificationArguments, **{"output": "runs/certify", **defaults})
-
-
-def clean() -> Job:
-    """Clean images of any size and number."""
-    from raypurify.jobs.clean import CleaningArguments, main
-
-    return Job.of(main, CleaningArguments)
+def of(verb: str, **defaults: Any) -> Job:
+    """What a verb starts, with defaults by the flags' names. Its module is imported now."""
+    first, _, images = verb.partition(" ")
+    if first == "train":
+        return train(cast("Images", images), **defaults)
+    place, kind, usual = STARTED[verb]
+    module = importlib.import_module(place)
+    return Job.of(module.main, getattr(module, kind), **{**usual, **defaults})
 
 
 def train(images: Images, **defaults: Any) -> Job:
@@ -84,36 +88,12 @@ def train(images: Images, **defaults: Any) -> Job:
     return Job.of(main, TrainingArguments, **{**usual, **PRESETS[images], **defaults})
 
 
-def status() -> Job:
-    """Say what a run is, and how far."""
-    from raypurify.command.status import StatusArguments, main
-
-    return Job.of(main, StatusArguments)
-
-
-def plugins() -> Job:
-    """List what has a name, or tell all of one."""
-    from raypurify.command.catalogue import PluginsArguments, main
-
-    return Job.of(main, PluginsArguments)
-
-
-def paper(**defaults: Any) -> Job:
-    """Reproduce the paper's tables."""
-    from raypurify.jobs.reproduce_paper import PaperArguments, main
-
-    return Job.of(main, PaperArguments, **defaults)
-
-
-def defenses(**defaults: Any) -> Job:
-    """Compare defenses on one bench."""
-    from raypurify.jobs.compare_defenses import DefensesArguments, main
-
-    return Job.of(main, DefensesArguments, **defaults)
-
-
-def demo() -> Job:
-    """Train, attack, restore and report, on embedded digits."""
-    from raypurify.jobs.demo import DemoArguments, main
-
-    return Job.of(main, DemoArguments)
+evaluate = partial(of, "evaluate")
+attack = partial(of, "attack")
+certify = partial(of, "certify")
+clean = partial(of, "clean")
+status = partial(of, "status")
+plugins = partial(of, "plugins")
+paper = partial(of, "paper")
+defenses = partial(of, "defenses")
+demo = partial(of, "demo")

@@ -7,8 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from raypurify import __version__
 from raypurify.command import jobs
@@ -16,78 +15,57 @@ from raypurify.command import jobs
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """A verb. What does the work is imported when it is asked for."""
+    """What the page of help says of a verb."""
 
     does: str
     example: str
     """A command line, without ``raypurify``."""
-    job: str
-    """The function of :mod:`raypurify.command.jobs` that says what the verb starts."""
-    given: dict[str, Any] = field(default_factory=dict)
-    """The function's arguments."""
-
-    def start(self) -> jobs.Job:
-        """What the verb starts."""
-        return getattr(jobs, self.job)(**self.given)
 
 
 VERBS = {
     "demo": Verb(
         does="Train, attack, restore and report, on embedded digits: minutes, no download.",
         example="demo",
-        job="demo",
     ),
     "evaluate": Verb(
         does="Evaluate attack x purifier x classifier: tables, and an HTML report.",
         example="evaluate --data digits --classifiers runs/demo/a_net/model --epsilons 0.1 0.2 0.3",
-        job="evaluate",
     ),
     "attack": Verb(
         does="Attack a dataset, and write the attacked images beside the clean ones.",
         example="attack --input digits --classifier runs/demo/a_net/model --attack deepfool --png",
-        job="attack",
     ),
     "certify": Verb(
         does="Certify how far, in L2, no attacker can change the answers of a classifier behind noise and a purifier.",
         example="certify --data digits --classifiers runs/demo/a_net/model --sigmas 0.25 --draws 1000 --limit 50",
-        job="certify",
     ),
     "clean": Verb(
         does="Clean images of any size and number, on disk or in a bucket.",
         example="clean --input 'photos/*.png' --purifier median_filter --output runs/clean",
-        job="clean",
     ),
     "train digits": Verb(
         does="Train a purifier for a classifier, or a classifier (--classifier None); grey digits, radius 0.3.",
         example="train digits --data mnist --model a_net --classifier None --output runs/a_net",
-        job="train",
-        given={"images": "digits"},
     ),
     "train photographs": Verb(
         does="The same with the defaults for photographs: radius 8/255, images mirrored and shifted.",
         example="train photographs --data cifar10 --classifier runs/d_net/model --output runs/cru_net",
-        job="train",
-        given={"images": "photographs"},
     ),
     "paper": Verb(
         does="Reproduce the paper's tables: attack, train, evaluate, and compare with its figures.",
         example="paper --datasets mnist --attacked-images 2000 --limit 1000",
-        job="paper",
     ),
     "defenses": Verb(
         does="Compare defenses of other papers: train each, attack it, and say what it keeps and costs.",
         example="defenses --classifiers model_a --defenses at magnet ddsa --images 6000",
-        job="defenses",
     ),
     "status": Verb(
         does="Say what a run is and how far, from its files alone: also of one that another host works on.",
         example="status runs/evaluate",
-        job="status",
     ),
     "plugins": Verb(
         does="List attacks, purifiers, classifiers and what else has a name, or tell all of one.",
         example="plugins pgd",
-        job="plugins",
     ),
 }
 
@@ -118,7 +96,7 @@ def main() -> None:
         importlib.import_module(f"{__package__}.completion").write(VERBS, words)
     else:
         name, flags = verb_of(words)
-        VERBS[name].start().run(flags, prog=f"raypurify {name}")
+        jobs.of(name).run(flags, prog=f"raypurify {name}")
 
 
 def verb_of(words: Sequence[str]) -> tuple[str, list[str]]:

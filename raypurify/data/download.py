@@ -36,38 +36,29 @@ MIRRORS: Mapping[str, Sequence[str]] = {
     ),
     "cifar10": ("https://www.cs.toronto.edu/~kriz",),
 }
+"""URLs of folders that have a dataset's files, tried in turn."""
 
 
-def fetch(
-    name: str,
-    *,
-    folder: Path | None = None,
-    mirrors: Sequence[str] | None = None,
-    checksums: Mapping[str, str] | None = None,
-) -> Path:
+def fetch(name: str, *, folder: Path | None = None) -> Path:
     """The folder that holds a named dataset's files; what is missing there is downloaded first.
 
     A file takes its place by one rename, once its checksum is found right, so that what is there is whole.
 
     Args:
         folder: default: the dataset's folder in the cache.
-        mirrors: URLs of folders, tried in turn.
-        checksums: SHA-256 (hex) of each file.
 
     Raises:
         DataError: no mirror gave the file; says what each did, and how to provide the files.
     """
     folder = folder or files.cache_folder() / name
-    checksums = CHECKSUMS[name] if checksums is None else checksums
-    mirrors = MIRRORS[name] if mirrors is None else mirrors
-    for file, checksum in checksums.items():
-        files.make_once(folder / file, functools.partial(_from_mirrors, name, file, checksum, mirrors))
+    for file, checksum in CHECKSUMS[name].items():
+        files.make_once(folder / file, functools.partial(_from_mirrors, name, file, checksum))
     return folder
 
 
-def _from_mirrors(name: str, file: str, checksum: str, mirrors: Sequence[str], path: Path) -> None:
+def _from_mirrors(name: str, file: str, checksum: str, path: Path) -> None:
     failures = []
-    for mirror in mirrors:
+    for mirror in MIRRORS[name]:
         url = storage.join(mirror, file)
         try:
             got = _download(url, path)

@@ -22,7 +22,7 @@ _WORD = re.compile(r"\w+")
 _DOTTED_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*(,.*)?", re.DOTALL)
 
 
-def resolve(data: str, split: str, url: str | None) -> tuple[str, Found]:
+def resolve(data: str, split: str) -> tuple[str, Found]:
     """The dataset's name, and its shards of one split.
 
     ``my_package.module:callable``, with ``,KEY=VALUE`` for each parameter, is called as ``callable(split=split, ...)``
@@ -36,18 +36,18 @@ def resolve(data: str, split: str, url: str | None) -> tuple[str, Found]:
     """
     if data == "digits":
         return data, digits.source(split)
-    if url is None and _DOTTED_PATH.fullmatch(data):
+    if _DOTTED_PATH.fullmatch(data):
         return data, _from_callable(data, split)
     if data not in DOWNLOADED:
-        root = storage.absolute(url or data)
-        if url is None and _WORD.fullmatch(data) and not os.path.exists(data):
+        root = storage.absolute(data)
+        if _WORD.fullmatch(data) and not os.path.exists(data):
             names = ["digits", *DOWNLOADED]
             near = difflib.get_close_matches(data, names, n=1)
             guess = f"; did you mean {near[0]}?" if near else ""
             raise DataError(f"there is no {root}, and no dataset {data!r}: known are {', '.join(names)}{guess}")
         name = redacted(storage.without_query(root)).rstrip("/").rpartition("/")[2]
         return name or root, find(root, split)
-    root, downloaded = (storage.absolute(url), False) if url else _folder_of(data)
+    root, downloaded = _folder_of(data)
     found = find(root, split, classes=DOWNLOADED[data])
     if data == "cifar10":
         found = replace(found, classes=cifar.CLASSES, image_shape=cifar.SHAPE)

@@ -20,7 +20,6 @@ def open_source(
     data: str,
     *,
     split: Literal["train", "test"],
-    url: str | None = None,
     limit: int | None = None,
     view: View = AS_STORED,
 ) -> Source:
@@ -28,10 +27,9 @@ def open_source(
 
     Args:
         data: ``digits`` (carried by scikit-learn), ``mnist`` or ``cifar10``, a URL or path, or a dotted path (see
-            :func:`names.resolve`). The named ones are taken from ``url``, else from the folder of that name in
-            ``RAYPURIFY_DATA``, else from the cache ``RAYPURIFY_CACHE``, into which they are downloaded if need be.
+            :func:`names.resolve`). The named ones are taken from the folder of that name in ``RAYPURIFY_DATA``, else
+            from the cache ``RAYPURIFY_CACHE``, into which they are downloaded if need be.
         split: where the data have no split of their own, see :func:`names.resolve` and ``folder``.
-        url: where the named dataset is, instead.
         limit: only so many rows: the first, but of Parquet files without a split of their own, which may be sorted, of
             each class its share. The rows of a folder come in an order by a hash.
         view: how the images are shown. It is no part of the fingerprint.
@@ -44,7 +42,7 @@ def open_source(
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 row, got {limit}")
-    name, found = resolve(data, split, url)
+    name, found = resolve(data, split)
     source = Source(
         name=name,
         split=split,

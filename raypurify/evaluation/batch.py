@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import torch
@@ -28,6 +28,8 @@ from raypurify.evaluation.masking import MaskingCheck
 from raypurify.metrics import METRICS, measured
 from raypurify.runs import schema, stages
 from raypurify.seeds import seed_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,11 +316,7 @@ class _Shared:
     ) -> None:
         self.evaluator, self.x, self.y, self.ids = evaluator, x, y, ids
         self._prepared = (prepared or Prepared()).moved(evaluator.device)
-        self._purified: dict[int, tuple[Tensor, Tensor | None]] = {}
-        self._predictions: dict[int, Tensor] = {}
-        self._purified_predictions: dict[tuple[int, int], Tensor] = {}
-        self._purified_similarity: dict[int, dict[str, Tensor]] = {}
-        self._abstained: dict[tuple[int, int], Tensor] = {}
+        self._made: dict[tuple[Any, ...], Any] = {}
         self.masking: dict[tuple[int, int | None, float], dict[str, Tensor]] = {}
 
     def chosen_for_masking(self) -> list[int]:
@@ -328,9 +326,7 @@ class _Shared:
         return [index for index, draw in enumerate(draws) if draw < share]
 
     def predictions(self, classifier: int) -> Tensor:
-        if classifier not in self._predictions:
-            self._predictions[classifier] = self.evaluator.classify(classifier, self.x)
-        return self._predictions[classifier]
+        return self._once(("predictions", classifier), lambda: self.evaluator.classify(classifier, self.x))
 
     def attacked(self, group: int) -> tuple[Attacked, Mapping[str, pa.Array | None]]:
         """See :meth:`Evaluator.attacked`; not kept, for the cells of one group alone share it."""
@@ -344,29 +340,27 @@ class _Shared:
 
     def purified(self, purifier: int) -> tuple[Tensor, Tensor | None]:
         """The clean images behind a purifier, and which of them it detects."""
-        if purifier not in self._purified:
-            there = self._prepared.purified.get((purifier, None))
-            self._purified[purifier] = there or self.evaluator.purify(purifier, self.x, self.ids)
-        return self._purified[purifier]
+        there = self._prepared.purified.get((purifier, None))
+        return there or self._once(("purified", purifier), lambda: self.evaluator.purify(purifier, self.x, self.ids))
 
     def purified_predictions(self, classifier: int, purifier: int) -> Tensor:
-        key = (classifier, purifier)
-        if key not in self._purified_predictions:
-            self._purified_predictions[key] = self.evaluator.classify(classifier, self.purified(purifier)[0])
-        return self._purified_predictions[key]
+        key = "purified predictions", classifier, purifier
+        return self._once(key, lambda: self.evaluator.classify(classifier, self.purified(purifier)[0]))
 
     def abstained(self, classifier: int, purifier: int) -> Tensor:
         """Where the vote on the clean images cannot tell."""
-        key = (classifier, purifier)
-        if key not in self._abstained:
-            self._abstained[key] = self.evaluator.abstains(classifier, purifier, self.x, self.ids)
-        return self._abstained[key]
+        key = "abstained", classifier, purifier
+        return self._once(key, lambda: self.evaluator.abstains(classifier, purifier, self.x, self.ids))
 
     def purified_similarity(self, purifier: int) -> dict[str, Tensor]:
-        if purifier not in self._purified_similarity:
-            compared = self.purified(purifier)[0], self.x
-            self._purified_similarity[purifier] = self.evaluator.measured("clean_purified", *compared)
-        return self._purified_similarity[purifier]
+        compared = self.purified(purifier)[0], self.x
+        return self._once(("similarity", purifier), lambda: self.evaluator.measured("clean_purified", *compared))
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
 
 def _moved(values: Mapping[str, Tensor | None], device: str) -> dict[str, Any]:

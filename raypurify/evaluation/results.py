@@ -76,21 +76,12 @@ def _description(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in schema.CELL_DESCRIPTION)
 
 
-def summarise(output: str, cell: Mapping[str, Any], more: Sequence[Metric] = ()) -> dict[str, Any]:
-    """One row of ``schema.summary(more)``, from a few files at a time, without what follows from other cells.
-
-    Args:
-        output: the run's folder.
-        cell: the cell's row of ``schema.CELL``.
-        more: the user's metrics.
+def _totals(output: str, cell: Mapping[str, Any], more: Sequence[Metric]) -> _Totals:
+    """A cell's scores, added up from a few files at a time.
 
     Raises:
         ValueError: the cell has no rows, or an id twice.
     """
-    return {**cell, **_totals(output, cell, more).figures()}
-
-
-def _totals(output: str, cell: Mapping[str, Any], more: Sequence[Metric]) -> _Totals:
     totals = _Totals(cell, (*METRICS, *more))
     for scores in _score_tables(output, cell["cell"], schema.scores(more)):
         totals.add(scores)

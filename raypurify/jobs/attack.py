@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 
-from raypurify import runs, storage
+from raypurify import storage
 from raypurify.data import Source, open_source, shape_of
 from raypurify.data.columns import names_of_classes
 from raypurify.evaluation import preflight, units
 from raypurify.evaluation.attacking import settled
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import FINISHED, attempt_at, hold
+from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
 from raypurify.jobs.work import undone
 from raypurify.runs import log, schema
-from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 from raypurify.storage.published import cut
 
@@ -30,20 +29,13 @@ PNG_NAME = 251
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackArguments:
+class AttackArguments(JobArguments):
     """Flags of the attack job."""
 
     generation: GenerationConfig
     resources: ActorPool = field(default_factory=ActorPool)
-    destination: runs.Destination
-    log: LogFlags = field(default_factory=LogFlags)
-    max_rejects: float = 0.1
-    """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     dry_run: bool = False
     """Attack 32 images, estimate the time, and write nothing."""
-
-    def __post_init__(self) -> None:
-        runs.check_max_rejects(self.max_rejects)
 
 
 def main(arguments: AttackArguments) -> None:
@@ -60,8 +52,7 @@ def run(arguments: AttackArguments) -> dict[str, Any]:
     return attack(
         arguments.generation,
         arguments.resources,
-        max_rejects=arguments.max_rejects,
-        **asdict(arguments.destination),
+        **arguments.usual,
     )
 
 
@@ -84,8 +75,7 @@ def attack(
         resources: who does it.
         output: URL of the run's folder.
         max_rejects: share of the images, in [0, 1]; when more cannot be decoded the work stops.
-        overwrite: start afresh.
-        shared_filesystem: a local output is one that every host sees.
+        overwrite, shared_filesystem: see :class:`raypurify.runs.Destination`.
 
     Returns:
         ``n``, and :func:`raypurify.evaluation.generation.rounding_effect` over all images; ``run.json`` holds them too.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from raypurify.jobs.engine import Engine, engine_of
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.work import Todo, Work
 from raypurify.report import formats
+from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import Progress
 from raypurify.runs.reasons import counted
 from raypurify.runs.tally import Tally
@@ -26,6 +27,25 @@ ENOUGH = 1000
 """How many images are done before the share of rejects is judged."""
 LATEST = 16
 """How many tables of rejects a message takes its reasons from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobArguments:
+    """Flags that every job on a dataset has."""
+
+    destination: runs.Destination
+    log: LogFlags = field(default_factory=LogFlags)
+    max_rejects: float = 0.1
+    """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_rejects <= 1:
+            raise ValueError(f"max_rejects must be in [0, 1]; got {self.max_rejects!r}")
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """What the function of every job takes of these, by its names."""
+        return {"max_rejects": self.max_rejects, **asdict(self.destination)}
 
 
 @dataclass(frozen=True, kw_only=True)

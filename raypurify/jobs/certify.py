@@ -17,21 +17,20 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raypurify import models, runs, storage
+from raypurify import models, storage
 from raypurify.data import Source, narrowed, open_source, read_rows, shape_of
 from raypurify.evaluation import certificate_attacks, certification, preflight, units
 from raypurify.evaluation.certification import Cell, CertificationConfig, Smoothed
 from raypurify.evaluation.grid import check_names
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import FINISHED, Attempt, attempt_at, check_rejects, hold
+from raypurify.jobs.attempt import FINISHED, Attempt, JobArguments, attempt_at, check_rejects, hold
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
 from raypurify.jobs.work import Todo, undone
 from raypurify.report import certificates, formats
 from raypurify.runs import lease, log, schema
-from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 from raypurify.training.batches import Batch, batch_of
 
@@ -51,20 +50,13 @@ ATTACKED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class CertificationArguments:
+class CertificationArguments(JobArguments):
     """Flags of the certification job."""
 
     certification: CertificationConfig
     resources: ActorPool = field(default_factory=ActorPool)
-    destination: runs.Destination
-    log: LogFlags = field(default_factory=LogFlags)
-    max_rejects: float = 0.1
-    """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     dry_run: bool = False
     """Draw a few times, estimate the time, and write nothing."""
-
-    def __post_init__(self) -> None:
-        runs.check_max_rejects(self.max_rejects)
 
 
 def main(arguments: CertificationArguments) -> None:
@@ -82,8 +74,7 @@ def run(arguments: CertificationArguments) -> pa.Table:
     return certify(
         arguments.certification,
         arguments.resources,
-        max_rejects=arguments.max_rejects,
-        **asdict(arguments.destination),
+        **arguments.usual,
     )
 
 
@@ -103,8 +94,7 @@ def certify(
         resources: who does it.
         output: URL of the run's folder. Given again with other networks or noise, it holds their cells too.
         max_rejects: share of the images, in [0, 1]; when more cannot be decoded the work stops.
-        overwrite: start afresh.
-        shared_filesystem: a local output is one that every host sees.
+        overwrite, shared_filesystem: see :class:`raypurify.runs.Destination`.
 
     Returns:
         The summary (``schema.CERTIFIED``) of this call's cells; ``summary.parquet`` also holds those of earlier calls.

@@ -18,13 +18,12 @@ from raypurify import runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
 from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
-from raypurify.jobs.attempt import FINISHED, attempt_at, check_rejects, hold
+from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Made, Make, undone
 from raypurify.report import formats
 from raypurify.report.cleaning import write_cleaning_report
 from raypurify.runs import lease, log
-from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 
 REASONS = 20
@@ -36,13 +35,11 @@ TRIAL_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleaningArguments:
+class CleaningArguments(JobArguments):
     """Flags of the cleaning job."""
 
     cleaning: CleaningConfig
     resources: ActorPool = field(default_factory=ActorPool)
-    destination: runs.Destination
-    log: LogFlags = field(default_factory=LogFlags)
     update: bool = False
     """Clean what is new in the input, or has changed since it was planned. An unfinished plan is finished first."""
     max_rejects: float = 0.1
@@ -59,7 +56,7 @@ class CleaningArguments:
             raise ValueError("update: it takes up the whole input, and this run has a limit; leave one of the two out")
         if self.update and self.dry_run:
             raise ValueError("dry_run: it tells of the whole input, not of an update; leave one of the two out")
-        runs.check_max_rejects(self.max_rejects)
+        super().__post_init__()
 
 
 def main(arguments: CleaningArguments) -> None:
@@ -86,8 +83,7 @@ def run(arguments: CleaningArguments) -> accounts.Totals:
         arguments.cleaning,
         arguments.resources,
         update=arguments.update,
-        max_rejects=arguments.max_rejects,
-        **dataclasses.asdict(arguments.destination),
+        **arguments.usual,
     )
 
 
@@ -109,8 +105,7 @@ def clean(
         output: URL of the run's folder; neither inside the input nor around it.
         update: plan what is new or has changed, once what was planned before is done.
         max_rejects: share of the images, in [0, 1]; when more are rejected the work stops.
-        overwrite: start afresh.
-        shared_filesystem: a local output is one that every host sees.
+        overwrite, shared_filesystem: see :class:`raypurify.runs.Destination`.
 
     Raises:
         ValueError, FileNotFoundError: bad input, another run's output, or one that is being written.

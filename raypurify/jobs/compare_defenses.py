@@ -81,11 +81,11 @@ class DefensesArguments(Crew):
     log: LogFlags = field(default_factory=LogFlags)
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            is_number = isinstance(value, int) and not isinstance(value, bool)
-            if (is_number and value < 1) or (name in ("classifiers", "defenses") and not value):
-                raise ValueError(f"{name} must be at least 1; got {value!r}")
-            if name in ("classifiers", "defenses") and len(set(value)) < len(value):
+        super().__post_init__()
+        for name, value in (("classifiers", self.classifiers), ("defenses", self.defenses)):
+            if not value:
+                raise ValueError(f"{name} must be at least 1; got ()")
+            if len(set(value)) < len(value):
                 raise ValueError(f"{name} name one twice; name each once: {', '.join(value)}")
         if not 0 < self.epsilon <= 1:
             raise ValueError(f"epsilon must be above 0 and at most 1; got {self.epsilon!r}")
@@ -277,7 +277,7 @@ class Bench:
 def _seconds(output: str) -> float:
     """How long the attempts of a training took that came to an end."""
     run = storage.read_json(storage.join(output, "run.json"))
-    return sum(attempts.seconds(attempt) or 0.0 for attempt in attempts.listed(run))
+    return sum(attempts.seconds(attempt) or 0.0 for attempt in run["attempts"])
 
 
 def written(arguments: DefensesArguments, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypurify import models, runs, storage
+from raypurify import models, storage
 from raypurify.data import Source, open_source, shape_of
 from raypurify.evaluation import preflight, results, samples, units
 from raypurify.evaluation.attacking import settled
@@ -24,7 +24,7 @@ from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import FINISHED, Attempt, attempt_at, check_rejects, hold
+from raypurify.jobs.attempt import FINISHED, Attempt, JobArguments, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.jobs.rows import Prepare, Process, RowWork
 from raypurify.jobs.work import Todo, undone
@@ -32,22 +32,17 @@ from raypurify.report import write_report
 from raypurify.report.cells import worst_cases
 from raypurify.report.page import users_sections
 from raypurify.runs import lease, log, schema
-from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 from raypurify.training.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationArguments:
+class EvaluationArguments(JobArguments):
     """Flags of the evaluation job."""
 
     evaluation: EvaluationConfig
     resources: ActorPool = field(default_factory=ActorPool)
     pools: StagePools = field(default_factory=StagePools)
-    destination: runs.Destination
-    log: LogFlags = field(default_factory=LogFlags)
-    max_rejects: float = 0.1
-    """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     sections: tuple[str, ...] = ()
     """Sections that the report has beside its own: my_package.module:callable each. The callable takes a
     raypurify.report.Page and returns a raypurify.report.Section."""
@@ -55,7 +50,7 @@ class EvaluationArguments:
     """Send 32 images through the whole grid, estimate the time, and write nothing."""
 
     def __post_init__(self) -> None:
-        runs.check_max_rejects(self.max_rejects)
+        super().__post_init__()
         users_sections(self.sections)
 
 
@@ -87,9 +82,8 @@ def run(arguments: EvaluationArguments) -> pa.Table:
         arguments.evaluation,
         arguments.resources,
         pools=arguments.pools.apart(arguments.resources),
-        max_rejects=arguments.max_rejects,
         sections=arguments.sections,
-        **asdict(arguments.destination),
+        **arguments.usual,
     )
 
 
@@ -113,8 +107,7 @@ def evaluate(
         pools: of the stages attack and purify, where they run apart: see :class:`StagePools`.
         max_rejects: share of the images, in [0, 1]; when more cannot be decoded the work stops.
         sections: sections that the report has beside its own: see :func:`raypurify.report.write_report`.
-        overwrite: start afresh.
-        shared_filesystem: a local output is one that every host sees.
+        overwrite, shared_filesystem: see :class:`raypurify.runs.Destination`.
 
     Returns:
         The summary (``schema.SUMMARY``) of this call's cells; ``summary.parquet`` also holds those of earlier calls.

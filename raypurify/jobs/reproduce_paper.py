@@ -79,12 +79,6 @@ PARTS = {
 }
 HELD_OUT = 1000
 """Images that the trainings of the classifiers held out."""
-SIZES = (
-    *("attacked_images", "minimal_images", "search_images", "epochs", "batch", "seeds", "limit", "minimal_limit"),
-    *("search_limit", "adaptive_limit", "calibration_images", "calibration_search_images"),
-    *("cpus_per_worker", "workers"),
-)
-"""Flags that are at least 1."""
 RUNS = (
     *("in-balls", "minimal", "search", "adaptive", "between"),
     *("calibration", "calibration-minimal", "calibration-search"),
@@ -134,10 +128,9 @@ class PaperArguments(Crew):
     log: LogFlags = field(default_factory=LogFlags)
 
     def __post_init__(self) -> None:
-        for name in (*SIZES, "datasets"):
-            value = getattr(self, name)
-            if value is not None and (not value if name == "datasets" else value < 1):
-                raise ValueError(f"{name} must be at least 1; got {value!r}")
+        super().__post_init__()
+        if not self.datasets:
+            raise ValueError("datasets must be at least 1; got ()")
         known = [name for dataset in self.datasets for name in PARTS[dataset].classifiers]
         if unknown := [name for name in self.classifiers if name not in known]:
             raise ValueError(f"classifiers: {', '.join(unknown)}: expected some of {', '.join(known)}")

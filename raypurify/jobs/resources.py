@@ -336,6 +336,11 @@ class Crew:
     local: bool = False
     """Work in this process, in plain torch, without Ray."""
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value!r}")
+
     @property
     def pool(self) -> ActorPool:
         """Who attacks and evaluates; on GPUs, which small batches leave idle, in larger ones."""

@@ -30,13 +30,12 @@ from raypurify.data import (
     shown,
 )
 from raypurify.evaluation import normalisation, preflight
-from raypurify.jobs.attempt import FINISHED, hold, ready
+from raypurify.jobs.attempt import FINISHED, JobArguments, hold, ready
 from raypurify.jobs.engine import Engine, engine_of
 from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import TrainingResources
 from raypurify.report import formats, write_report
 from raypurify.runs import log, schema
-from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import print_table
 from raypurify.storage.published import redacted
 from raypurify.training import saved
@@ -56,23 +55,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingArguments:
+class TrainingArguments(JobArguments):
     """Flags of the training jobs."""
 
     training: TrainingConfig
     resources: TrainingResources = field(default_factory=TrainingResources)
-    destination: runs.Destination
-    log: LogFlags = field(default_factory=LogFlags)
-    max_rejects: float = 0.1
-    """Stop when more than this share of the images cannot be decoded. It is in [0, 1]; with 1 the run never stops."""
     logger: str | None = None
     """Logs each epoch as it is trained: tensorboard[,folder=PATH], mlflow[,uri=URI], or
     my_package.module:callable[,KEY=VALUE...]. It runs in the process that is started, not on the workers."""
     dry_run: bool = False
     """Take two steps, estimate the time, and write nothing."""
-
-    def __post_init__(self) -> None:
-        runs.check_max_rejects(self.max_rejects)
 
 
 USUAL: Mapping[models.Kind, str] = {"classifier": "a_net", "purifier": "cru_net"}
@@ -279,9 +271,8 @@ def run(arguments: TrainingArguments) -> str:
     return train(
         arguments.training,
         arguments.resources,
-        max_rejects=arguments.max_rejects,
         logger=arguments.logger,
-        **dataclasses.asdict(arguments.destination),
+        **arguments.usual,
     )
 
 
@@ -340,8 +331,7 @@ def train(
         output: URL of the run's folder.
         max_rejects: share of the images, in [0, 1]; when more cannot be decoded the training stops.
         logger: see :func:`raypurify.training.loggers.build_logger`.
-        overwrite: start afresh.
-        shared_filesystem: a local output is one that every host sees.
+        overwrite, shared_filesystem: see :class:`raypurify.runs.Destination`.
 
     Returns:
         URL of the model that the last epoch left, ``OUTPUT/model``; that of the best is ``OUTPUT/best``.

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from raypurify.report.page import render, write_report
+from raypurify.report.page import write_report
 from raypurify.report.sections import Page, Section
 
-__all__ = ["Page", "Section", "render", "write_report"]
+__all__ = ["Page", "Section", "write_report"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any
 
 from raypurify.report import formats
@@ -20,36 +19,32 @@ def shown(run: Mapping[str, Any], counted: Mapping[str, str]) -> dict[str, Any]:
         counted: which of an attempt's counts stand in the table, and their headings.
     """
     safe = redacted(run)
-    attempts = listed(safe)
+    attempts = safe.get("attempts", [])
+    last = attempts[-1] if attempts else {}
+    lengths = [seconds(attempt) for attempt in attempts]
     return {
         "identity": _json(safe.get("identity")),
-        "config": _json(attempts[-1].get("config") if attempts else None),
+        "config": _json(last.get("config")),
         "counted": list(counted.values()),
         "attempts": [
             {
                 "id": attempt.get("id", ""),
-                "started": attempt.get("started") or "",
+                "started": attempt.get("started", ""),
                 "ended": attempt.get("ended") or "",
-                "took": _took(attempt),
-                "counts": [_count(attempt.get("counts"), name) for name in counted],
+                "took": "" if took is None else formats.duration(took),
+                "counts": [_count(attempt.get("counts", {}), name) for name in counted],
             }
-            for attempt in attempts
+            for attempt, took in zip(attempts, lengths, strict=True)
         ],
-        "versions": flat((attempts[-1].get("versions") if attempts else None) or {}),
-        "hardware": flat((attempts[-1].get("hardware") if attempts else None) or {}),
+        "versions": flat(last.get("versions", {})),
+        "hardware": flat(last.get("hardware", {})),
     }
-
-
-def listed(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The attempts of ``run.json``."""
-    return [attempt for attempt in run.get("attempts") or [] if isinstance(attempt, dict)]
 
 
 def warnings(run: Mapping[str, Any]) -> list[str]:
     """What all attempts warned of, each once."""
-    counts = [attempt["counts"] for attempt in listed(run) if isinstance(attempt.get("counts"), Mapping)]
-    texts = [text for some in counts if isinstance(some.get("warnings"), list) for text in some["warnings"]]
-    return [redacted(str(text)) for text in dict.fromkeys(map(str, texts))]
+    counts = [attempt.get("counts", {}) for attempt in run.get("attempts", [])]
+    return redacted([*dict.fromkeys(text for some in counts for text in some.get("warnings", []))])
 
 
 def seconds(attempt: Mapping[str, Any]) -> float | None:
@@ -60,18 +55,9 @@ def seconds(attempt: Mapping[str, Any]) -> float | None:
     return (ended - started).total_seconds()
 
 
-def time_of(value: Any) -> datetime | None:
-    """A time in ``run.json``, ISO 8601 or seconds since 1970; without a zone it is UTC. None where it is neither."""
-    try:
-        # Python 3.10 does not read the Z that stands for UTC.
-        time = (
-            datetime.fromisoformat(value.removesuffix("Z"))
-            if isinstance(value, str)
-            else datetime.fromtimestamp(value, timezone.utc)
-        )
-        return time.replace(tzinfo=timezone.utc) if time.tzinfo is None else time.astimezone(timezone.utc)
-    except (ValueError, TypeError, OverflowError, OSError):
-        return None
+def time_of(text: str | None) -> datetime | None:
+    """A time in ``run.json``, with its zone, UTC; None where an attempt has no end."""
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
@@ -89,13 +75,5 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) if value else ""
 
 
-def _count(counts: Any, name: str) -> str:
-    count = counts.get(name) if isinstance(counts, dict) else None
-    if isinstance(count, int | float) and math.isfinite(count):
-        return formats.three_digits(count)
-    return formats.NOT_AVAILABLE
-
-
-def _took(attempt: Mapping[str, Any]) -> str:
-    took = seconds(attempt)
-    return "" if took is None else formats.duration(took)
+def _count(counts: Mapping[str, Any], name: str) -> str:
+    return formats.three_digits(counts[name]) if name in counts else formats.NOT_AVAILABLE

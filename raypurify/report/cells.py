@@ -39,13 +39,12 @@ def worst_cases(rows: Sequence[Row]) -> dict[str, float]:
     """
     bounded = [row for row in rows if row["accuracy_worst"] is not None]
     sets = grouped(bounded, lambda row: tuple(row[name] for name in WORST_OF)).values()
-    several = [row for members in sets for row in members if len(members) > 1 or _is_worse(row)]
-    return {row["cell"]: row["accuracy_worst"] for row in several}
-
-
-def _is_worse(row: Row) -> bool:
-    """Whether an attack that is not among the rows made other images wrong."""
-    return bool(row["accuracy_worst"] < row["accuracy_purified"])
+    return {
+        row["cell"]: row["accuracy_worst"]
+        for members in sets
+        for row in members
+        if len(members) > 1 or row["accuracy_worst"] < row["accuracy_purified"]
+    }
 
 
 def surrogate(row: Row) -> str | None:
@@ -55,13 +54,8 @@ def surrogate(row: Row) -> str | None:
 
 def series(row: Row) -> tuple[Any, ...]:
     """What the cells of a security curve have in common: all of an attack but its radius, and whom it attacks."""
-    params = row["params"]
-    try:
-        values = json.loads(params)
-    except json.JSONDecodeError:
-        values = None
-    if isinstance(values, dict):
-        params = json.dumps({key: value for key, value in values.items() if key != row["radius"]}, sort_keys=True)
+    values = json.loads(row["params"])
+    params = json.dumps({key: value for key, value in values.items() if key != row["radius"]}, sort_keys=True)
     target = row["setting"], row["dataset"], row["classifier"], surrogate(row)
     return *target, row["attack"], row["norm"], params
 

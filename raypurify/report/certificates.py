@@ -106,7 +106,7 @@ def certificates_page(
 
 def _values(run: Mapping[str, Any]) -> dict[str, Any] | None:
     """How many values an image has, and its shape; None where no attempt tells."""
-    shapes = [shape for attempt in attempts.listed(run) if (shape := (attempt.get("counts") or {}).get("shape"))]
+    shapes = [shape for attempt in run["attempts"] if (shape := attempt["counts"].get("shape"))]
     return {"shape": "×".join(map(str, shapes[-1])), "root": math.sqrt(math.prod(shapes[-1]))} if shapes else None
 
 

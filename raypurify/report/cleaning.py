@@ -71,12 +71,12 @@ def cleaning_page(run: Mapping[str, Any], totals: Totals, pictures: Sequence[Map
     """The page as HTML: it asks nothing of the network, and runs no script.
 
     Args:
-        run: ``run.json``; whatever it lacks is left out.
+        run: ``run.json``.
         totals: what became of the images.
         pictures: rows of ``schema.CHANGES``. Of others than ``totals.most_changed`` nothing is shown.
     """
     run = formats.visible(run)
-    identity = redacted(_mapping(run.get("identity")))
+    identity = redacted(run["identity"])
     speed = throughput.read(run)
     rate = None if speed.rate is None else formats.three_digits(speed.rate)
     return templates.render(
@@ -85,9 +85,9 @@ def cleaning_page(run: Mapping[str, Any], totals: Totals, pictures: Sequence[Map
         title=_headline(totals, speed, rate),
         totals=totals,
         left_alone=formats.visible(totals.left_alone),
-        input=_name(identity.get("input")),
-        purifier=_name(identity.get("purifier")),
-        classifier=_name(identity.get("classifier")),
+        input=identity.get("input"),
+        purifier=identity.get("purifier"),
+        classifier=identity.get("classifier"),
         times=_times(run),
         limit=identity.get("limit"),
         shards=identity.get("shards"),
@@ -119,7 +119,7 @@ def _headline(totals: Totals, speed: throughput.Throughput, rate: str | None) ->
 
 def _times(run: Mapping[str, Any]) -> str:
     """The first start and the last end that are known."""
-    known = [time for attempt in attempts.listed(run) for name in ENDS if (time := attempts.time_of(attempt.get(name)))]
+    known = [time for attempt in run["attempts"] for name in ENDS if (time := attempts.time_of(attempt.get(name)))]
     if not known:
         return ""
     first, last = min(known), max(known)
@@ -165,15 +165,5 @@ def _data_uri(png: bytes) -> str:
 
 def _sum(run: Mapping[str, Any], name: str) -> float | None:
     """A count over all attempts; None where none has it."""
-    values = [_mapping(attempt.get("counts")).get(name) for attempt in attempts.listed(run)]
-    known = [value for value in values if isinstance(value, int | float)]
+    known = [attempt["counts"][name] for attempt in run["attempts"] if name in attempt["counts"]]
     return sum(known) if known else None
-
-
-def _name(value: Any) -> str:
-    """A model or an input as the identity has it: a name, or a mapping that holds one."""
-    return str(value.get("name") or "") if isinstance(value, Mapping) else str(value or "")
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

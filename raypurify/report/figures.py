@@ -54,9 +54,16 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _VARIABLES["muted"],
     "grid.color": _VARIABLES["rule"],
     "grid.linewidth": 0.6,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    **{f"{axis}tick.{kind}.size": 0 for axis in "xy" for kind in ("major", "minor")},
     "axes.unicode_minus": True,
     "text.parse_math": False,  # a name with two dollar signs is a name
 }
+_SHARES = [0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"]
+"""Ticks of an axis of shares, and their labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +89,13 @@ def accuracy_bars(bars: Sequence[Bar], *, name: str) -> str:
             _draw_bar(axes, position, bar)
         axes.set_xlim(0, 1.0)
         axes.set_ylim(len(bars) - 0.5, -0.5)
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
+        axes.set_xticks(*_SHARES)
         axes.set_yticks(range(len(bars)), labels=[f"{bar.attack}\n{bar.detail}".rstrip() for bar in bars])
         for label in axes.get_yticklabels():
             label.set_color(_VARIABLES["text"])
-        axes.tick_params(length=0, pad=6)
+        axes.tick_params(pad=6)
         axes.grid(axis="x")
-        axes.set_axisbelow(True)
-        _bare(axes)
+        axes.grid(False, axis="y")
         return _svg(axes, name=name)
 
 
@@ -153,13 +159,9 @@ def security_curve(points: Sequence[Point], *, norm: str, name: str) -> str:
         axes.set_xlim(-0.02 * largest, 1.02 * largest)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xticks(*_radius_ticks([point.eps for point in points]))
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
+        axes.set_yticks(*_SHARES)
         axes.set_xlabel(f"{norm} ε".strip())
         axes.set_ylabel("accuracy")
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0)
-        _bare(axes)
         return _svg(axes, name=name)
 
 
@@ -235,10 +237,7 @@ def throughput(spans: Sequence[Span], *, mean: float | None, name: str) -> str:
         axes.yaxis.set_major_locator(_ticker().MaxNLocator(5))
         axes.set_xlabel("time, UTC")
         axes.set_ylabel("images/s")
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0, pad=6)
-        _bare(axes)
+        axes.tick_params(pad=6)
         return _svg(axes, name=name)
 
 
@@ -296,9 +295,6 @@ def loss_curve(step: NDArray[np.int64], loss: NDArray[np.float64], *, name: str)
         axes.set_ylabel("loss")
         _whole_numbers(axes)
         axes.margins(x=0.01)
-        axes.grid(axis="y")
-        axes.tick_params(which="both", length=0)
-        _bare(axes)
         return _svg(axes, name=name)
 
 
@@ -315,8 +311,7 @@ def certified_curves(
         marks: radii and shares in [0, 1] under the best attack that was found, by the names of their curves.
     """
     with _drawing(WIDTH, 2.8 + 0.2 * len(curves)) as axes:
-        styles = itertools.cycle(itertools.product(("solid", (0, (3.5, 2))), ("purified", "attacked", "adaptive")))
-        for (label, (radii, shares)), (dashes, colour) in zip(curves.items(), styles, strict=False):
+        for (label, (radii, shares)), (dashes, colour) in zip(curves.items(), _styles(), strict=False):
             style: dict[str, Any] = {"linestyle": dashes, "color": _VARIABLES[colour], "label": label}
             axes.step(radii, shares, where="post", lw=1.6, **style)
             if label in marks:
@@ -324,13 +319,9 @@ def certified_curves(
                 axes.plot(*zip(*marks[label], strict=True), markerfacecolor="none", **style)
         axes.set_xlim(0, None)
         axes.set_ylim(0, 1.02)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
+        axes.set_yticks(*_SHARES)
         axes.set_xlabel("L2 radius, on pixels in [0, 1]")
         axes.set_ylabel("accuracy")
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0)
-        _bare(axes)
         axes.figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=8.0)
         return _svg(axes, name=name)
 
@@ -344,14 +335,10 @@ def costs(points: Mapping[str, tuple[float, float]], *, name: str) -> str:
             axes.annotate(label, (speed, share), xytext=(5, 4), textcoords="offset points", fontsize=8.0)
         axes.set_ylim(-0.02, 1.02)
         axes.margins(x=0.25)
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], labels=["0%", "25%", "50%", "75%", "100%"])
+        axes.set_yticks(*_SHARES)
         axes.xaxis.set_major_formatter(_ticker().StrMethodFormatter("{x:g}"))
         axes.set_xlabel("images a second")
         axes.set_ylabel("adaptive accuracy")
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        axes.tick_params(which="both", length=0)
-        _bare(axes)
         return _svg(axes, name=name)
 
 
@@ -364,8 +351,7 @@ def score_curves(epochs: Sequence[int], scores: Mapping[str, Sequence[float]], *
         best: the epoch that a line across is drawn at.
     """
     with _drawing(WIDTH, 2.4 + 0.2 * len(scores)) as axes:
-        styles = itertools.cycle(itertools.product(("solid", (0, (3.5, 2))), ("purified", "attacked", "adaptive")))
-        for (label, values), (dashes, colour) in zip(scores.items(), styles, strict=False):
+        for (label, values), (dashes, colour) in zip(scores.items(), _styles(), strict=False):
             axes.plot(
                 epochs, values, "o", linestyle=dashes, color=_VARIABLES[colour], lw=1.6, markersize=3, label=label
             )
@@ -374,11 +360,13 @@ def score_curves(epochs: Sequence[int], scores: Mapping[str, Sequence[float]], *
         axes.set_xlabel("epoch")
         _whole_numbers(axes)
         axes.margins(x=0.03)
-        axes.grid(axis="y")
-        axes.tick_params(length=0)
-        _bare(axes)
         axes.figure.legend(loc="outside upper left", frameon=False, fontsize=8.0)
         return _svg(axes, name=name)
+
+
+def _styles() -> Iterator[tuple[Any, str]]:
+    """Dashes and colours of line after line."""
+    return itertools.cycle(itertools.product(("solid", (0, (3.5, 2))), ("purified", "attacked", "adaptive")))
 
 
 def _whole_numbers(axes: Axes) -> None:
@@ -413,11 +401,6 @@ def _thinned(
     pieces = np.array_split(np.arange(len(loss)), points // 2)
     kept = np.unique([index[pick(loss[index])] for index in pieces for pick in (np.argmin, np.argmax)])
     return step[kept], loss[kept]
-
-
-def _bare(axes: Axes) -> None:
-    for side in axes.spines.values():
-        side.set_visible(False)
 
 
 def alone(svg: str) -> str:

@@ -73,13 +73,7 @@ def norm_name(norm: str | None) -> str:
 
 def parameters(text: str, radius: str | None) -> dict[str, str]:
     """An attack's parameters (JSON) as they are shown: without the radius, which stands apart, and without nulls."""
-    try:
-        params = json.loads(text)
-    except json.JSONDecodeError:
-        return {"params": text}
-    if not isinstance(params, dict):
-        return {"params": text}
-    given = {key: item for key, item in params.items() if key != radius and item is not None}
+    given = {key: item for key, item in json.loads(text).items() if key != radius and item is not None}
     return {key: shown(item) if isinstance(item, float) else str(item) for key, item in redacted(given).items()}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from raypurify import storage
 from raypurify.cleaning import accounts
-from raypurify.report import attempts, bars, certificates, cleaning, formats, images, security, templates, training
+from raypurify.report import bars, certificates, cleaning, formats, images, security, templates, training
 from raypurify.report.page import read_page
 from raypurify.report.sections import Page, naming
 from raypurify.runs.status import job_of
@@ -92,7 +92,7 @@ def _examples(page: Page) -> Iterator[Column]:
 
 
 def _attack(output: str, run: Mapping[str, Any]) -> Mapping[str, Any]:
-    counts = [attempt["counts"] for attempt in attempts.listed(run)]
+    counts = [attempt["counts"] for attempt in run["attempts"]]
     figures = {name: counts[-1].get(name) for name in FIGURES} if counts else {}
     urls = storage.list_files(storage.join(output, "images"), ".parquet")
     rows = storage.read_table(urls[0]).slice(0, IMAGES).to_pylist() if urls else []

@@ -50,16 +50,16 @@ def write_report(output: str, *, curves: Mapping[str, pa.Table] | None = None, s
     Args:
         output: the folder, as :func:`read_page` takes it.
         curves: tables of the schema ``METRICS`` by name: the trainings that made the purifiers.
-        sections: my_package.module:callable each, as :func:`render` takes them.
+        sections: my_package.module:callable each, called as those in :data:`SECTIONS` are.
 
     Returns:
         The page's URL.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`read_page`.
+        FileNotFoundError, ValueError: see :func:`read_page`; or an unknown section.
     """
     url = storage.join(output, "report.html")
-    storage.write_bytes(url, _filled(read_page(output, curves=curves), sections).encode())
+    storage.write_bytes(url, filled(read_page(output, curves=curves), sections).encode())
     return url
 
 
@@ -86,13 +86,13 @@ def read_page(output: str, *, curves: Mapping[str, pa.Table] | None = None) -> P
         raise FileNotFoundError(
             f"nothing to report in {output}: expected summary.parquet (an evaluation) or metrics.parquet (a training)"
         )
-    return _page(
+    return page_of(
         storage.read_table(summary_url) if storage.exists(summary_url) else schema.SUMMARY.empty_table(),
         storage.read_tables(storage.list_files(storage.join(output, "samples"), ".parquet"), schema.SAMPLES),
         storage.read_json(run_url) if storage.exists(run_url) else {},
         trainings,
         storage.read_tables(storage.list_files(storage.join(output, "rejects"), ".parquet"), schema.REJECTS),
-        storage.read_table(confused) if storage.exists(confused) else None,
+        storage.read_table(confused) if storage.exists(confused) else schema.CONFUSION.empty_table(),
         trained,
     )
 
@@ -106,45 +106,24 @@ def _trained(output: str, curve: pa.Table) -> Trained:
     )
 
 
-def render(
+def page_of(
     summary: pa.Table,
-    samples: pa.Table | None,
+    samples: pa.Table,
     run: Mapping[str, Any],
     curves: Mapping[str, pa.Table],
-    *,
-    rejects: pa.Table | None = None,
-    confusion: pa.Table | None = None,
-    sections: Sequence[str] = (),
-) -> str:
-    """The page as HTML: it asks nothing of the network, and runs no script.
-
-    Args:
-        summary: of the schema ``SUMMARY``, with the columns of a user's metrics.
-        samples: of the schema ``SAMPLES``, or None.
-        run: ``run.json``; whatever it lacks is left out.
-        curves: tables of the schema ``METRICS`` by name.
-        rejects: of the schema ``REJECTS``, or None.
-        confusion: of the schema ``CONFUSION``, or None.
-        sections: my_package.module:callable each, called as those in :data:`SECTIONS` are.
-
-    Raises:
-        ValueError: a table without the columns that its schema names, or an unknown section.
-    """
-    return _filled(_page(summary, samples, run, curves, rejects, confusion), sections)
-
-
-def _page(
-    summary: pa.Table,
-    samples: pa.Table | None,
-    run: Mapping[str, Any],
-    curves: Mapping[str, pa.Table],
-    rejects: pa.Table | None,
-    confusion: pa.Table | None,
+    rejects: pa.Table,
+    confusion: pa.Table,
     trained: Trained | None = None,
 ) -> Page:
+    """What a run wrote, its tables held against their schemas.
+
+    Raises:
+        ValueError: a table without the columns that its schema names.
+    """
     summary = _checked(summary, schema.SUMMARY, "summary")
+    names = "victim", "classifier", "purifier"
     return Page(
-        rows=[{**row, **_readable_names(row)} for row in redacted(summary.to_pylist())],
+        rows=[row | {name: plugins.readable(row[name]) for name in names} for row in redacted(summary.to_pylist())],
         schema=summary.schema,
         samples=_checked(samples, schema.SAMPLES, "samples"),
         rejects=_checked(rejects, schema.REJECTS, "rejects"),
@@ -155,16 +134,12 @@ def _page(
     )
 
 
-def _filled(page: Page, sections: Sequence[str]) -> str:
-    """The page as HTML, with the user's sections."""
+def filled(page: Page, sections: Sequence[str] = ()) -> str:
+    """The page as HTML, with the user's sections: it asks nothing of the network, and runs no script."""
     shown = [section for make in (*SECTIONS[:-2], *users_sections(sections), *SECTIONS[-2:]) if (section := make(page))]
     return templates.render(
         "page.html.j2", title=_title(page), page=page, overview=_overview(page.rows), sections=shown
     )
-
-
-def _readable_names(row: Mapping[str, Any]) -> dict[str, str]:
-    return {name: plugins.readable(row[name]) for name in ("victim", "classifier", "purifier")}
 
 
 def users_sections(names: Sequence[str]) -> list[Callable[[Page], Section | None]]:
@@ -179,10 +154,8 @@ def users_sections(names: Sequence[str]) -> list[Callable[[Page], Section | None
     return [plugins.find("raypurify.report", name) for name in names]
 
 
-def _checked(table: pa.Table | None, expected: pa.Schema, name: str) -> pa.Table:
+def _checked(table: pa.Table, expected: pa.Schema, name: str) -> pa.Table:
     """``table`` with the columns that its schema names first; those of a user's metrics stay, behind them."""
-    if table is None:
-        return expected.empty_table()
     missing = [field for field in expected if field.name not in table.column_names]
     if not all(field.nullable for field in missing):
         names = ", ".join(field.name for field in missing)

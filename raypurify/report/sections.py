@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypurify.report import attempts, formats, templates
+from raypurify.report import formats, templates
 from raypurify.report.cells import Row
 from raypurify.report.tables import Table, read_tables
 from raypurify.runs import failures
@@ -73,8 +73,8 @@ NAME = 24
 def naming(run: Mapping[str, Any]) -> Callable[[int], str]:
     """What a class is called, by its number, in the run of this ``run.json``."""
     names: Sequence[str] = ()
-    for attempt in attempts.listed(run):
-        names = (attempt.get("counts") or {}).get("class_names") or names
+    for attempt in run.get("attempts", []):
+        names = attempt.get("counts", {}).get("class_names") or names
 
     def named(number: int) -> str:
         if not 0 <= number < len(names):

@@ -58,12 +58,11 @@ def read(run: Mapping[str, Any]) -> Throughput:
             seconds since the attempt's start and images done in it, the first of them none, as the work begins. An
             attempt that was cut off holds none of them.
     """
-    listed = attempts.listed(run)
+    listed = run.get("attempts", [])
     lengths = [_seconds(attempt) for attempt in listed]
     images, busy = 0.0, 0.0
     for attempt, length in zip(listed, lengths, strict=True):
-        done = _number(_counts(attempt).get("in"))
-        rate = _number(_counts(attempt).get("images_per_second"))
+        done, rate = (attempt["counts"].get(name) for name in ("in", "images_per_second"))
         if done and (rate or length):
             images += done
             busy += done / rate if rate else length or 0.0
@@ -126,16 +125,9 @@ def _rates(timeline: NDArray[np.float64], first: float, last: float, total: floa
 
 def _timeline(attempt: Mapping[str, Any]) -> NDArray[np.float64]:
     """(N, 2): seconds, which increase, and images done until then, which do not decrease."""
-    given = _counts(attempt).get("timeline")
-    latest: dict[float, float] = {}
-    for point in given if isinstance(given, list | tuple) else []:
-        if isinstance(point, list | tuple) and len(point) == 2:
-            seconds, images = map(_number, point)
-            if seconds is not None and images is not None:
-                latest[seconds] = max(images, latest.get(seconds, 0.0))
-    points = np.array(sorted(latest.items()), np.float64).reshape(-1, 2)
-    points[:, 1] = np.maximum.accumulate(points[:, 1]) if len(points) else points[:, 1]
-    return points
+    # A worker whose clock is behind has begun before the attempt did.
+    latest = {seconds: images for seconds, images in attempt["counts"].get("timeline", []) if seconds >= 0}
+    return np.array([*latest.items()], np.float64).reshape(-1, 2)
 
 
 def _seconds(attempt: Mapping[str, Any]) -> float | None:
@@ -144,13 +136,3 @@ def _seconds(attempt: Mapping[str, Any]) -> float | None:
     last = float(timeline[-1, 0]) if len(timeline) else 0.0
     ended = attempts.seconds(attempt)
     return last or None if ended is None else max(ended, last)
-
-
-def _counts(attempt: Mapping[str, Any]) -> Mapping[str, Any]:
-    counts = attempt.get("counts")
-    return counts if isinstance(counts, Mapping) else {}
-
-
-def _number(value: Any) -> float | None:
-    """``value`` if it is a number that can count or measure."""
-    return float(value) if isinstance(value, int | float) and 0 <= value < np.inf else None

@@ -11,7 +11,6 @@ from raypurify.runs.run import (
     Destination,
     Run,
     check_lasting,
-    check_max_rejects,
     hold,
     identity_of,
     machine,

@@ -33,12 +33,6 @@ CONTENTS = {
 """The field that says what is there, for each field of an identity that names a place: content may lie elsewhere."""
 
 
-def check_max_rejects(share: float) -> None:
-    """Raise a ValueError unless ``share`` is one."""
-    if not 0 <= share <= 1:
-        raise ValueError(f"max_rejects must be in [0, 1]; got {share!r}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Destination:
     """Where a job writes."""

@@ -318,18 +318,12 @@ class _Block:
         raise DataError(f"{TRIED} images after each other cannot be decoded; the first: {self.rejects[place]}")
 
     def table(self) -> pa.Table:
-        table = table_of(image=self.images, label=self.labels, seed=self.seeds)
-        for name, texts in (("id", self.ids), ("reject", self.rejects)):
-            table = table.append_column(name, pa.array(texts, pa.string()))
-        return table
-
-
-def table_of(**columns: np.ndarray) -> pa.Table:
-    """An Arrow table of numpy columns; (N, H, W, C) arrays become fixed-shape tensors."""
-    arrays = {}
-    for name, values in columns.items():
-        tensor = values.ndim > 1
-        arrays[name] = (
-            pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values)) if tensor else pa.array(values)
+        return pa.table(
+            {
+                "image": pa.FixedShapeTensorArray.from_numpy_ndarray(self.images),
+                "label": self.labels,
+                "seed": self.seeds,
+                "id": pa.array(self.ids, pa.string()),
+                "reject": pa.array(self.rejects, pa.string()),
+            }
         )
-    return pa.table(arrays)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +47,8 @@ from raypurify.training.objectives import (
     validate,
 )
 from raypurify.training.order import EpochOrder, held_out_rows
+
+T = TypeVar("T")
 
 Stream = Callable[[EpochOrder, Sequence[int], int], Iterator[dict[str, np.ndarray]]]
 """A worker's batches of some epochs in an order, one after the other, of the first one from a step on: see
@@ -240,10 +242,7 @@ class Worker:
     def _keep_random(self) -> None:
         """Keep the states of all workers' generators, for a checkpoint within an epoch."""
         states = {name: generator.get_state() for name, generator in self._generators().items()}
-        parts = [states] * self.workers
-        if self.workers > 1:
-            torch.distributed.all_gather_object(parts, states)
-        self.random = {name: state for part in parts for name, state in part.items()}
+        self.random = {name: state for part in self._gathered(states) for name, state in part.items()}
 
     def _train_part(self, batches: Iterator[dict[str, np.ndarray]], progressed: Progressed, seconds: float) -> pa.Table:
         """Train to the end of the epoch, or for so many seconds: the curve of these steps."""
@@ -301,20 +300,15 @@ class Worker:
             self._calibrate()
         with nullcontext() if self.average is None else self.average.applied():
             sums = validate(self.objective, self._held_out())
-        names = sorted(sums) if self.job.held_out.rows else []
-        if self.workers > 1:
-            names = _all_names(names)
+        # A worker without held-out images has no scores.
+        names = sorted({name for part in self._gathered([*sums]) for name in part}) if self.job.held_out.rows else []
         total = self._mean(torch.tensor([sums.get(name, 0.0) for name in names], dtype=torch.float64)) * self.workers
         values = dict(zip(names, total.tolist(), strict=True))
         return {name: value / values["n"] for name, value in values.items() if name != "n"}
 
     def _calibrate(self) -> None:
         """Let the objective set what follows from all held-out images."""
-        parts = [measure(self.objective, self._held_out())]
-        if self.workers > 1:
-            own, parts = parts[0], parts * self.workers
-            torch.distributed.all_gather_object(parts, own)
-        measured = [part for part in parts if len(part)]
+        measured = [part for part in self._gathered(measure(self.objective, self._held_out())) if len(part)]
         if not measured:
             raise DataError("no held-out image can be decoded: there is nothing to set the thresholds by; see rejects")
         self.objective.calibrate(torch.cat(measured).to(self.device))
@@ -367,9 +361,14 @@ class Worker:
     def _share_rejects(self) -> None:
         """Let each worker know the rejects of all."""
         if self.workers > 1:
-            parts: list[dict[str, dict[str, str]]] = [{} for _ in range(self.workers)]
-            torch.distributed.all_gather_object(parts, self.rejects)
-            self._reject(reject for part in parts for reject in part.values())
+            self._reject(reject for part in self._gathered(self.rejects) for reject in part.values())
+
+    def _gathered(self, own: T) -> list[T]:
+        """What each of the workers has."""
+        parts = [own] * self.workers
+        if self.workers > 1:
+            torch.distributed.all_gather_object(parts, own)
+        return parts
 
     def _mean(self, value: Tensor) -> Tensor:
         if self.workers > 1:
@@ -442,10 +441,3 @@ class Worker:
             _, self.best_state, _ = checkpoints.load(storage.join(folder, "best"))
         self.curve = [storage.read_table(storage.join(folder, "metrics.parquet"))]
         self._reject(storage.read_table(storage.join(folder, "rejects.parquet")).to_pylist())
-
-
-def _all_names(names: list[str]) -> list[str]:
-    """The union of the workers' score names: a worker without held-out images has none."""
-    gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(gathered, names)
-    return sorted({name for part in gathered for name in part})

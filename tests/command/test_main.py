@@ -35,7 +35,7 @@ def test_the_page_has_an_example_of_each_verb_and_comes_at_once() -> None:
 def test_an_example_is_one_that_the_verb_takes(name: str) -> None:
     words = shlex.split(main.VERBS[name].example)
     assert main.verb_of(words) == (name, words[len(name.split()) :])
-    default = main.VERBS[name].start().default
+    default = jobs.of(name).default
     assert isinstance(cli.parse(default, words[len(name.split()) :]), type(default))
 
 
@@ -117,4 +117,4 @@ def test_a_shell_completes_verbs_and_flags() -> None:
         "COMP_WORDS=(raypurify train digits --log); COMP_CWORD=3; _tyro_raypurify; printf '%s\\n' \"${COMPREPLY[@]}\""
     )
     found = subprocess.run(["bash"], input=f"{done.stdout}\n{press}\n", capture_output=True, text=True, check=True)
-    assert found.stdout.split("\n") == ["--logger", "--logit-weight", "--log-format", ""]
+    assert found.stdout.split("\n") == ["--logger", "--log-format", "--logit-weight", ""]

@@ -49,7 +49,7 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             pass
         case ["raypurify", *verb]:
             name, flags = main.verb_of(verb)
-            check_flags(main.VERBS[name].start(), flags)
+            check_flags(jobs.of(name), flags)
         case ["python", "-m", "raypurify.command", *verb]:
             assert not verb, "the command itself; test_main runs it"
         case ["python", script, *flags] if script.startswith("jobs/"):

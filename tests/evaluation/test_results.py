@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -34,6 +35,14 @@ def write(output: Path, *units: list[dict[str, object]]) -> None:
         storage.write_table(url, pa.Table.from_pylist(rows, schema.SCORES))
 
 
+def figures_of(output: Path, **changes: str) -> dict[str, Any]:
+    """The cell's row of the summary."""
+    urls = storage.list_files(results.scores_folder(str(output), "c0ffee"), ".parquet")
+    rows = sum(len(storage.read_table(url)) for url in urls)
+    (figures,) = results.write_summary(str(output), [CELL | changes], {"c0ffee"}, rows).to_pylist()
+    return dict(figures)
+
+
 def test_the_figures_of_a_cell(tmp_path: Path) -> None:
     write(
         tmp_path,
@@ -60,18 +69,18 @@ def test_the_figures_of_a_cell(tmp_path: Path) -> None:
 def test_an_adaptive_attack_is_judged_behind_the_purifier(tmp_path: Path) -> None:
     fooled, held = {"pred_purified": 0}, {"pred_adversarial": 0}
     write(tmp_path, [row("a", l2=2.0, **fooled), row("b", l2=3.0, **fooled), row("c", l2=4.0, **held)])
-    assert results.summarise(str(tmp_path), {**CELL, "setting": "adaptive"})["l2_median"] == 3.0  # of 2, 3, infinity
-    assert results.summarise(str(tmp_path), CELL)["l2_median"] == float("inf")
+    assert figures_of(tmp_path, setting="adaptive")["l2_median"] == 3.0  # of 2, 3, infinity
+    assert figures_of(tmp_path)["l2_median"] == float("inf")
     wrong_at_first = row("d", l2=1.0, pred_clean_purified=0, **fooled)
     write(tmp_path, [row("a", l2=2.0, **fooled), wrong_at_first])
-    assert results.summarise(str(tmp_path), {**CELL, "setting": "adaptive"})["l2_median"] == 2.0
+    assert figures_of(tmp_path, setting="adaptive")["l2_median"] == 2.0
 
 
 def test_the_masking_check_counts_the_images_that_were_checked(tmp_path: Path) -> None:
     fooled = dict.fromkeys((f"pred_{attack}" for attack in schema.MASKING_ATTACKS), 0)
     checked = {**fooled, "zero_gradient": False, "pred_straight_through": None}
     write(tmp_path, [row("a", **checked), row("b", **{**checked, "pred_multi_step": 1}), row("c")])
-    figures = results.summarise(str(tmp_path), CELL)
+    figures = figures_of(tmp_path)
     assert (figures["masking_n"], figures["zero_gradient_share"]) == (2, 0.0)
     assert (figures["accuracy_multi_step"], figures["accuracy_single_step"]) == (0.5, 0.0)
     assert figures["accuracy_straight_through"] is None
@@ -80,34 +89,34 @@ def test_the_masking_check_counts_the_images_that_were_checked(tmp_path: Path) -
 
 def test_zero_gradients_are_counted_where_they_are_known(tmp_path: Path) -> None:
     write(tmp_path, [row("a", zero_gradient=True), row("b", zero_gradient=False)], [row("c")])
-    figures = results.summarise(str(tmp_path), CELL)
+    figures = figures_of(tmp_path)
     assert (figures["zero_gradient_share"], figures["masking_n"], figures["masking"]) == (0.5, 0, None)
     write(tmp_path, [row("a"), row("b")], [row("c")])
-    assert results.summarise(str(tmp_path), CELL)["zero_gradient_share"] is None
+    assert figures_of(tmp_path)["zero_gradient_share"] is None
 
 
 def test_what_an_attack_took_at_most(tmp_path: Path) -> None:
     write(tmp_path, [row("a", steps=3, queries=7), row("b", steps=5, queries=11)])
-    figures = results.summarise(str(tmp_path), CELL)
+    figures = figures_of(tmp_path)
     assert [figures[name] for name in ("steps_mean", "steps_max", "queries_mean", "queries_max")] == [4.0, 5, 9.0, 11]
 
 
 def test_unknown_similarities_are_left_out_of_the_mean(tmp_path: Path) -> None:
     write(tmp_path, [row("a", ssim_purified=None), row("b", ssim_purified=0.25)])
-    assert results.summarise(str(tmp_path), CELL)["ssim_purified"] == 0.25
+    assert figures_of(tmp_path)["ssim_purified"] == 0.25
     write(tmp_path, [row("a", ssim_purified=None)])
-    assert results.summarise(str(tmp_path), CELL)["ssim_purified"] is None
+    assert figures_of(tmp_path)["ssim_purified"] is None
 
 
 def test_an_id_that_stands_twice_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, [row("a")], [row("a")])
     with pytest.raises(ValueError, match="'a' stands for more than one image"):
-        results.summarise(str(tmp_path), CELL)
+        figures_of(tmp_path)
 
 
 def test_a_cell_without_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="c0ffee has no scores"):
-        results.summarise(str(tmp_path), CELL)
+        figures_of(tmp_path)
 
 
 def test_a_cell_that_lacks_rows_is_an_error_if_it_is_asked_for(tmp_path: Path) -> None:
@@ -156,10 +165,10 @@ def test_scores_of_a_version_without_a_column_are_still_read(tmp_path: Path) -> 
     url = storage.join(results.scores_folder(str(tmp_path), "c0ffee"), "000000.parquet")
     earlier = pa.Table.from_pylist([row("a")], schema.SCORES).drop_columns(["detected_clean"])
     storage.write_table(url, earlier)
-    assert results.summarise(str(tmp_path), CELL)["false_alarm_rate"] is None
+    assert figures_of(tmp_path)["false_alarm_rate"] is None
     storage.write_table(url, earlier.drop_columns(["label"]))
     with pytest.raises(KeyError, match="label"):
-        results.summarise(str(tmp_path), CELL)
+        figures_of(tmp_path)
 
 
 def test_the_worst_case_is_of_all_attacks_in_one_ball(tmp_path: Path) -> None:
@@ -204,12 +213,12 @@ def test_detection_defends_attacked_images_and_loses_clean_ones(tmp_path: Path) 
     ]
     write(tmp_path, rows)
     names = ("detection_rate", "false_alarm_rate", "accuracy_purified", "accuracy_with_detection")
-    figures = results.summarise(str(tmp_path), CELL)
+    figures = figures_of(tmp_path)
     assert [figures[name] for name in names] == [0.5, 0.5, 0.5, 0.75]
-    clean = results.summarise(str(tmp_path), {**CELL, "attack": "none"})
+    clean = figures_of(tmp_path, attack="none")
     assert clean["accuracy_with_detection"] == 0.25, "without an attack a detected image is lost"
     write(tmp_path, [row("a")])
-    assert [results.summarise(str(tmp_path), CELL)[name] for name in names] == [None, None, 1.0, None]
+    assert [figures_of(tmp_path)[name] for name in names] == [None, None, 1.0, None]
 
 
 @pytest.mark.parametrize("total", ["mean", "max", "median"])

@@ -71,8 +71,8 @@ def run() -> dict[str, Any]:
         "attempts": [
             {
                 "id": "a1",
-                "started": "2024-05-01T10:00:00Z",
-                "ended": "2024-05-01T10:03:20Z",
+                "started": "2024-05-01T10:00:00+00:00",
+                "ended": "2024-05-01T10:03:20+00:00",
                 "versions": {"python": "3.11.2", "torch": "2.5.1", "ray": "2.40.0"},
                 "hardware": {"nodes": 1, "cpu": {"model": "Some CPU", "cores": 2}},
                 "config": {"workers": 3},

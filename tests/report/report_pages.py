@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
 import pyarrow as pa
 
-from raypurify.report import render
+from raypurify.report import page
+from raypurify.runs import schema
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "path", "use", "rect"}
 
@@ -73,7 +75,13 @@ class Parsed(HTMLParser):
         return list(table["rows"][2:])
 
 
+def render(summary: pa.Table, *, sections: Sequence[str] = (), **parts: Any) -> str:
+    """A page of ``summary`` alone, but for the ``parts`` given: the parameters of ``page_of``."""
+    kinds = {"samples": schema.SAMPLES, "rejects": schema.REJECTS, "confusion": schema.CONFUSION}
+    tables = {name: kind.empty_table() for name, kind in kinds.items()}
+    return page.filled(page.page_of(summary, **{"run": {}, "curves": {}, **tables, **parts}), sections)
+
+
 def parse(summary: pa.Table, **parts: Any) -> Parsed:
-    """A page of ``summary`` alone, but for the ``parts`` given."""
-    given = {"samples": None, "run": {}, "curves": {}} | parts
-    return Parsed(render(summary, given.pop("samples"), given.pop("run"), given.pop("curves"), **given))
+    """:func:`render`, taken apart."""
+    return Parsed(render(summary, **parts))

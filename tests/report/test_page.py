@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from report_pages import Parsed, parse
+from report_pages import Parsed, parse, render
 from report_rows import HOSTILE, cell, summary_of, write_training
 
 from raypurify import storage
 from raypurify.metrics import Metric
-from raypurify.report import render, write_report
+from raypurify.report import write_report
 from raypurify.runs import schema
 
 
@@ -206,11 +206,11 @@ def test_page_asks_nothing_of_the_network(
 
 
 def test_hostile_names_are_text(summary: pa.Table, samples: pa.Table, metrics: pa.Table, rejects: pa.Table) -> None:
-    names = dict.fromkeys(("dataset", "classifier", "attack", "purifier", "norm", "params", "victim"), HOSTILE)
-    row = cell() | names
+    names = dict.fromkeys(("dataset", "classifier", "attack", "purifier", "norm", "victim"), HOSTILE)
+    row = cell(params={HOSTILE: HOSTILE}) | names
     sample = samples.slice(0, 1).to_pylist()[0] | {"id": HOSTILE, "cell": row["cell"]}
     reject = {"id": HOSTILE, "url": HOSTILE, "stage": HOSTILE, "reason": HOSTILE}
-    attempt = dict.fromkeys(("id", "started", "ended"), HOSTILE) | {"versions": {HOSTILE: HOSTILE}}
+    attempt = {"id": HOSTILE, "versions": {HOSTILE: HOSTILE}}
     page = parse(
         summary_of(row, row | {"setting": "adaptive", "cell": "other"}),
         samples=pa.Table.from_pylist([sample], schema=schema.SAMPLES),
@@ -231,7 +231,7 @@ def test_credentials_are_never_shown(summary: pa.Table) -> None:
     }
     run = {"identity": secrets, "attempts": [{"id": "a", "hardware": {"password": "s3cr3t-g"}}]}
     row = cell(purifier="cru_net,checkpoint=https://host/model?sig=s3cr3t-h")
-    page = render(summary_of(row), None, run, {})
+    page = render(summary_of(row), run=run)
     assert "s3cr3t" not in page
     assert "s3://…@bucket/x" in page
     assert "https://host/model?…" in page
@@ -240,7 +240,8 @@ def test_credentials_are_never_shown(summary: pa.Table) -> None:
 def test_run_and_rejects_are_shown(summary: pa.Table, run: dict[str, Any], rejects: pa.Table) -> None:
     page = parse(summary, run=run, rejects=rejects)
     shown = [row for table in page.tables for row in table["rows"]]
-    assert ["a1", "2024-05-01T10:00:00Z", "2024-05-01T10:03:20Z", "3 min 20 s", "1,800", "1,788", "12", "0"] in shown
+    times = "2024-05-01T10:00:00+00:00", "2024-05-01T10:03:20+00:00", "3 min 20 s"
+    assert ["a1", *times, "1,800", "1,788", "12", "0"] in shown
     assert ["cats/9.png", "s3://bucket/cats/9.png", "decode", "truncated"] in shown
     assert "12 images were rejected" in page.text
     assert "cats/10.png" not in page.text
@@ -261,11 +262,8 @@ def test_warnings_of_all_attempts_are_shown(summary: pa.Table, run: dict[str, An
     "run",
     [
         {},
-        {"identity": None, "attempts": None},
-        {"attempts": [{}]},
-        {"attempts": [{"id": "a", "started": 1.0e9, "ended": None, "counts": {"in": 3}, "versions": None}]},
-        {"attempts": [{"started": "2024-05-01T10:00:00Z", "ended": "2024-05-01T10:00:00", "counts": {"in": "many"}}]},
-        {"attempts": [{"counts": [1, 2], "hardware": "a laptop"}]},
+        {"identity": {}, "attempts": []},
+        {"attempts": [{"id": "a", "started": "2024-05-01T10:00:00+00:00", "ended": None, "counts": {"in": 3}}]},
     ],
 )
 def test_what_run_json_lacks_is_left_out(summary: pa.Table, run: dict[str, Any]) -> None:
@@ -281,10 +279,9 @@ def test_what_run_json_lacks_is_left_out(summary: pa.Table, run: dict[str, Any])
         [cell(setting="black-box"), cell(setting="transfer")],
         [cell(purifier="identity"), cell(purifier="jpeg")],
         [cell(purifier="identity")],
-        [cell(params="not json"), cell(params="[1]", purifier="jpeg")],
         [cell(clean=0.0, purified=0.0)],
     ],
-    ids=["empty", "no attack", "adaptive only", "no white-box", "trivial only", "identity only", "odd params", "zero"],
+    ids=["empty", "no attack", "adaptive only", "no white-box", "trivial only", "identity only", "zero"],
 )
 def test_partial_summaries_render(rows: list[dict[str, Any]]) -> None:
     page = parse(summary_of(*rows))
@@ -294,7 +291,7 @@ def test_partial_summaries_render(rows: list[dict[str, Any]]) -> None:
 
 def test_a_table_of_another_version_is_refused(summary: pa.Table) -> None:
     with pytest.raises(ValueError, match="summary table lacks the columns norm, accuracy_clean;"):
-        render(summary.drop_columns(["norm", "accuracy_clean"]), None, {}, {})
+        render(summary.drop_columns(["norm", "accuracy_clean"]))
 
 
 @pytest.mark.parametrize("losses", [[np.nan, np.inf], [0.0, 0.0], [1.0], [np.nan, 0.5, 0.4]])
@@ -317,7 +314,7 @@ def test_write_report_reads_what_an_evaluation_wrote(
     storage.write_json(f"{output}/run.json", run)
     url = write_report(output, curves={"CRU-Net": metrics})
     assert url == f"{output}/report.html"
-    expected = render(summary, samples, run, {"CRU-Net": metrics}, rejects=rejects)
+    expected = render(summary, samples=samples, run=run, curves={"CRU-Net": metrics}, rejects=rejects)
     assert Path(url).read_text(encoding="utf-8") == expected
 
 
@@ -373,9 +370,9 @@ def test_one_epoch_is_a_whole_number(tmp_path: Path, metrics: pa.Table, run: dic
 
 
 def test_without_a_purifier_to_draw_there_are_no_bars() -> None:
-    text = render(summary_of(cell(purifier="identity", purified=0.0123)), None, {}, {})
+    text = render(summary_of(cell(purifier="identity", purified=0.0123)))
     assert "Accuracy under each attack" not in text
-    assert "Accuracy under each attack" in render(summary_of(cell()), None, {}, {})
+    assert "Accuracy under each attack" in render(summary_of(cell()))
 
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:

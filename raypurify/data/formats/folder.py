@@ -50,7 +50,8 @@ def find(place: Place, split: str) -> Found | None:
         chosen = present[split]
         if chosen is None:
             raise DataError(f"{root}: expected a folder {' or '.join(SPLIT_NAMES[split])}, got the folders {folders}")
-        classes = sorted({name for part in present.values() if part for name in _subfolders(root, part)})
+        parts = [files.list_folder(storage.join(root, part)) for part in present.values() if part]
+        classes = sorted({name for _, folders in parts for name in folders})
         listed = [(f"{chosen}/{key}", file) for key, file in _images_under(storage.join(root, chosen), skipped)]
         label_part = 1
     else:
@@ -108,10 +109,6 @@ def ids(shard: Shard, rows: NDArray[np.int64]) -> list[str]:
 def labels(shard: Shard, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Labels of some of a shard's files."""
     return np.asarray(shard.extra["labels"], np.int64)[rows]
-
-
-def _subfolders(root: str, folder: str) -> list[str]:
-    return files.list_folder(storage.join(root, folder))[1]
 
 
 def _images_under(root: str, skipped: Counter[str]) -> list[tuple[str, File]]:
