@@ -127,11 +127,7 @@ class _Dataset:
 
     def has(self, hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of the ids, by their hashes, are there: (N,)."""
-        known, _ = self._index
-        if not len(known):
-            return np.zeros(len(hashes), bool)
-        found: NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
-        return found
+        return self._find(hashes)[1]
 
     def read(self, names: Sequence[str], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
         """The images of these ids: (N, H, W, C)."""
@@ -167,16 +163,21 @@ class _Dataset:
         return self._kept[index][rows] if index in self._kept else _decoded(shard, rows, shape)
 
     def _rows(self, names: Sequence[str]) -> NDArray[np.int64]:
-        known, rows = self._index
-        hashes = _hashes(names)
-        places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-        missing = np.flatnonzero(known[places] != hashes)
+        places, found = self._find(_hashes(names))
+        missing = np.flatnonzero(~found)
         if len(missing):
             raise DataError(
                 f"{self.url} has no image with the id {names[missing[0]]!r}; attack the data of this training, of the "
                 "same split: raypurify attack --split train --input DATA"
             )
-        return rows[places]
+        rows: NDArray[np.int64] = self._index[1][places]
+        return rows
+
+    def _find(self, hashes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The place of each id in the index, by its hash, and whether it is there."""
+        known, _ = self._index
+        places, behind = (np.searchsorted(known, hashes, side=side) for side in ("left", "right"))
+        return places, places < behind
 
 
 def _hashes(names: Sequence[str]) -> NDArray[np.int64]:
