@@ -385,9 +385,13 @@ def _needs_colour(model: models.Model, classifier: nn.Module | None, device: str
     height, width = tuple(model.config.get("image_shape", (side, side)))[:2]
     taken = []
     for channels in (1, 3):
-        with suppress(Exception), torch.no_grad():
-            cast(nn.Module, classifier)(torch.zeros(1, channels, height, width, device=device))
+        try:
+            with torch.no_grad():
+                cast(nn.Module, classifier)(torch.zeros(1, channels, height, width, device=device))
             taken.append(channels)
+        except Exception as error:
+            if is_of_machine(error):
+                raise
     return taken == [3]
 
 

@@ -170,7 +170,9 @@ class _Folder:
     """A local folder that the walk is in."""
 
     def __init__(self, prefix: str, path: str) -> None:
-        self.prefix, self.path, self.identity = prefix, path, _identity(path)
+        self.prefix, self.path = prefix, path
+        with files.naming(path):
+            self.identity = _identity(path)
         self.names = ordered(_names(path))
 
 
@@ -209,7 +211,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 def _names(folder: str) -> Iterator[tuple[str, str]]:
     """What a local folder holds: each name as text, and as it is; folders have a final slash, to sort as keys do."""
-    with os.scandir(folder) as entries:
+    with files.naming(folder), os.scandir(folder) as entries:
         for entry in entries:
             try:
                 is_folder = entry.is_dir()

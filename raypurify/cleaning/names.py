@@ -104,6 +104,12 @@ class UniqueNames:
         return output_name(key, kind, extension=self.extension, suffix=suffix, level=level)
 
 
+def inside(name: str) -> str:
+    """The name of a tar's member, with ``..`` and a slash at its begin quoted, which would lead out of its folder."""
+    begin = "%2F" if name.startswith("/") else ""
+    return begin + "/".join("%2E%2E" if part == ".." else part for part in name.split("/"))
+
+
 def folded(name: str) -> str:
     """The name as a store sees it that does not tell upper from lower case, or compositions of one character."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raypurify import images, storage
 from raypurify.cleaning.bounded import SPOOLED, TableSpool
+from raypurify.cleaning.names import inside
 from raypurify.cleaning.reader import Item, Section
 from raypurify.data.columns import image_column
 from raypurify.images import Picture
@@ -64,7 +65,7 @@ def shard(folder: str, unit: str, shards: Shards, format: str, check_lease: Chec
     if shards == "parquet":
         return ShardSink(storage.join(folder, f"{unit}.parquet"), check_lease)
     if shards == "webdataset":
-        return TarSink(storage.join(folder, f"{unit}.tar"), format, check_lease)
+        return TarShardSink(storage.join(folder, f"{unit}.tar"), format, check_lease)
     return None
 
 
@@ -164,7 +165,10 @@ class ShardSink(Sink):
 
 
 class TarSink(Sink):
-    """A WebDataset tar: images under their names with the new extension, and the members that are no images."""
+    """A WebDataset tar: images under their names with the new extension, and the members that are no images.
+
+    No name leads out of the folder that the tar is unpacked in, see :func:`raypurify.cleaning.names.inside`.
+    """
 
     def __init__(self, url: str, format: str, check_lease: Check) -> None:
         self.url, self.extension, self.check_lease = url, images.FORMATS[format].extension, check_lease
@@ -174,23 +178,27 @@ class TarSink(Sink):
         self.numbers: dict[str, int] = {}
         """The number that the last output of each taken name has."""
         self.count = 0
+        """Members so far."""
 
     def put(self, item: Item, data: bytes) -> tuple[str, int | None]:
-        stem = item.name.rpartition(".")[0] if images.has_known_extension(item.name) else item.name
-        name, number = f"{stem}.{self.extension}", self.numbers.get(item.name, 0)
+        own = inside(item.name)
+        stem = own.rpartition(".")[0] if images.has_known_extension(own) else own
+        name, number = f"{stem}.{self.extension}", self.numbers.get(own, 0)
         while name in self.names:
             number += 1
-            name = f"{item.name}{f'~{number}' if number > 1 else ''}.{self.extension}"
-            self.numbers[item.name] = number
+            name = f"{own}{f'~{number}' if number > 1 else ''}.{self.extension}"
+            self.numbers[own] = number
         self._add(tarfile.TarInfo(name), data)
-        self.count += 1
         return self.url, self.count - 1
 
     def pass_on(self, item: Item) -> None:
-        self._add(cast(tarfile.TarInfo, item.header), cast(bytes, item.data))
+        header = cast(tarfile.TarInfo, item.header)
+        header.name = inside(header.name)
+        self._add(header, cast(bytes, item.data))
 
     def _add(self, header: tarfile.TarInfo, data: bytes) -> None:
         self.names.add(header.name)
+        self.count += 1
         header.size = len(data)
         self.tar.addfile(header, io.BytesIO(data))
         self.tar.members.clear()  # type: ignore[attr-defined]  # there may be millions
@@ -204,3 +212,10 @@ class TarSink(Sink):
             self.check_lease()
             storage.remove(self.url)
         self.file.close()
+
+
+class TarShardSink(TarSink):
+    """A unit's images in one WebDataset tar, and nothing else."""
+
+    def pass_on(self, item: Item) -> None:
+        """Leave out what is no image."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, cast
 
 import numpy as np
+import one_process
 import pytest
 
 from raypurify.cleaning import reader, writer
@@ -187,6 +188,38 @@ def test_images_of_one_name_have_names_of_bounded_length_in_the_cleaned_tar(tmp_
     with tarfile.open(tmp_path / "a.tar") as tar:
         names = tar.getnames()
     assert names == ["a.png", "a.png.png", *(f"a.png~{number}.png" for number in range(2, 100))]
+
+
+def hostile(path: Path) -> None:
+    """A tar of an image, a text and another image, whose names lead out of the folder, and back."""
+    image = encode_png(np.zeros((4, 4, 3), np.uint8))
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("../../a.png", image), ("/etc/b.txt", b"text"), ("./c/../d..png", image)):
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+
+
+def test_no_name_in_a_cleaned_tar_leads_out_of_its_folder(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    hostile(tmp_path / "in/a.tar")
+    output = str(tmp_path / "out")
+    one_process.clean(CleaningConfig(input=str(tmp_path / "in"), purifier="identity"), output)
+    with tarfile.open(tmp_path / "out/images/a.tar") as tar:
+        assert tar.getnames() == ["%2E%2E/%2E%2E/a.png", "%2F/etc/b.txt", "./c/%2E%2E/d..png"]
+        tar.extractall(tmp_path / "unpacked", filter="data")
+        rows = one_process.rows_of(output, "manifest")
+        assert [tar.getnames()[row["row"]] for row in rows] == [tar.getnames()[0], tar.getnames()[2]]
+
+
+def test_a_shard_of_tars_holds_images_only(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    hostile(tmp_path / "in/a.tar")
+    output = str(tmp_path / "out")
+    one_process.clean(CleaningConfig(input=str(tmp_path / "in"), purifier="identity", shards="webdataset"), output)
+    (shard,) = (tmp_path / "out/images").rglob("*.tar")
+    with tarfile.open(shard) as tar:
+        assert tar.getnames() == ["%2E%2E/%2E%2E/a.png", "./c/%2E%2E/d..png"]
 
 
 @pytest.mark.parametrize("behind", [b"x", b"x" * 512, bytes(512) + b"x" * 5000])

@@ -13,6 +13,7 @@ from permissions import unreadable
 
 from raypurify.cleaning import reader
 from raypurify.cleaning.cleaner import CleaningConfig
+from raypurify.data import DataError
 from raypurify.images import encode_png
 
 FORBIDDEN = ("a.png", "rows.parquet", "b.tar", "c.tar.gz")
@@ -47,6 +48,13 @@ def test_an_input_of_one_file_that_may_not_be_read_is_a_reject(folder: Path, tmp
         totals = clean(CleaningConfig(input=str(folder / name), purifier="identity"), str(tmp_path / "out"))
     assert totals is not None
     assert (totals.cleaned, totals.rejected) == (0, 1)
+
+
+def test_a_folder_that_may_not_be_entered_is_told_by_its_own_name(folder: Path, tmp_path: Path):
+    below = folder / "cats" / "private"
+    below.mkdir(parents=True)
+    with unreadable(below), pytest.raises(DataError, match=r"in/cats/private: permission denied"):
+        clean(CleaningConfig(input=str(folder), purifier="identity"), str(tmp_path / "out"))
 
 
 def test_a_lack_of_memory_says_nothing_of_a_file() -> None:
