@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
@@ -105,6 +107,21 @@ def attack(
             run.counts.update(figures)
         run.finish()
     return figures
+
+
+def training_pairs(configs: Iterable[GenerationConfig], resources: ActorPool, folder: str) -> str:
+    """Attack training images in several ways, each in a run of its own below a folder; all runs as ``train_against``.
+
+    The images are attacked once, however often trainings go through them.
+    """
+    urls = []
+    for config in configs:
+        images = "all" if config.limit is None else f"{config.limit:,}"
+        log.tell(f"attacking {images} training images of {config.input} by {config.attack} on {config.classifier}")
+        output = storage.join(folder, re.sub(r"[^\w.]+", "-", config.attack))
+        attack(config, resources, output)
+        urls.append(storage.join(output, "images"))
+    return f"attacked,url={json.dumps(urls, separators=(',', ':'))}"
 
 
 def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 from raypurify import models, storage
 from raypurify.evaluation import cost
+from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.jobs import tables
+from raypurify.jobs.attack import training_pairs
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import Crew
@@ -145,20 +147,37 @@ class Bench:
         """A purifier, trained for a classifier, or for any."""
         arguments = self.arguments
         name = defense if defense in UNIVERSAL else f"{defense}-{classifier}"
-        eps = f"epsilon={arguments.epsilon!r}"
-        pairs = {"attacks": (f"fgsm,{eps}", f"r_fgsm,{eps}", f"pgd,{eps},steps=7")}
         generator = f",width={arguments.generator_width}"
         generative = {"epochs": arguments.generator_epochs, "batch": 64, "rate": 2e-4}
         recipes: dict[str, tuple[str, Mapping[str, Any]]] = {
             "magnet": ("magnet", {"epochs": arguments.magnet_epochs, "rate": 1e-2, "weight_decay": 0.0}),
             "defense_gan": ("defense_gan" + generator, generative),
             "dragan_defense": ("dragan_defense" + generator, generative),
-            "ddsa": ("ddsa", pairs),
-            "cgan_defense": ("cgan_defense", {**pairs, "rate": 5e-4}),
-            "cru_net": ("cru_net", {**pairs, "pixel_weight": 100, "logit_weight": 1, "rate": 2e-3}),
+            "ddsa": ("ddsa", {}),
+            "cgan_defense": ("cgan_defense", {}),
+            "cru_net": ("cru_net", {"pixel_weight": 100, "logit_weight": 1}),
         }
         model, more = recipes[defense]
+        if defense not in UNIVERSAL:
+            more = {**more, "rate": 2e-3, "limit": None, "train_against": self.attacked(base)}
         return self.train(name, model, classifier=base, **more)
+
+    def attacked(self, classifier: str) -> str:
+        """Training images under attack, made once for all purifiers that are trained for a classifier."""
+        eps = f"epsilon={self.arguments.epsilon!r}"
+        configs = [
+            GenerationConfig(
+                input=self.arguments.data,
+                split="train",
+                limit=self.arguments.images,
+                attack=attack,
+                classifier=classifier,
+                attack_precision="auto",
+            )
+            for attack in (f"fgsm,{eps}", f"r_fgsm,{eps}", f"pgd,{eps},steps=7")
+        ]
+        # The weights lie at training/NAME/model.
+        return training_pairs(configs, self.arguments.pool, self.folder("attacked", classifier.split("/")[-2]))
 
     def evaluate(self, name: str, base: str, **more: Any) -> list[dict[str, Any]]:
         """Evaluate in a folder; the rows of the summary."""

@@ -6,8 +6,6 @@ stopped.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -18,7 +16,7 @@ from raypurify.evaluation.generation import GenerationConfig
 from raypurify.evaluation.grid import EvaluationConfig
 from raypurify.evaluation.results import read_scores
 from raypurify.jobs import tables
-from raypurify.jobs.attack import attack
+from raypurify.jobs.attack import training_pairs
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.evaluate import evaluate
 from raypurify.jobs.resources import Crew
@@ -156,7 +154,7 @@ def main(arguments: PaperArguments) -> None:
     for dataset in arguments.datasets:
         networks: dict[str, list[str]] = {}
         for classifier in arguments.classifiers_of(dataset):
-            attacked = attacked_datasets(arguments, dataset, classifier)
+            attacked = attacked_images(arguments, dataset, classifier)
             networks[classifier] = [
                 trained(arguments, dataset, classifier, attacked, seed=seed) for seed in range(arguments.seeds)
             ]
@@ -179,18 +177,16 @@ def checkpoint(arguments: PaperArguments, dataset: str, classifier: str) -> str:
     return storage.join(arguments.weights, dataset, classifier)
 
 
-def attacked_datasets(arguments: PaperArguments, dataset: Dataset, classifier: str) -> list[str]:
-    """Attack training images by all attacks of the paper; the folders of their images."""
+def attacked_images(arguments: PaperArguments, dataset: Dataset, classifier: str) -> str:
+    """Attack training images by all attacks of the paper; the pairs that CRU-Nets are trained on."""
     in_balls = [
         (f"{name},epsilon={radius}{more}", arguments.attacked_images)
         for radius in PARTS[dataset].radii
         for name, more in (("fgsm", ""), ("r_fgsm", ""), ("pgd", ",steps=7"))
     ]
     minimal = [(attack, arguments.minimal_images) for attack in MINIMAL_ATTACKS]
-    made = []
-    for text, images in (*in_balls, *minimal, (SEARCH_ATTACK, arguments.search_images)):
-        log.tell(f"attacking {images:,} training images of {dataset} by {text} on {classifier}")
-        config = GenerationConfig(
+    configs = [
+        GenerationConfig(
             input=dataset,
             split="train",
             limit=images,
@@ -198,13 +194,12 @@ def attacked_datasets(arguments: PaperArguments, dataset: Dataset, classifier: s
             classifier=checkpoint(arguments, dataset, classifier),
             attack_precision="auto",
         )
-        output = folder(arguments, "attacked", f"{dataset}-{classifier}", re.sub(r"[^\w.]+", "-", text))
-        attack(config, arguments.pool, output)
-        made.append(storage.join(output, "images"))
-    return made
+        for text, images in (*in_balls, *minimal, (SEARCH_ATTACK, arguments.search_images))
+    ]
+    return training_pairs(configs, arguments.pool, folder(arguments, "attacked", f"{dataset}-{classifier}"))
 
 
-def trained(arguments: PaperArguments, dataset: Dataset, classifier: str, attacked: Sequence[str], *, seed: int) -> str:
+def trained(arguments: PaperArguments, dataset: Dataset, classifier: str, attacked: str, *, seed: int) -> str:
     """Train a CRU-Net on attacked images; the folder of its weights."""
     name = f"cru_net-{classifier}" + (f"-seed{seed}" if seed else "")
     log.tell(f"training {name}")
@@ -212,7 +207,7 @@ def trained(arguments: PaperArguments, dataset: Dataset, classifier: str, attack
         data=dataset,
         model="cru_net",
         classifier=checkpoint(arguments, dataset, classifier),
-        train_against=f"attacked,url={json.dumps(attacked, separators=(',', ':'))}",
+        train_against=attacked,
         augmentation=PARTS[dataset].augmentation,
         pixel_weight=100,
         logit_weight=1,
