@@ -8,8 +8,8 @@ On the way from the input to the output:
 - ``cleaner`` purifies the items (``tiles``), measures them, and gives them to a sink of ``writer``;
 - ``accounts`` says what became of each, and holds it against the plan.
 
-``quarantine`` finds inputs that end the process that cleans them; ``bounded`` sorts and keeps what does not
-fit in memory.
+``quarantine`` finds inputs that end the process that cleans them. What does not fit in memory is sorted and kept by
+``raypurify.storage.bounded``.
 
 Other rooms import ``cleaner``, ``inputs``, ``planner``, ``plan``, ``accounts`` and ``quarantine``.
 """

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from raypurify import images, storage
 from raypurify.cleaning import plan
-from raypurify.cleaning.bounded import Digests, TableSpool, concurrently, digests_of
 from raypurify.cleaning.reader import Item
 from raypurify.images import Picture
 from raypurify.runs import schema
 from raypurify.runs.reasons import Reasons
+from raypurify.storage.bounded import Digests, TableSpool, concurrently, digests_of
 from raypurify.storage.published import published
 
 MEASURES = ("psnr", "ssim", "linf")

@@ -24,9 +24,9 @@ from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
 from raypurify import images, storage
-from raypurify.cleaning.bounded import concurrently, ordered
 from raypurify.data import files
 from raypurify.storage import is_web
+from raypurify.storage.bounded import concurrently, ordered
 from raypurify.storage.published import escaped
 
 Kind = Literal["image", "parquet", "tar"]

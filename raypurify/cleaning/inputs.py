@@ -40,7 +40,6 @@ from urllib.parse import unquote
 import pyarrow.parquet as pq
 
 from raypurify import storage
-from raypurify.cleaning.bounded import ordered
 from raypurify.cleaning.folders import KINDS, InputFile, Selection, files_below, kind_of, with_versions
 from raypurify.cleaning.names import stem
 from raypurify.cleaning.reader import parquet_footer
@@ -48,6 +47,7 @@ from raypurify.data import files
 from raypurify.data.base import DataError
 from raypurify.data.columns import image_column
 from raypurify.data.files import File
+from raypurify.storage.bounded import ordered
 from raypurify.storage.published import encodable, redacted, short_hash, unsigned
 
 EXPECTED = f"files that end in {', '.join(KINDS)}"

@@ -21,8 +21,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from raypurify.cleaning.bounded import Digests
 from raypurify.cleaning.folders import Kind
+from raypurify.storage.bounded import Digests
 from raypurify.storage.published import cut, short_hash
 
 SEGMENT = 160

@@ -26,9 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypurify import storage
-from raypurify.cleaning.bounded import Digests, digests_of
 from raypurify.cleaning.folders import Kind
 from raypurify.runs import schema
+from raypurify.storage.bounded import Digests, digests_of
 from raypurify.storage.published import escaped, hexadecimal, unescaped
 
 SAMPLED_UNITS = 4

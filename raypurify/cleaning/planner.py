@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from raypurify import storage
-from raypurify.cleaning.bounded import SORTED_ROWS, Digests, Spool, concurrently, ordered
 from raypurify.cleaning.folders import InputFile
 from raypurify.cleaning.names import Output, UniqueNames, folded
 from raypurify.cleaning.plan import Counts, Entry, Generation, PartWriter, generations, read_part, require_generations
 from raypurify.cleaning.reader import parquet_footer
 from raypurify.data.columns import image_column
 from raypurify.runs import schema
+from raypurify.storage.bounded import SORTED_ROWS, Digests, Spool, concurrently, ordered
 
 FOOTERS_AT_ONCE = 16
 READINGS = 8

@@ -13,12 +13,12 @@ from typing import IO, Literal, cast
 import pyarrow as pa
 
 from raypurify import images, storage
-from raypurify.cleaning.bounded import SPOOLED, TableSpool
 from raypurify.cleaning.names import inside
 from raypurify.cleaning.reader import Item, Section
 from raypurify.data.columns import image_column
 from raypurify.images import Picture
 from raypurify.runs import schema
+from raypurify.storage.bounded import SPOOLED, TableSpool
 
 Shards = Literal["mirror", "parquet", "webdataset"]
 Check = Callable[[], None]

@@ -1,7 +1,8 @@
 """Files behind any URL. The functions of ``files`` can be imported from here.
 
 ``files`` writes whole files and tables, ``s3`` is S3 with retries, ``retries`` says which failures are tried again,
-``conditional`` writes that can lose, ``checkpoints`` folders of weights, ``published`` text without credentials.
+``conditional`` writes that can lose, ``checkpoints`` folders of weights, ``published`` text without credentials;
+``bounded`` keeps and sorts on a disk what does not fit in memory.
 """
 
 from raypurify.storage.files import (

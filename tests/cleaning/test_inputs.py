@@ -13,11 +13,11 @@ import pytest
 from servers import serving
 
 from raypurify import storage
-from raypurify.cleaning.bounded import concurrently, ordered
 from raypurify.cleaning.folders import InputFile, Selection
 from raypurify.cleaning.inputs import check_apart, listed
 from raypurify.data.base import DataError
 from raypurify.storage import retries
+from raypurify.storage.bounded import concurrently, ordered
 from raypurify.storage.published import short_hash
 
 NASTY = [

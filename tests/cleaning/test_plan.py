@@ -16,13 +16,13 @@ import pytest
 
 from raypurify import storage
 from raypurify.cleaning import accounts, plan, planner, reader
-from raypurify.cleaning.bounded import Digests
 from raypurify.cleaning.folders import InputFile, kind_of
 from raypurify.cleaning.inputs import listed
 from raypurify.cleaning.names import Output, UniqueNames, folded, output_name
 from raypurify.cleaning.plan import Counts, Entry, Unit
 from raypurify.cleaning.planner import Sizes
 from raypurify.runs import schema
+from raypurify.storage.bounded import Digests
 
 
 def image(key: str, *, size: int = 10, version: str = "1") -> InputFile:
