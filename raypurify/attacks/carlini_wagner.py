@@ -16,8 +16,6 @@ CHECKS = 10
 """How often in a descent an image is asked whether it still improves."""
 DROP = 0.3
 """Factor of an image's rate when its descent stalls."""
-EXACT = 0.75
-"""The share of the last descent after which it goes on in float32, under autocast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +25,7 @@ class CarliniWagner:
     The margin is that of the true class over the best other one (of the best other one over the target). Pixels are
     drawn off the edges of [0, 1] by ``edge``: tanh would hold those on an edge there forever. Each image has a c, an
     optimiser and an early stop of its own; the nearest image that fooled the victim is kept, whatever its c. Under
-    autocast all but the last steps of the last descent compute in its type. What they find is asked of the victim in
-    float32 at each of the :data:`CHECKS`.
+    autocast all descents but the last compute in its type, and what they find is asked of the victim in float32.
     """
 
     confidence: float = 0.0
@@ -77,23 +74,19 @@ class CarliniWagner:
         effort.step(slice(None))
         effort.first_gradients(slice(None), vanishes(gradient))
         c = torch.full_like(found.l2, self.initial_c)
-        goal = Goal(victim=victim, x=x, labels=y if target is None else target, targeted=target is not None)
         low, high = torch.zeros_like(c), torch.full_like(c, torch.inf)
         for search_step in range(self.search_steps):
             begin_draws(victim, "descent", search_step)
-            exact_from = EXACT * self.steps if search_step == self.search_steps - 1 else self.steps
-            fooled = self._descend(goal, c, exact_from, found, effort)
+            with exactly(x, enabled=search_step == self.search_steps - 1):
+                fooled = self._descend(victim, x, y, target, c, found, effort)
             high, low = torch.where(fooled, c, high), torch.where(fooled, low, c)
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         return effort.attacked(found.x_adv)
 
-    def _descend(self, goal: Goal, c: Tensor, exact_from: float, found: Found, effort: Effort) -> Tensor:
-        """One descent of every image, with its ``c`` (N,), in float32 from a step on.
-
-        Returns:
-            which images it made that fool the victim: (N,) bool.
-        """
-        x, nearest = goal.x, Found(goal.x)
+    def _descend(
+        self, victim: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, c: Tensor, found: Found, effort: Effort
+    ) -> Tensor:
+        """One descent of every image, with its ``c`` (N,); which images it made that fool the victim: (N,) bool."""
         fooled = torch.zeros_like(c, dtype=torch.bool)
         active = torch.arange(len(x), device=x.device)
         w = torch.atanh((2 * x - 1) * (1 - 2 * self.edge))
@@ -101,68 +94,48 @@ class CarliniWagner:
         rate, least = torch.full_like(c, self.rate), self.rate * self.decay
         before = torch.full_like(c, torch.inf)
         for step in range(self.steps):
-            with exactly(x, enabled=step >= exact_from):
-                x_adv, excess, loss, gradient = self._losses(goal, w, active, c[active])
+            labels = (y if target is None else target)[active]
+            x_adv, excess, loss, gradient = self._losses(victim, w, x[active], labels, target is not None, c[active])
             effort.step(active)
             hits = self._hits(excess)
-            nearest.keep(active[hits], x_adv[hits], x[active[hits]])
+            if takes_shortcuts(x):
+                near = (x_adv - x[active]).flatten(1).norm(dim=1) < found.l2[active]
+                asked = torch.nonzero(hits & (near | ~fooled[active])).flatten()
+                effort.look(active[asked])
+                ahead = margin(verdict_of(victim, x_adv[asked]), labels[asked])
+                hits = torch.zeros_like(hits)
+                hits[asked] = self._hits(ahead if target is None else -ahead)
+            fooled[active[hits]] = True
+            found.keep(active[hits], x_adv[hits], x[active[hits]])
             w = adam.step(w, gradient, spread(rate, w))
-            is_last = step + 1 == self.steps
-            if is_last or (step + 1) % max(1, self.steps // CHECKS) == 0:
-                self._take(goal, nearest, fooled, found, effort)
+            if (step + 1) % max(1, self.steps // CHECKS) == 0:
                 stalled = ~(loss < (1 - self.tolerance) * before)
                 going = ~stalled | (rate > least)
-                if is_last or not going.any():
+                if not going.any():
                     break
                 rate = torch.where(stalled, (rate * DROP).clamp_min(least), rate)[going]
                 active, w, before = active[going], w[going], loss[going]
                 adam.select(going)
         return fooled
 
-    def _take(self, goal: Goal, nearest: Found, fooled: Tensor, found: Found, effort: Effort) -> None:
-        """Keep the nearest images of a descent in ``found``, and note them in ``fooled`` (N,).
-
-        Under autocast the victim is asked in float32 first, and those that do not fool it are forgotten.
-        """
-        asked = torch.nonzero(nearest.l2.isfinite() & (~fooled | (nearest.l2 < found.l2))).flatten()
-        if takes_shortcuts(goal.x):
-            effort.look(asked)
-            hits = self._hits(goal.excess(verdict_of(goal.victim, nearest.x_adv[asked]), asked))
-            nearest.l2[asked[~hits]] = torch.inf
-            asked = asked[hits]
-        fooled[asked] = True
-        found.keep(asked, nearest.x_adv[asked], goal.x[asked])
-
     def _hits(self, excess: Tensor) -> Tensor:
-        """Which images fool the victim as they should, by :meth:`Goal.excess`: (N,) bool."""
+        """Which images fool the victim as they should, by their margins (N,): (N,) bool."""
         return excess <= -self.confidence if self.confidence else excess < 0
 
-    def _losses(self, goal: Goal, w: Tensor, images: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Attacked images, their :meth:`Goal.excess` (M,), losses (M,), and the losses' gradient by ``w``."""
+    def _losses(
+        self, victim: nn.Module, w: Tensor, x: Tensor, labels: Tensor, targeted: bool, c: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images, margins (N,) (below 0: fooled), losses (N,), and the losses' gradient by ``w``."""
         with torch.enable_grad():
             w = w.detach().requires_grad_(True)
             x_adv = (torch.tanh(w) + 1) / 2
-            excess = goal.excess(goal.victim(x_adv).float(), images)
-            check_gradient(excess)  # the distance has one in any case
-            distance = (x_adv - goal.x[images]).flatten(1).square().sum(dim=1)
+            ahead = margin(victim(x_adv).float(), labels)
+            check_gradient(ahead)  # the distance has one in any case
+            excess = -ahead if targeted else ahead
+            distance = (x_adv - x).flatten(1).square().sum(dim=1)
             loss = distance + c * (excess + self.confidence).clamp_min(0)
             gradient = slope(loss.sum(), w)
         return x_adv.detach(), excess.detach(), loss.detach(), gradient
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """What is attacked: images (N, C, H, W), each of which is to leave the class of its label (N,), or to reach it."""
-
-    victim: nn.Module
-    x: Tensor
-    labels: Tensor
-    targeted: bool
-
-    def excess(self, logits: Tensor, images: Tensor) -> Tensor:
-        """How far images, by their numbers (M,), are from fooling the victim, in logits (M,): below 0 if they do."""
-        ahead = margin(logits, self.labels[images])
-        return -ahead if self.targeted else ahead
 
 
 class Found:
