@@ -105,9 +105,9 @@ class UniqueNames:
 
 
 def inside(name: str) -> str:
-    """The name of a tar's member, with ``..`` and a slash at its begin quoted, which would lead out of its folder."""
-    begin = "%2F" if name.startswith("/") else ""
-    return begin + "/".join("%2E%2E" if part == ".." else part for part in name.split("/"))
+    """The name of a tar's member with what leads out of a folder quoted: ``..``, and where a root or a drive begins."""
+    name = re.sub("^(/|[a-zA-Z]:)", lambda begin: begin[0][:-1] + _percent(begin[0][-1]), name.replace("\\", "%5C"))
+    return "/".join("%2E%2E" if part == ".." else part for part in name.split("/"))
 
 
 def folded(name: str) -> str:

@@ -167,7 +167,8 @@ class ShardSink(Sink):
 class TarSink(Sink):
     """A WebDataset tar: images under their names with the new extension, and the members that are no images.
 
-    No name leads out of the folder that the tar is unpacked in, see :func:`raypurify.cleaning.names.inside`.
+    No member's name leads out of the folder that the tar is unpacked in, see :func:`raypurify.cleaning.names.inside`.
+    A symbolic link stays what it was.
     """
 
     def __init__(self, url: str, format: str, check_lease: Check) -> None:
@@ -194,6 +195,8 @@ class TarSink(Sink):
     def pass_on(self, item: Item) -> None:
         header = cast(tarfile.TarInfo, item.header)
         header.name = inside(header.name)
+        if header.islnk():
+            header.linkname = inside(header.linkname)
         self._add(header, cast(bytes, item.data))
 
     def _add(self, header: tarfile.TarInfo, data: bytes) -> None:

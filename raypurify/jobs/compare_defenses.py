@@ -55,7 +55,8 @@ class DefensesArguments(Crew):
     epsilon: float = 0.3
     """Radius of the attacks in a ball, of trainings and of evaluations. 8/255 suits CIFAR-10."""
     images: int | None = None
-    """Trainings are on this number of images; by default on all."""
+    """Trainings are on this number of images; by default on all. Attacked are the first ones, and the others are spread
+    over the classes."""
     classifier_epochs: int = 10
     """Epochs of each classifier."""
     robust_epochs: int = 10
@@ -143,23 +144,22 @@ class Bench:
         more = {"train_against": "adaptive,ramp=0.3", "attacks": (attack,), "clean_share": 0.5}
         return self.train(f"{name}-at", name, epochs=self.arguments.robust_epochs, **more)
 
-    def purifier(self, defense: str, classifier: str, base: str) -> str:
-        """A purifier, trained for a classifier, or for any."""
+    def purifier(self, defense: str, classifier: str, base: str, attacked: str | None) -> str:
+        """A purifier, trained for a classifier on attacked images (see :meth:`attacked`), or for any."""
         arguments = self.arguments
         name = defense if defense in UNIVERSAL else f"{defense}-{classifier}"
         generator = f",width={arguments.generator_width}"
         generative = {"epochs": arguments.generator_epochs, "batch": 64, "rate": 2e-4}
+        pairs = {"train_against": attacked, "limit": None, "rate": 2e-3}
         recipes: dict[str, tuple[str, Mapping[str, Any]]] = {
             "magnet": ("magnet", {"epochs": arguments.magnet_epochs, "rate": 1e-2, "weight_decay": 0.0}),
             "defense_gan": ("defense_gan" + generator, generative),
             "dragan_defense": ("dragan_defense" + generator, generative),
-            "ddsa": ("ddsa", {}),
-            "cgan_defense": ("cgan_defense", {}),
-            "cru_net": ("cru_net", {"pixel_weight": 100, "logit_weight": 1}),
+            "ddsa": ("ddsa", pairs),
+            "cgan_defense": ("cgan_defense", pairs),
+            "cru_net": ("cru_net", {**pairs, "pixel_weight": 100, "logit_weight": 1}),
         }
         model, more = recipes[defense]
-        if defense not in UNIVERSAL:
-            more = {**more, "rate": 2e-3, "limit": None, "train_against": self.attacked(base)}
         return self.train(name, model, classifier=base, **more)
 
     def attacked(self, classifier: str) -> str:
@@ -193,10 +193,13 @@ class Bench:
         protected = {"ddsa": hardened}
         rows: list[dict[str, Any]] = []
         asked = {**dict.fromkeys(UNIVERSAL, bases[self.arguments.classifiers[0]]), **protected}
+        victims_of = {defense: asked.get(defense, base) for defense in chosen if defense != "at"}
+        attacked = {
+            url: self.attacked(url)
+            for url in dict.fromkeys(url for defense, url in victims_of.items() if defense not in UNIVERSAL)
+        }
         trained = {
-            defense: self.purifier(defense, classifier, asked.get(defense, base))
-            for defense in chosen
-            if defense != "at"
+            defense: self.purifier(defense, classifier, url, attacked.get(url)) for defense, url in victims_of.items()
         }
         victims = [(base, "")] if hardened == base else [(base, ""), (hardened, "-at")]
         for victim, suffix in victims:
@@ -278,10 +281,8 @@ class Bench:
         }
 
     def costs(self, text: str, defense: str, classifier: str) -> dict[str, Any]:
-        """What a defense costs: its purifier's speed and size, measured once, and its trainings' seconds."""
-        trainings = {NONE: [], "at": [f"{classifier}-at"], "ddsa": [f"{classifier}-at", f"ddsa-{classifier}"]}
-        own = trainings.get(defense, [defense if defense in UNIVERSAL else f"{defense}-{classifier}"])
-        seconds = sum(_seconds(self.folder("training", name)) for name in own)
+        """What a defense costs: its purifier's speed and size, measured once, and the seconds of all runs before it."""
+        seconds = sum(_seconds(url) for url in self.runs_of(defense, classifier))
         if text == "identity":
             return {"images_per_second": None, "parameters": None, "training_seconds": seconds}
         url = self.folder("costs", f"{classifier}-{defense}.json")
@@ -292,9 +293,23 @@ class Bench:
             storage.write_json(url, {"images_per_second": speed, "parameters": cost.parameters(network)})
         return {**storage.read_json(url), "training_seconds": seconds}
 
+    def runs_of(self, defense: str, classifier: str) -> list[str]:
+        """The trainings that a defense takes, but for the classifier's own, and the attacks on their images."""
+        hardened = f"{classifier}-at"
+        if defense == NONE:
+            return []
+        if defense == "at":
+            return [self.folder("training", hardened)]
+        if defense in UNIVERSAL:
+            return [self.folder("training", defense)]
+        victim = hardened if defense == "ddsa" else classifier
+        attacks = [url.rpartition("/")[0] for url in storage.list_files(self.folder("attacked", victim), "/run.json")]
+        before = [self.folder("training", hardened)] if defense == "ddsa" else []
+        return [*before, *attacks, self.folder("training", f"{defense}-{classifier}")]
+
 
 def _seconds(output: str) -> float:
-    """How long the attempts of a training took that came to an end."""
+    """How long the attempts of a run took that came to an end."""
     run = storage.read_json(storage.join(output, "run.json"))
     return sum(attempts.seconds(attempt) or 0.0 for attempt in run["attempts"])
 

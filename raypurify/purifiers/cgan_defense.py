@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -39,19 +40,19 @@ class CGANConfig:
 
 
 class CGAN(nn.Module):
-    """The generator: a U-Net of three levels, whose output is the image itself.
+    """The generator: a U-Net of four levels, whose output is the image itself.
 
     The image that comes in is added before the last sigmoid, so that the network starts near the identity. Without, and
     without normalisation layers, it falls to black images, which L1 likes well, and stays there.
     """
 
-    multiple = 4
-    reach = 16
+    multiple = 8
+    reach = 32
 
     def __init__(self, config: CGANConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
+        levels = list(pairwise(config.width * factor for factor in (1, 2, 4, 8)))
 
         def conv(into: int, out: int, stride: int = 1) -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(into, out, 3, stride=stride, padding=1), nn.LeakyReLU(0.2))
@@ -59,22 +60,26 @@ class CGAN(nn.Module):
         def up(into: int, out: int) -> nn.Sequential:
             return nn.Sequential(nn.ConvTranspose2d(into, out, 2, stride=2), nn.LeakyReLU(0.2))
 
-        self.first = conv(config.channels, width)
-        self.down = nn.ModuleList([conv(width, 2 * width, 2), conv(2 * width, 4 * width, 2)])
-        self.middle = conv(4 * width, 4 * width)
-        self.up = nn.ModuleList([up(4 * width, 2 * width), up(4 * width, width)])
-        self.output = nn.Conv2d(2 * width, config.channels, 3, padding=1)
+        self.first = conv(config.channels, config.width)
+        self.down = nn.ModuleList(conv(above, below, 2) for above, below in levels)
+        self.middle = conv(8 * config.width, 8 * config.width)
+        self.up = nn.ModuleList(up(below, above) for above, below in reversed(levels))
+        self.merge = nn.ModuleList(conv(2 * above, above) for above, _ in reversed(levels[1:]))
+        self.output = nn.Conv2d(2 * config.width, config.channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> the same shape and range."""
         height, width = x.shape[2:]
         bottom, right = -height % self.multiple, -width % self.multiple
-        first = self.first(F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x)
-        second = self.down[0](first)
-        h = self.up[0](self.middle(self.down[1](second)))
-        h = self.up[1](torch.cat([h, second], dim=1))
-        change = self.output(torch.cat([h, first], dim=1)).float()[..., :height, :width]
-        return torch.sigmoid(change + STEEP * (x - 0.5))
+        h = self.first(F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x)
+        passed = []
+        for down in self.down:
+            passed.append(h)
+            h = down(h)
+        h = self.middle(h)
+        for up, merge in zip(self.up, (*self.merge, self.output), strict=True):
+            h = merge(torch.cat([up(h), passed.pop()], dim=1))
+        return torch.sigmoid(h.float()[..., :height, :width] + STEEP * (x - 0.5))
 
 
 class Discriminator(nn.Module):

@@ -7,7 +7,7 @@ import os
 import random
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -94,7 +94,7 @@ def cut(url: str, data: bytes, position: int | None) -> Any:
     if url.endswith(".tar"):
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
-        return [member for member in members if member[0].endswith(".png")][position], members[0]
+        return members[cast(int, position)], members[0]
     return data
 
 

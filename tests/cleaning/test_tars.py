@@ -191,13 +191,21 @@ def test_images_of_one_name_have_names_of_bounded_length_in_the_cleaned_tar(tmp_
 
 
 def hostile(path: Path) -> None:
-    """A tar of an image, a text and another image, whose names lead out of the folder, and back."""
+    """A tar of two images between texts, whose names lead out of the folder, and of a hard link to one of these."""
     image = encode_png(np.zeros((4, 4, 3), np.uint8))
     with tarfile.open(path, "w") as tar:
-        for name, data in (("../../a.png", image), ("/etc/b.txt", b"text"), ("./c/../d..png", image)):
+        for name, data in (
+            ("/etc/b.txt", b"text"),
+            ("../../a.png", image),
+            ("C:\\e.txt", b"text"),
+            ("./c/../d..png", image),
+        ):
             header = tarfile.TarInfo(name)
             header.size = len(data)
             tar.addfile(header, io.BytesIO(data))
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = tarfile.LNKTYPE, "/etc/b.txt"
+        tar.addfile(link)
 
 
 def test_no_name_in_a_cleaned_tar_leads_out_of_its_folder(tmp_path: Path):
@@ -206,10 +214,12 @@ def test_no_name_in_a_cleaned_tar_leads_out_of_its_folder(tmp_path: Path):
     output = str(tmp_path / "out")
     one_process.clean(CleaningConfig(input=str(tmp_path / "in"), purifier="identity"), output)
     with tarfile.open(tmp_path / "out/images/a.tar") as tar:
-        assert tar.getnames() == ["%2E%2E/%2E%2E/a.png", "%2F/etc/b.txt", "./c/%2E%2E/d..png"]
-        tar.extractall(tmp_path / "unpacked", filter="data")
+        images = ["%2E%2E/%2E%2E/a.png", "./c/%2E%2E/d..png"]
+        assert tar.getnames() == ["%2Fetc/b.txt", images[0], "C%3A%5Ce.txt", images[1], "link.txt"]
         rows = one_process.rows_of(output, "manifest")
-        assert [tar.getnames()[row["row"]] for row in rows] == [tar.getnames()[0], tar.getnames()[2]]
+        assert [tar.getnames()[row["row"]] for row in rows] == images
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    assert (tmp_path / "unpacked/link.txt").read_bytes() == b"text"
 
 
 def test_a_shard_of_tars_holds_images_only(tmp_path: Path):

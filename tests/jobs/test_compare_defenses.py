@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ def test_an_unknown_classifier_is_told_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="classifiers: model_z: expected some of"):
         main(changed(output=str(tmp_path / "run"), classifiers=("model_z",)))
     assert not (tmp_path / "run").exists()
+
+
+def test_images_are_attacked_once_for_all_that_learn_from_them(tmp_path: Path) -> None:
+    main(changed(output=str(tmp_path), classifiers=("model_d",), defenses=("cgan_defense", "cru_net")))
+    attacks = ["fgsm-epsilon-0.3", "pgd-epsilon-0.3-steps-7", "r_fgsm-epsilon-0.3"]
+    attacked = sorted((tmp_path / "attacked/model_d").iterdir())
+    assert [folder.name for folder in attacked] == attacks
+    runs = [json.loads((folder / "run.json").read_text()) for folder in attacked]
+    assert [len(run["attempts"]) for run in runs] == [1, 1, 1]
+    for name in ("cgan_defense", "cru_net"):
+        told = json.loads((tmp_path / f"training/{name}-model_d/run.json").read_text())
+        assert all(f"{folder}/images" in told["identity"]["train_against"] for folder in attacked)
+        assert told["attempts"][0]["counts"]["in"] > 0
+    rows = pq.read_table(tmp_path / "tables/defenses.parquet").to_pylist()
+    seconds = {row["defense"]: row["training_seconds"] for row in rows}
+    assert seconds["no defense"] == 0
+    assert min(seconds["cgan_defense"], seconds["cru_net"]) > 0
 
 
 def test_some_defenses_of_one_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
