@@ -61,7 +61,7 @@ class Progress:
         self.note = note
         rate = self._rate()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.count, rate=f"{rate:,.0f} {self.unit}/s", note=note)
+            self._bar.update(self._task, completed=self.count, rate=self._told(rate), note=note)
         elif time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
             self._line(rate)
 
@@ -76,17 +76,21 @@ class Progress:
     def _rate(self) -> float:
         return self.count / max(time.time() - self._began, 1e-9)
 
+    def _told(self, rate: float) -> str:
+        """A rate: two digits of a slow one, so that none is told as 0."""
+        return f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {self.unit}/s"
+
     def _line(self, rate: float) -> None:
         self._printed, self._printed_count = time.monotonic(), self.count
         left = max(0, self.total - self.count) / rate if rate else 0.0
         note = f", {self.note}" if self.note else ""
         total, left_over = (f"/{self.total:,}", f", {left:,.0f} s left") if self.total else ("", "")
-        done = f"{self.what}: {self.count:,}{total} {self.unit}, {rate:,.0f} {self.unit}/s"
+        done = f"{self.what}: {self.count:,}{total} {self.unit}, {self._told(rate)}"
         log.tell(f"{done}{left_over}{note}", stderr=True, **self._figures(rate, left))
 
     def _figures(self, rate: float, left: float) -> dict[str, float]:
         """The line's figures; what is left, where the total is known."""
-        told = {"done": self.count, f"{self.unit}_per_second": round(rate, 1)}
+        told = {"done": self.count, f"{self.unit}_per_second": float(f"{rate:.3g}")}
         return {**told, "total": self.total, "seconds_left": round(left, 1)} if self.total else told
 
 

@@ -1,9 +1,11 @@
-"""Tables on the terminal."""
+"""Tables and progress on the terminal."""
+
+import time
 
 import pyarrow as pa
 import pytest
 
-from raypurify.runs.progress import print_table
+from raypurify.runs.progress import Progress, print_table
 
 
 def test_radii_are_printed_as_people_write_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,3 +21,10 @@ def test_radii_are_printed_as_people_write_them(capsys: pytest.CaptureFixture[st
         ["0.3", "identity", "1.0000"],
         ["None", "gaussian_noise,sigma=0.1", "0.5000"],
     ]
+
+
+def test_a_slow_rate_is_not_told_as_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("certifying", total=4, unit="images") as progress:
+        progress.advance(1, began=time.time() - 25)
+        progress.advance(2)
+    assert "3/4 images, 0.12 images/s, 8 s left" in capsys.readouterr().err
