@@ -38,6 +38,8 @@ FEW = 100
 NONE = "no defense"
 SEARCHING = ("deepfool", "carlini_wagner", "stadv")
 """The paper's attacks that have no ball."""
+ATTACKS = ("fgsm", "r_fgsm", "pgd", *SEARCHING)
+"""All attacks, in the order of the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +213,7 @@ class Bench:
             others = tuple(url for name, url in bases.items() if name != classifier)
             rows += self._static(f"{classifier}{suffix}", classifier, victim, names, others)
             rows += self._adaptive(f"{classifier}{suffix}", classifier, victim, names)
-        return rows
+        return sorted(rows, key=lambda row: (ATTACKS.index(row["attack"]), (NONE, *ALL).index(row["defense"])))
 
     def given(self, defense: str, url: str) -> str:
         """A purifier as a flag names it."""
@@ -285,9 +287,9 @@ class Bench:
         seconds = sum(_seconds(url) for url in self.runs_of(defense, classifier))
         if text == "identity":
             return {"images_per_second": None, "parameters": None, "training_seconds": seconds}
-        url = self.folder("costs", f"{classifier}-{defense}.json")
+        model = models.load("purifier", text)
+        url = self.folder("costs", f"{classifier}-{defense}-{model.identity[:16]}.json")
         if not storage.exists(url):
-            model = models.load("purifier", text)
             network = model.build()
             speed = cost.rate(network, tuple(model.config["image_shape"]), self.arguments.pool.device)
             storage.write_json(url, {"images_per_second": speed, "parameters": cost.parameters(network)})
