@@ -105,8 +105,12 @@ class UniqueNames:
 
 
 def inside(name: str) -> str:
-    """The name of a tar's member with what leads out of a folder quoted: ``..``, and where a root or a drive begins."""
-    name = re.sub("^(/|[a-zA-Z]:)", lambda begin: begin[0][:-1] + _percent(begin[0][-1]), name.replace("\\", "%5C"))
+    """The name of a tar's member with what may lead out of a folder quoted.
+
+    That is ``..``, a root or a drive at its begin, a backslash, and control characters, some of which end a name.
+    """
+    name = re.sub("^(/|[a-zA-Z]:)", lambda begin: begin[0][:-1] + _percent(begin[0][-1]), name)
+    name = "".join(_percent(char) if _is_unsafe(char) else char for char in name)
     return "/".join("%2E%2E" if part == ".." else part for part in name.split("/"))
 
 

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from raypurify import storage
+from raypurify import runs, storage
 from raypurify.data import Source, open_source, shape_of
 from raypurify.data.columns import names_of_classes
 from raypurify.evaluation import preflight, units
@@ -88,6 +88,10 @@ def attack(
         RuntimeError: images that are neither written nor rejected.
     """
     output = storage.absolute(output)
+    begun = {} if overwrite else runs.identity_of(output)
+    if begun and config.attack_precision == "auto":
+        # What is fast here may be another precision than where the run was begun.
+        config = replace(config, attack_precision=begun.get("attack_precision", "float32"))
     config, source, networks, about = _prepare(config, resources)
     identity = identity_of(config, source.fingerprint, networks, resources.batch_for(shape_of(source)))
     size = rows.unit_size(output, source, resources, coupled=identity.get("batch", 0), overwrite=overwrite)

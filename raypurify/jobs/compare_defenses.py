@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from raypurify import models, storage
 from raypurify.evaluation import cost
 from raypurify.evaluation.generation import GenerationConfig
@@ -288,10 +290,12 @@ class Bench:
         if text == "identity":
             return {"images_per_second": None, "parameters": None, "training_seconds": seconds}
         model = models.load("purifier", text)
-        url = self.folder("costs", f"{classifier}-{defense}-{model.identity[:16]}.json")
+        # It is measured in this process, which on a cluster's head may have no GPU.
+        device = self.arguments.pool.device if torch.cuda.is_available() else "cpu"
+        url = self.folder("costs", f"{defense}-{model.identity[:16]}-{device}.json")
         if not storage.exists(url):
             network = model.build()
-            speed = cost.rate(network, tuple(model.config["image_shape"]), self.arguments.pool.device)
+            speed = cost.rate(network, tuple(model.config["image_shape"]), device)
             storage.write_json(url, {"images_per_second": speed, "parameters": cost.parameters(network)})
         return {**storage.read_json(url), "training_seconds": seconds}
 

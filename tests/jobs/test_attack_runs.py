@@ -12,6 +12,7 @@ from attacked_digits import images_of
 
 from raypurify import storage
 from raypurify.data import open_source
+from raypurify.evaluation.attacking import AttackPrecision
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.images import encode_png
 from raypurify.jobs.attack import attack
@@ -36,6 +37,19 @@ def test_what_was_cut_off_goes_on_and_what_is_done_stays(config: GenerationConfi
     assert kept.stat().st_mtime_ns == time
     with pytest.raises(ValueError, match="this one has attack = 'fgsm"):
         attack(dataclasses.replace(config, attack="fgsm"), ONE, output)
+
+
+@pytest.mark.parametrize("begun", ["float32", "bfloat16"])
+def test_auto_goes_on_in_the_precision_in_which_a_run_was_begun(
+    begun: AttackPrecision, config: GenerationConfig, tmp_path: Path
+) -> None:
+    few, output = dataclasses.replace(config, limit=20, attack="pgd,steps=2"), str(tmp_path / "run")
+    attack(dataclasses.replace(few, attack_precision=begun), ONE, output)
+    before = images_of(output)
+    next((tmp_path / "run/images").iterdir()).unlink()
+    (tmp_path / "run/_SUCCESS").unlink()
+    attack(dataclasses.replace(few, attack_precision="auto"), ONE, output)
+    assert images_of(output).equals(before)
 
 
 def test_an_attack_through_the_purifier(config: GenerationConfig, small_purifier: str, tmp_path: Path) -> None:

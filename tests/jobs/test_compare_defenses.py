@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from raypurify.jobs.compare_defenses import ALL, DefensesArguments, main
-from raypurify.report import defenses
+from raypurify.jobs.compare_defenses import ALL, Bench, DefensesArguments, main
+from raypurify.report import attempts, defenses
 
 SMALL = DefensesArguments(
     data="digits",
@@ -68,10 +68,21 @@ def test_images_are_attacked_once_for_all_that_learn_from_them(tmp_path: Path) -
         told = json.loads((tmp_path / f"training/{name}-model_d/run.json").read_text())
         assert all(f"{folder}/images" in told["identity"]["train_against"] for folder in attacked)
         assert told["attempts"][0]["counts"]["in"] > 0
-    rows = pq.read_table(tmp_path / "tables/defenses.parquet").to_pylist()
-    seconds = {row["defense"]: row["training_seconds"] for row in rows}
-    assert seconds["no defense"] == 0
-    assert min(seconds["cgan_defense"], seconds["cru_net"]) > 0
+    bench = Bench(arguments=changed(output=str(tmp_path)))
+    for folder, ended in (
+        (attacked[0], "2026-01-01T00:07:00"),
+        (tmp_path / "training/cru_net-model_d", "2026-01-01T01:00:00"),
+    ):
+        told = json.loads((folder / "run.json").read_text())
+        told["attempts"] = [{"started": "2026-01-01T00:00:00", "ended": ended}]
+        (folder / "run.json").write_text(json.dumps(told))
+    others = sum(attempts.seconds(run["attempts"][0]) or 0 for run in runs[1:])
+    assert bench.costs("identity", "cru_net", "model_d")["training_seconds"] == 7 * 60 + 3600 + others
+    assert bench.costs("identity", "no defense", "model_d")["training_seconds"] == 0
+    assert bench.runs_of("ddsa", "model_d") == [
+        f"{tmp_path}/training/model_d-at",
+        f"{tmp_path}/training/ddsa-model_d",
+    ], "nothing has attacked the hardened classifier"
 
 
 def test_some_defenses_of_one_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
