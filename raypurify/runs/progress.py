@@ -90,7 +90,7 @@ class Progress:
 
     def _figures(self, rate: float, left: float) -> dict[str, float]:
         """The line's figures; what is left, where the total is known."""
-        told = {"done": self.count, f"{self.unit}_per_second": float(f"{rate:.3g}")}
+        told = {"done": self.count, f"{self.unit}_per_second": round(rate, 3)}
         return {**told, "total": self.total, "seconds_left": round(left, 1)} if self.total else told
 
 

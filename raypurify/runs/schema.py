@@ -362,9 +362,7 @@ MANIFEST = pa.schema(
         pa.field("id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # URL of the file it was read from
         pa.field("output", pa.string(), nullable=False),  # URL of the image, or of the shard that holds it
-        pa.field(
-            "row", pa.int64()
-        ),  # of that Parquet file, or the member of that tar, from 0; null for an image of its own
+        pa.field("row", pa.int64()),  # in that Parquet file, or of that tar's members; null for an image of its own
         pa.field("width", pa.int64(), nullable=False),
         pa.field("height", pa.int64(), nullable=False),
         pa.field("channels", pa.int64(), nullable=False),  # that were purified: 1 or 3
