@@ -110,8 +110,7 @@ def inside(name: str) -> str:
     That is ``..``, a root or a drive at its begin, a backslash, and control characters, some of which end a name.
     """
     name = re.sub("^(/|[a-zA-Z]:)", lambda begin: begin[0][:-1] + _percent(begin[0][-1]), name)
-    name = "".join(_percent(char) if _is_unsafe(char) else char for char in name)
-    return "/".join("%2E%2E" if part == ".." else part for part in name.split("/"))
+    return "/".join("%2E%2E" if part == ".." else part for part in _without_unsafe(name).split("/"))
 
 
 def folded(name: str) -> str:
@@ -136,6 +135,10 @@ def _quoted(name: str) -> str:
     if name in ("", ".", ".."):
         return "%2E" * len(name) or "%2F"
     name = name.replace("::", "%3A%3A").replace("?versionId=", "%3FversionId=")
+    return _without_unsafe(name)
+
+
+def _without_unsafe(name: str) -> str:
     return "".join(_percent(char) if _is_unsafe(char) else char for char in name)
 
 
