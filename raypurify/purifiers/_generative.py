@@ -192,7 +192,8 @@ class GenerativeObjective(Objective):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        adam = partial(torch.optim.Adam, betas=(0.5, 0.9))
+        # Adam would add the config's weight decay to the gradients, which it outweighs: generators then draw in grey.
+        adam = partial(torch.optim.AdamW, betas=(0.5, 0.9))
         self.projection = cast(Projection, setup.network)
         self.optimizations[NETWORK] = setup.optimization(setup.network, optimizer=adam)
         self.critic = self.train_beside("critic", Critic(self.projection.config), optimizer=adam)

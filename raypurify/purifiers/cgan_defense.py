@@ -107,7 +107,7 @@ class ConditionalObjective(PurifierObjective):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        adam = partial(torch.optim.Adam, betas=(0.5, 0.999))
+        adam = partial(torch.optim.AdamW, betas=(0.5, 0.999))
         self.generator = cast(CGAN, setup.network)
         self.optimizations[NETWORK] = setup.optimization(setup.network, optimizer=adam)
         self.discriminator = self.train_beside("discriminator", Discriminator(self.generator.config), optimizer=adam)

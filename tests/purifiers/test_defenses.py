@@ -17,8 +17,11 @@ from raypurify.attacks._gradients import input_gradient
 from raypurify.attacks.pgd import PGD
 from raypurify.jobs.resources import TrainingResources
 from raypurify.jobs.train import train
+from raypurify.plugins import Spec
 from raypurify.purifiers import cgan_defense, ddsa, defense_gan, dragan_defense, magnet
+from raypurify.training.batches import Batch
 from raypurify.training.config import TrainingConfig
+from raypurify.training.objectives import Setup, build_pairs, train_step
 
 ONE_WORKER = TrainingResources(cpus_per_worker=1, local=True)
 MODELS = {
@@ -87,6 +90,35 @@ def _curve(folder: Path) -> Any:
     from raypurify import storage
 
     return storage.read_table(str(folder / "run/metrics.parquet"))
+
+
+@pytest.mark.parametrize("name", ["defense_gan", "dragan_defense", "cgan_defense"])
+def test_weight_decay_of_a_gan_is_no_part_of_the_gradients(name: str) -> None:
+    """As a part of them, which Adam would make it, it outweighs what the players learn from each other."""
+    rate, decay = 1e-3, 0.5
+
+    def after_a_step(weight_decay: float) -> tuple[list[Tensor], list[Tensor]]:
+        torch.manual_seed(0)
+        spec = Spec.parse(MODELS[name])
+        objective = models.beside("purifier", spec, "objective")(
+            Setup(
+                config=TrainingConfig(data="digits", model=MODELS[name], rate=rate, weight_decay=weight_decay),
+                network=models.untrained("purifier", spec),
+                total_steps=1,
+                device="cpu",
+                pairs=build_pairs("noise"),
+            )
+        )
+        (player,) = objective.networks.values()
+        before = [weight.clone() for weight in player.parameters()]
+        train_step(objective, Batch(x=images(), y=torch.arange(6), seeds=range(6)), 0)
+        return before, list(player.parameters())
+
+    before, plain = after_a_step(0.0)
+    _, decayed = after_a_step(decay)
+    for start, without, with_decay in zip(before, plain, decayed, strict=True):
+        expected = without - rate * decay * start if start.ndim > 1 else without
+        torch.testing.assert_close(with_decay, expected)
 
 
 @pytest.mark.parametrize("name", ["defense_gan", "cgan_defense", "magnet"])
