@@ -23,7 +23,7 @@ from raypurify import images, models, storage
 from raypurify.attacks import abstains, check_votes
 from raypurify.cleaning import reader, writer
 from raypurify.cleaning.accounts import Cleaned
-from raypurify.cleaning.plan import Unit
+from raypurify.cleaning.plan import UnitContent
 from raypurify.cleaning.reader import Item
 from raypurify.cleaning.tiles import NotFiniteError, PixelPurifier, compare
 from raypurify.data import BATCH_PIXELS, View, batch_size
@@ -153,7 +153,9 @@ class Cleaner:
         self.purifier = PixelPurifier(purifier, device=device, precision=work.config.precision)
         self.encoders = ThreadPoolExecutor(threads)
 
-    def __call__(self, unit: Unit, killers: Mapping[str, str] | None = None, count: int | None = None) -> Cleaned:
+    def __call__(
+        self, unit: UnitContent, killers: Mapping[str, str] | None = None, count: int | None = None
+    ) -> Cleaned:
         """Clean a unit and publish its images; for ``killers`` and ``count`` see :class:`reader.Limits`."""
         config, done = self.work.config, Cleaned()
         limits = reader.Limits(max_pixels=config.max_pixels, threads=self.threads, killers=killers or {}, count=count)

@@ -83,7 +83,7 @@ def id_stem(key: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
+class UnitContent:
     """Entries that are cleaned together, written together, and done again together when cut off."""
 
     name: str
@@ -105,11 +105,11 @@ class PlannedUnit:
     images: int | None
     """Those of its inputs that no later generation plans anew; None for a tar, whose images nobody has counted."""
 
-    def read(self) -> Unit:
+    def read(self) -> UnitContent:
         """Its entries."""
         table = read_part(self.part)
         rows = table.filter(pc.equal(table["unit"], self.name)).to_pylist()
-        return Unit(name=self.name, entries=tuple(map(Entry.of_row, rows)))
+        return UnitContent(name=self.name, entries=tuple(map(Entry.of_row, rows)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +268,7 @@ def read_part(url: str) -> pa.Table:
     return storage.read_table(url, schema.PLAN.names)
 
 
-def sample(output: str, count: int) -> Unit:
+def sample(output: str, count: int) -> UnitContent:
     """Some ``count`` inputs, spread over a few units that are spread over the plan: for a trial."""
     planned = list(units(output))
     chosen = planned[:: max(1, len(planned) // SAMPLED_UNITS)][:SAMPLED_UNITS]
@@ -284,4 +284,4 @@ def sample(output: str, count: int) -> Unit:
             entries += [mine[row] for row in sorted(rows)]
         elif not entries:
             entries += mine
-    return Unit(name="sample", entries=tuple(entries))
+    return UnitContent(name="sample", entries=tuple(entries))

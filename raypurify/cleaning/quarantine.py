@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from raypurify import storage
 from raypurify.cleaning import reader
-from raypurify.cleaning.plan import Unit
+from raypurify.cleaning.plan import UnitContent
 
 if TYPE_CHECKING:  # a child that only decodes loads no torch
     from raypurify.cleaning.cleaner import Cleaning
@@ -39,7 +39,7 @@ MANY = 20
 
 
 def inspect(
-    unit: Unit, max_pixels: int, count: int | None = None, work: Cleaning | None = None
+    unit: UnitContent, max_pixels: int, count: int | None = None, work: Cleaning | None = None
 ) -> tuple[dict[str, str], list[tuple[int, int, int]]]:
     """Decode a unit's inputs, or the first ``count`` of each section of them, in a child process.
 
@@ -82,7 +82,7 @@ def inspect(
             )
 
 
-def first_look(work: Cleaning, unit: Unit, count: int) -> list[str]:
+def first_look(work: Cleaning, unit: UnitContent, count: int) -> list[str]:
     """What a person should know before such images are given to this purifier; ``count`` are decoded, and no more.
 
     Raises:
@@ -110,7 +110,7 @@ def first_look(work: Cleaning, unit: Unit, count: int) -> list[str]:
     ]
 
 
-def killers(work: Cleaning, unit: Unit, attempt: str) -> dict[str, str]:
+def killers(work: Cleaning, unit: UnitContent, attempt: str) -> dict[str, str]:
     """Look at a unit's inputs one by one, if workers of this attempt have ended while they were at it.
 
     Raises:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from raypurify import images, storage
 from raypurify.cleaning import tars
-from raypurify.cleaning.plan import Entry, Unit, id_stem
+from raypurify.cleaning.plan import Entry, UnitContent, id_stem
 from raypurify.data import files
 from raypurify.data.base import DataError
 from raypurify.data.columns import encoded_images
@@ -111,7 +111,7 @@ class Section:
     """The range of rows, with all columns; None where it can't be read."""
 
 
-def sections(unit: Unit, limits: Limits) -> Iterator[Section]:
+def sections(unit: UnitContent, limits: Limits) -> Iterator[Section]:
     """What a unit holds; each section has to be read to its end before the next is asked for."""
     # Image files are read together, ranges of rows by their file, and a tar is alone.
     for _, same in groupby(unit.entries, key=lambda entry: "" if entry.kind == "image" else entry.url):

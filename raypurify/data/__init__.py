@@ -2,7 +2,7 @@
 
 ``sources`` opens and narrows them, ``names`` says what a name stands for, ``reading`` reads rows, ``formats`` has one
 file a format, ``columns`` the images in tables, ``view`` says how images are shown, ``base`` has the types, ``files``
-the files at any URL. Jobs import from here, and from ``columns``; ``cleaning`` also from ``files``.
+the files at any URL. Others import from here, and from ``columns``, ``base``, ``files`` and ``formats.parquet``.
 """
 
 from raypurify.data.base import BATCH_PIXELS, NO_LABEL, DataError, Found, Origin, Rows, Shard, Source, batch_size

@@ -1,4 +1,4 @@
-"""The arithmetic of attacks: fast where that cannot make them weaker."""
+"""The arithmetic of attacks: fast where that cannot make them weaker. And a purifier's images, looked at."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import models
-from raypurify.attacks import Attack, Attacked, is_random, radius_of, run_attack
+from raypurify.attacks import Attack, Attacked, is_random, purify, radius_of, run_attack
 
 AttackPrecision = Literal["auto", "float32", "bfloat16"]
 
@@ -93,3 +93,15 @@ def attack_batch(
     steps[right.to(steps.device)] += again.steps
     queries[right.to(queries.device)] += again.queries
     return replace(made, x_adv=x_adv, steps=steps, queries=queries)
+
+
+def restored(purifier: nn.Module, name: str, x: Tensor, seeds: Sequence[int]) -> Tensor:
+    """The images (N, C, H, W) as a purifier restores them, each by its own seed where it is random.
+
+    Raises:
+        ValueError: pixels that are no finite numbers, by the purifier's ``name``.
+    """
+    x_pure = purify(purifier, x, seeds)
+    if not x_pure.isfinite().all():
+        raise ValueError(f"{name} made pixels that are no finite numbers")
+    return x_pure

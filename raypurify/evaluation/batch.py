@@ -18,11 +18,10 @@ from raypurify.attacks import (
     abstains,
     detect,
     is_differentiable,
-    purify,
     radius_of,
     victim_of,
 )
-from raypurify.evaluation.attacking import attack_batch
+from raypurify.evaluation.attacking import attack_batch, restored
 from raypurify.evaluation.grid import Cell, Grid, Group, built_attack, built_metrics
 from raypurify.evaluation.masking import MaskingCheck
 from raypurify.metrics import METRICS, measured
@@ -211,9 +210,8 @@ class Evaluator:
         more = (draw,) if draw else ()
         seeds = [seed_of(self.grid.config.seed, "purify", name, *more) for name in ids]
         with stages.spending("purify"):
-            x_pure, detected = purify(self.purifiers[purifier], x, seeds), detect(self.purifiers[purifier], x, seeds)
-        if not x_pure.isfinite().all():
-            raise ValueError(f"{self.grid.purifiers[purifier].name} made pixels that are no finite numbers")
+            x_pure = restored(self.purifiers[purifier], self.grid.purifiers[purifier].name, x, seeds)
+            detected = detect(self.purifiers[purifier], x, seeds)
         return x_pure, detected
 
     def _detections(

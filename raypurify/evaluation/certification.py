@@ -102,7 +102,7 @@ Networks = tuple[nn.Module, nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class CertifiedCell:
     """A classifier behind a purifier, in noise of one size."""
 
     classifier: models.Model

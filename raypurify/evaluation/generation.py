@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from raypurify import metrics, models, plugins
-from raypurify.attacks import Attack, is_random, purify, victim_of
+from raypurify.attacks import Attack, is_random, victim_of
 from raypurify.data import AS_STORED, View
 from raypurify.evaluation import results
-from raypurify.evaluation.attacking import AttackPrecision, attack_batch, begins_in
+from raypurify.evaluation.attacking import AttackPrecision, attack_batch, begins_in, restored
 from raypurify.images import encode_png, to_uint8_nhwc
 from raypurify.runs import fields, schema, stages
 from raypurify.seeds import seed_of
@@ -119,6 +119,7 @@ class Generator:
         self.attack_text = str(plugins.resolved(plugins.Spec.parse(config.attack), self.attack))
         self.classifier = models.placed(networks.classifier.build(), device)
         self.purifier = models.placed(networks.purifier.build(), device) if networks.purifier else None
+        self.purifier_name = networks.purifier.name if networks.purifier else ""
 
     def __call__(self, x: Tensor, y: Tensor, ids: Sequence[str]) -> pa.Table:
         """Attack a batch.
@@ -164,7 +165,8 @@ class Generator:
     def _predict(self, x: Tensor, ids: Sequence[str]) -> Tensor:
         if self.purifier is not None:
             with stages.spending("purify"):
-                x = purify(self.purifier, x, [seed_of(self.config.seed, "purify", name) for name in ids])
+                seeds = [seed_of(self.config.seed, "purify", name) for name in ids]
+                x = restored(self.purifier, self.purifier_name, x, seeds)
         with stages.spending("classify"):
             return self.classifier(x).argmax(dim=1)
 

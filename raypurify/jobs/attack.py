@@ -18,7 +18,7 @@ from raypurify.evaluation import preflight, units
 from raypurify.evaluation.attacking import settled
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, hold
+from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
 from raypurify.jobs.work import undone
@@ -88,25 +88,22 @@ def attack(
         RuntimeError: images that are neither written nor rejected.
     """
     output = storage.absolute(output)
-    begun = {} if overwrite else runs.identity_of(output)
-    if begun and config.attack_precision == "auto":
-        # What is fast here may be another precision than where the run was begun.
-        config = replace(config, attack_precision=begun.get("attack_precision", "float32"))
-    config, source, networks, about = _prepare(config, resources)
+    config, source, networks, about = _prepare(config if overwrite else _as_begun(config, output), resources)
     identity = identity_of(config, source.fingerprint, networks, resources.batch_for(shape_of(source)))
     size = rows.unit_size(output, source, resources, coupled=identity.get("batch", 0), overwrite=overwrite)
     identity["unit"] = size
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
-        if run.finished:
-            log.tell(FINISHED)
-            return _figures(output, source)
-        work = Generation(config=config, networks=networks, output=output, **source.named_classes)
+        work = GenerationWork(config=config, networks=networks, output=output, **source.named_classes)
         # By its name a reader of the images knows which split they are, and takes them all.
         todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
+        if run.finished and not todo:
+            log.tell(FINISHED)
+            return _figures(output, source)
         log.tell(*about)
         run.counts.update(images=source.rows, **source.named_classes)
         with attempt_at(run, resources, work, shared_filesystem=shared_filesystem) as attempt:
             attempt.stream(todo, "attacking", max_rejects)
+            check_rejects(output, rows.rejected(output), source.rows, max_rejects)
             figures = _figures(output, source)
             run.counts.update(figures)
         run.finish()
@@ -132,7 +129,18 @@ def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
     """What :func:`raypurify.jobs.rows.dry_run` tells of an attack; lines on the data are printed."""
     config, source, networks, about = _prepare(config, resources)
     log.tell(*about)
-    return rows.dry_run(source, resources, Generation(config=config, networks=networks, output=""))
+    return rows.dry_run(source, resources, GenerationWork(config=config, networks=networks, output=""))
+
+
+def _as_begun(config: GenerationConfig, output: str) -> GenerationConfig:
+    """The config, by which ``auto`` is the precision in which the output's run was begun, if one was.
+
+    What is fast here may be another precision than where that was.
+    """
+    begun = runs.identity_of(output)
+    if not begun or config.attack_precision != "auto":
+        return config
+    return replace(config, attack_precision=begun.get("attack_precision", "float32"))
 
 
 def _prepare(
@@ -165,7 +173,7 @@ def _figures(output: str, source: Source) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation(RowWork):
+class GenerationWork(RowWork):
     """An attack, as every actor knows it: a table of images."""
 
     config: GenerationConfig

@@ -20,7 +20,7 @@ import torch
 from raypurify import models, storage
 from raypurify.data import Source, narrowed, open_source, read_rows, shape_of
 from raypurify.evaluation import certificate_attacks, certification, preflight, units
-from raypurify.evaluation.certification import Cell, CertificationConfig, Smoothed
+from raypurify.evaluation.certification import CertificationConfig, CertifiedCell, Smoothed
 from raypurify.evaluation.grid import check_names
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
@@ -112,7 +112,7 @@ def certify(
         batch = resources.batch_for(shape_of(source))
         work = Certification(config=config, cells=cells, output=output, batch=batch)
         todo = undone(work, planned := units.units_of(source, size))
-        if run.finished and not todo and not _unshown(work) and (told := _told(work)) is not None:
+        if run.finished and not todo and not _unshown(work) and (told := _earlier_summary(work)) is not None:
             log.tell(FINISHED)
             return told
         log.tell(*preflight.told(about, warnings))
@@ -164,7 +164,7 @@ def dry_run(config: CertificationConfig, resources: ActorPool) -> dict[str, Any]
 
 def _prepare(
     config: CertificationConfig,
-) -> tuple[CertificationConfig, Source, tuple[Cell, ...], str, list[str]]:
+) -> tuple[CertificationConfig, Source, tuple[CertifiedCell, ...], str, list[str]]:
     """Open the data and the networks, and hold them against each other: a line on the data, and warnings."""
     classifiers = [models.load("classifier", text) for text in config.classifiers]
     purifiers = [models.load("purifier", text) for text in config.purifiers]
@@ -178,7 +178,7 @@ def _prepare(
     networks = [*classifiers, *purifiers]
     source, about, warnings = preflight.checked(config.data, source, networks, job="certificates", done="certified")
     cells = tuple(
-        Cell(classifier=classifier, purifier=purifier, sigma=sigma)
+        CertifiedCell(classifier=classifier, purifier=purifier, sigma=sigma)
         for classifier in classifiers
         for purifier in purifiers
         for sigma in config.sigmas
@@ -211,7 +211,7 @@ class Certification(RowWork):
     """Certificates, as every actor knows them: votes of some draws, or, drawn until they are decided, certificates."""
 
     config: CertificationConfig
-    cells: tuple[Cell, ...]
+    cells: tuple[CertifiedCell, ...]
     batch: int
     """Images that go through the networks at once."""
 
@@ -287,15 +287,15 @@ class Certification(RowWork):
         return pa.table([list(ids), labels, votes], schema=self.columns)
 
 
-def _certificates(output: str, cell: Cell) -> str:
+def _certificates(output: str, cell: CertifiedCell) -> str:
     return storage.join(output, "certificates", f"cell={cell.hash}")
 
 
-def _attacks(output: str, cell: Cell) -> str:
+def _attacks(output: str, cell: CertifiedCell) -> str:
     return storage.join(output, "attacked", f"{cell.hash}.parquet")
 
 
-def _samples(output: str, cell: Cell) -> str:
+def _samples(output: str, cell: CertifiedCell) -> str:
     return storage.join(output, "samples", f"{cell.hash}.parquet")
 
 
@@ -386,13 +386,13 @@ def _unshown(work: Certification) -> list[_Chosen]:
     return found
 
 
-def _attacked(work: Certification, cell: Cell) -> list[Mapping[str, Any]]:
+def _attacked(work: Certification, cell: CertifiedCell) -> list[Mapping[str, Any]]:
     """The attacks on certificates of a cell, as they were written."""
     url = _attacks(work.output, cell)
     return storage.read_table(url).to_pylist() if storage.exists(url) else []
 
 
-def _certified(work: Certification, cell: Cell) -> pa.Table:
+def _certified(work: Certification, cell: CertifiedCell) -> pa.Table:
     """All certificates of a cell (``schema.CERTIFICATES``), each with its unit's name in ``unit``."""
 
     def read(url: str) -> pa.Table:
@@ -477,7 +477,7 @@ def _earlier(work: Certification) -> list[dict[str, Any]]:
     return rows
 
 
-def _told(work: Certification) -> pa.Table | None:
+def _earlier_summary(work: Certification) -> pa.Table | None:
     """What ``summary.parquet`` tells of this call's cells and radii; None where it does not tell all."""
     own = [cell.hash for cell in work.cells]
     found = sorted((row for row in _earlier(work) if row["cell"] in own), key=lambda row: own.index(row["cell"]))
@@ -486,7 +486,7 @@ def _told(work: Certification) -> pa.Table | None:
     return pa.Table.from_pylist(found, schema.CERTIFIED) if told else None
 
 
-def _added_up(work: Certification, cell: Cell, unit: str) -> pa.Table:
+def _added_up(work: Certification, cell: CertifiedCell, unit: str) -> pa.Table:
     """Certificates of a unit, from the votes of all its parts."""
     urls = [storage.join(work.marks[f"{cell.hash}/{part}"], f"{unit}.parquet") for part in work.parts]
     # In the order of the parts, the guesses first; each has the same images.

@@ -17,7 +17,7 @@ import pyarrow as pa
 from raypurify import runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
-from raypurify.cleaning.plan import Counts, PlannedUnit, Unit
+from raypurify.cleaning.plan import Counts, PlannedUnit, UnitContent
 from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Made, Make, undone
@@ -210,7 +210,7 @@ class CleaningWork:
             check_lease=held.check,
         )
 
-        def make(planned: PlannedUnit, unit: Unit, marks: AbstractSet[str]) -> Made:
+        def make(planned: PlannedUnit, unit: UnitContent, marks: AbstractSet[str]) -> Made:
             try:
                 cleaned = clean(unit, quarantine.killers(self.cleaning, unit, held.attempt))
             except Exception as error:
@@ -258,7 +258,7 @@ def dry_run(config: CleaningConfig, resources: ActorPool, output: str) -> dict[s
     }
 
 
-def _trial(work: Cleaning, resources: ActorPool, sample: Unit) -> tuple[int, list[dict[str, Any]], float]:
+def _trial(work: Cleaning, resources: ActorPool, sample: UnitContent) -> tuple[int, list[dict[str, Any]], float]:
     """Clean a sample, a few inputs at a time, for ``TRIAL_SECONDS`` or so: images, rejects, and images a second."""
     cleaner = Cleaner(work, "cpu", batch=resources.batch, batch_pixels=resources.batch_pixels, threads=1)
     killers, _ = quarantine.inspect(sample, work.config.max_pixels, 2 * TRIED)
@@ -267,7 +267,7 @@ def _trial(work: Cleaning, resources: ActorPool, sample: Unit) -> tuple[int, lis
     step = TRIED if sample.entries[0].kind == "image" else 1
     for start in range(0, len(sample.entries), step):
         began = time.perf_counter()
-        few = Unit(name=f"sample-{start}", entries=sample.entries[start : start + step])
+        few = UnitContent(name=f"sample-{start}", entries=sample.entries[start : start + step])
         cleaned = cleaner(few, killers, 2 * TRIED)
         rejects += cleaned.rejects
         counts.append(len(cleaned.rows) + len(cleaned.rejects))

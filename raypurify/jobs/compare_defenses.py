@@ -38,6 +38,8 @@ HELD_OUT = {"digits": 250, "mnist": 1000, "cifar10": 1000}
 FEW = 100
 """Images that the training of a generator holds out: each is searched for."""
 NONE = "no defense"
+DRAWS = 4
+"""Draws of a random purifier that the attacker who knows it averages over at each step."""
 SEARCHING = ("deepfool", "carlini_wagner", "stadv")
 """The paper's attacks that have no ball."""
 ATTACKS = ("fgsm", "r_fgsm", "pgd", *SEARCHING)
@@ -71,8 +73,10 @@ class DefensesArguments(Crew):
     """Epochs of MagNet, whose networks are small."""
     generator_epochs: int = 50
     """Epochs of each generator."""
-    generator_width: int = 64
+    generator_width: int = 32
     """Maps of the generators' last hidden layer."""
+    generator_latent: int = 32
+    """Numbers that the generators make an image of."""
     restarts: int = 10
     """Descents of each image on a generator's range."""
     steps: int = 200
@@ -152,8 +156,8 @@ class Bench:
         """A purifier, trained for a classifier on attacked images (see :meth:`attacked`), or for any."""
         arguments = self.arguments
         name = defense if defense in UNIVERSAL else f"{defense}-{classifier}"
-        generator = f",width={arguments.generator_width}"
-        generative = {"epochs": arguments.generator_epochs, "batch": 64, "rate": 2e-4}
+        generator = f",width={arguments.generator_width},latent={arguments.generator_latent}"
+        generative = {"epochs": arguments.generator_epochs, "batch": 32, "rate": 5e-4, "ema": 0.999}
         pairs = {"train_against": attacked, "limit": None, "rate": 2e-3}
         recipes: dict[str, tuple[str, Mapping[str, Any]]] = {
             "magnet": ("magnet", {"epochs": arguments.magnet_epochs, "rate": 1e-2, "weight_decay": 0.0}),
@@ -248,7 +252,7 @@ class Bench:
         ):
             if purifiers:
                 attacks = (f"pgd,epsilon={self.arguments.epsilon!r},steps={steps}",)
-                more = {"settings": ("adaptive",), "limit": limit, "eot": 1, "masking_images": checked}
+                more = {"settings": ("adaptive",), "limit": limit, "eot": DRAWS, "masking_images": checked}
                 found += self.evaluate(f"{name}-{part}", victim, purifiers=purifiers, attacks=attacks, **more)
         return self.rows(found, classifier, names)
 
@@ -262,7 +266,7 @@ class Bench:
     def row(self, row: Mapping[str, Any], classifier: str, text: str, names: Mapping[str, str]) -> dict[str, Any]:
         """A row of the comparison: of a purifier, as a flag names it."""
         return {
-            "dataset": self.arguments.data,
+            "dataset": row["dataset"],
             "classifier": classifier,
             "defense": names[text],
             "setting": row["setting"],

@@ -101,6 +101,8 @@ def prepare(config: TrainingConfig, resources: TrainingResources, max_rejects: f
         training=training,
         held_out=held_out,
         classes=classes,
+        # A source that tells a view has made its images of crops that stay where they were.
+        crops_at_random=config.view.crop is not None and not hasattr(pairs, "view"),
         max_rejects=max_rejects,
         about=about,
         image_shape=shape,

@@ -1,4 +1,4 @@
-"""Planned units of work, which evaluation, attack and cleaning are made of.
+"""Planned units of work, which evaluation, attack, certificates and cleaning are made of.
 
 A job says where it is written that a unit is done, and what is made of one: see :class:`Work`. Each file is written at
 once, under a name that follows from the plan: a file that is there is whole, a retried unit overwrites itself, and a

@@ -36,7 +36,8 @@ class GenerativeConfig:
     width: int = 64
     """Maps of the generator's last hidden layer, and of the critic's first; each layer inwards doubles them."""
     restarts: int = 10
-    """Descents of each image, from latents of their own; the nearest image is kept (R)."""
+    """Descents of each image, from latents of their own; the nearest image is kept (R). They begin at the prior, normal
+    numbers of deviation 1; in Defense-GAN's code they begin nearer to zero, at the root of 1 / ``latent``."""
     steps: int = 200
     """Steps of each descent (L)."""
     rate: float = 10.0

@@ -19,20 +19,21 @@ from raypurify.seeds import derive, uniform
 from raypurify.training.batches import Batch
 
 SPREAD = 0.5
-"""How far the penalty's points lie from real images, in standard deviations of an image's pixels."""
+"""How far the penalty's points lie from real images at most, in standard deviations of an image's pixels."""
 
 
 class RegretObjective(GenerativeObjective):
     """GAN with a penalty of the discriminator's slope around real images (Kodali et al. 2017).
 
-    The weight is 10, and the points are real images plus 0.5 of a standard deviation times a uniform number in [0, 1),
-    as in its authors' code. They take the deviation of the batch; here it is each image's own, so that a training does
-    not depend on how a batch is shared out.
+    The weight is 10, and the points are real images plus 0.5 of a standard deviation times a uniform number in [0, 1)
+    for each pixel, all of it times another for each image, as in its authors' code. They take the deviation of the
+    batch; here it is each image's own, so that a training does not depend on how a batch is shared out.
     """
 
     def draws(self, batch: Batch) -> Tensor:
         """See :meth:`GenerativeObjective.draws`: the share of the spread that each pixel's point is away."""
-        return uniform(derive(batch.seeds, "around"), batch.x, 0, 1)
+        share = uniform(derive(batch.seeds, "share"), batch.x.new_empty(len(batch.x), 1, 1, 1), 0, 1)
+        return share * uniform(derive(batch.seeds, "around"), batch.x, 0, 1)
 
     def of_critic(self, real: Tensor, fake: Tensor, draws: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`GenerativeObjective.of_critic`: ``loss`` is the discriminator's cross-entropy."""

@@ -165,11 +165,10 @@ class MagNetObjective(PurifierObjective):
         return cast(MagNet, self.setup.network).evidence(batch.x, self.setup.classifier)
 
     def calibrate(self, values: Tensor) -> None:
-        """See :meth:`Objective.calibrate`: each threshold is exceeded by its share of the images."""
+        """See :meth:`Objective.calibrate`: each threshold is exceeded by its share of the images, rounded down."""
         network = cast(MagNet, self.setup.network)
-        found = [
-            values[:, number].quantile(1 - drop, interpolation="higher") for number, drop in enumerate(network.drops)
-        ]
+        highest = values.sort(dim=0, descending=True).values
+        found = [highest[int(drop * len(values)), number] for number, drop in enumerate(network.drops)]
         network.thresholds.copy_(torch.stack(found))
 
 

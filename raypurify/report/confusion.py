@@ -36,10 +36,14 @@ def confusions(page: Page) -> Iterator[dict[str, Any]]:
         hardest = min(members, key=lambda row: float(row["accuracy_purified"]))
         before, after = (counted.get((hardest["cell"], kind), {}) for kind in ("adversarial", "purified"))
         if before and after:
-            yield {"row": hardest, "ball": formats.ball(hardest["norm"], hardest["eps"]), **_told(page, before, after)}
+            yield {
+                "row": hardest,
+                "ball": formats.ball(hardest["norm"], hardest["eps"]),
+                **_compared(page, before, after),
+            }
 
 
-def _told(page: Page, before: Counts, after: Counts) -> dict[str, Any]:
+def _compared(page: Page, before: Counts, after: Counts) -> dict[str, Any]:
     """Both matrices, or the most frequent mistakes where there are many classes."""
     classes = sorted({number for pair in (*before, *after) for number in pair})
     names = {number: page.class_name(number) for number in classes}

@@ -50,20 +50,19 @@ def charts(found: pa.Table) -> dict[str, str]:
     drawn = {}
     groups = grouped(found.to_pylist(), lambda row: (row["dataset"], row["classifier"]))
     for number, ((dataset, classifier), rows) in enumerate(groups.items()):
-        points = _points(rows)
+        # Images a second, None of a defense that has no purifier, and the lowest accuracy.
+        found_by = {
+            defense: (members[0]["images_per_second"], min(row["accuracy"] for row in members))
+            for (defense,), members in grouped(
+                (row for row in rows if row["setting"] == "adaptive"), lambda row: (row["defense"],)
+            ).items()
+        }
+        points = {defense: one for defense, one in found_by.items() if one[0] is not None}
         if points:
             name = re.sub(r"[^\w.]+", "-", f"cost-{dataset}-{classifier}")
-            drawn[name] = figures.costs(points, name=f"costs{number}")
+            lines = {f"{defense}, without a purifier": one[1] for defense, one in found_by.items() if one[0] is None}
+            drawn[name] = figures.costs(points, lines, name=f"costs{number}")
     return drawn
-
-
-def _points(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Of each purifier, images a second, and the lowest accuracy under an attacker who knows it."""
-    adaptive = [row for row in rows if row["setting"] == "adaptive" and row["images_per_second"] is not None]
-    return {
-        name: (members[0]["images_per_second"], min(row["accuracy"] for row in members))
-        for (name,), members in grouped(adaptive, lambda row: (row["defense"],)).items()
-    }
 
 
 def render(found: pa.Table, *, charts: Mapping[str, str], runs: Mapping[str, str], facts: Mapping[str, str]) -> str:

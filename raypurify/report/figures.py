@@ -326,13 +326,16 @@ def certified_curves(
         return _svg(axes, name=name)
 
 
-def costs(points: Mapping[str, tuple[float, float]], *, name: str) -> str:
-    """Accuracy, a share in [0, 1], against images a second, a point for each name."""
+def costs(points: Mapping[str, tuple[float, float]], lines: Mapping[str, float], *, name: str) -> str:
+    """Accuracy, a share in [0, 1], against images a second: a point for each name, a line for each that costs none."""
     with _drawing(WIDTH, 2.8) as axes:
         axes.set_xscale("log")
         for label, (speed, share) in points.items():
             axes.plot(speed, share, "o", color=_VARIABLES["purified"], markersize=5, clip_on=False)
             axes.annotate(label, (speed, share), xytext=(5, 4), textcoords="offset points", fontsize=8.0)
+        for label, share in lines.items():
+            axes.axhline(share, color=_VARIABLES["text"], linestyle=(0, (3, 2)), lw=1.0)
+            axes.annotate(label, (0.01, share), xycoords=("axes fraction", "data"), va="bottom", fontsize=8.0)
         axes.set_ylim(-0.02, 1.02)
         axes.margins(x=0.25)
         axes.set_yticks(*_SHARES)

@@ -258,7 +258,7 @@ def _accuracies(
 
 
 def _is_trivial(cell: Measured) -> bool:
-    return cell.trained_for is None and cell.purifier != "identity"
+    return cell.figures["trivial"] and cell.purifier != "identity"
 
 
 def _adaptive_of(cell: Measured, adaptive: Sequence[Adaptive]) -> Adaptive | None:

@@ -198,7 +198,7 @@ def parse(
             )
     except SystemExit as stopped:
         if stopped.code:
-            told = failures.shortened(_told(said.getvalue(), argv, kinds), failures.LINE - len("error: "))
+            told = failures.shortened(_as_a_line(said.getvalue(), argv, kinds), failures.LINE - len("error: "))
             log.tell(f"error: {told}", stderr=True, exit_code=stopped.code)
         raise
 
@@ -226,7 +226,7 @@ def _meant(flag: str, known: Collection[str]) -> str | None:
     return found[0] if found else None
 
 
-def _told(box: str, argv: Sequence[str], kinds: Mapping[str, Any]) -> str:
+def _as_a_line(box: str, argv: Sequence[str], kinds: Mapping[str, Any]) -> str:
     """What tyro says in a box, as one line that says what was expected, and what came."""
     if "Missing from" in box:
         missing = _ARGUMENT.findall(box.partition("For full helptext")[0])

@@ -61,7 +61,7 @@ class Progress:
         self.note = note
         rate = self._rate()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.count, rate=self._told(rate), note=note)
+            self._bar.update(self._task, completed=self.count, rate=self._rate_text(rate), note=note)
         elif time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
             self._line(rate)
 
@@ -76,7 +76,7 @@ class Progress:
     def _rate(self) -> float:
         return self.count / max(time.time() - self._began, 1e-9)
 
-    def _told(self, rate: float) -> str:
+    def _rate_text(self, rate: float) -> str:
         """A rate: two digits of a slow one, so that none is told as 0."""
         return f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {self.unit}/s"
 
@@ -85,7 +85,7 @@ class Progress:
         left = max(0, self.total - self.count) / rate if rate else 0.0
         note = f", {self.note}" if self.note else ""
         total, left_over = (f"/{self.total:,}", f", {left:,.0f} s left") if self.total else ("", "")
-        done = f"{self.what}: {self.count:,}{total} {self.unit}, {self._told(rate)}"
+        done = f"{self.what}: {self.count:,}{total} {self.unit}, {self._rate_text(rate)}"
         log.tell(f"{done}{left_over}{note}", stderr=True, **self._figures(rate, left))
 
     def _figures(self, rate: float, left: float) -> dict[str, float]:

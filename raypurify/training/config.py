@@ -28,8 +28,6 @@ PHOTOGRAPH_ATTACKS = (
 CLEAN_SHARE = 0.15
 ATTACKS = "attacks"
 """The source of a purifier's pairs, in ``raypurify.training.pairs``, that is taken where none is named."""
-ATTACKED = "attacked"
-"""The source that takes images which were attacked before."""
 ANSWER_WEIGHTS = (
     *("label_weight", "stability_weight", "consistency_weight"),
     *("kl_weight", "feature_weight", "logit_weight"),
@@ -143,11 +141,6 @@ class TrainingConfig:
         if self.trains_on_pairs and not self.attacks:
             raise ValueError("attacks must name at least one attack to train against")
         self._check_classifiers_flags()
-
-    @property
-    def crops_at_random(self) -> bool:
-        """Whether a crop is at another place of an image in each epoch: not where images were attacked beforehand."""
-        return self.view.crop is not None and self.train_against.partition(",")[0] != ATTACKED
 
     @property
     def trains_on_pairs(self) -> bool:

@@ -22,31 +22,31 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run of a global batch's images whose dropout masks one generator draws, and those that this worker has."""
+class Lane:
+    """A part of a global batch's images whose dropout masks one generator draws, and those that this worker has."""
 
     generator: torch.Generator
-    """Seeded alike by every worker that has images of the run."""
+    """Seeded alike by every worker that has images of the part."""
     images: int
-    """How many images the run has."""
+    """How many images the part has."""
     own: range
-    """This worker's images of the run."""
+    """This worker's images of the part."""
 
 
-def with_global_batch(network: nn.Module, runs: Sequence[Run]) -> nn.Module:
+def with_global_batch(network: nn.Module, lanes: Sequence[Lane]) -> nn.Module:
     """``network`` with its batch norms and dropouts exchanged; parameters, buffers and their names stay.
 
     Args:
         network: to be trained. What it draws or mixes by other means than ``torch.nn``'s own layers stays as it is.
-        runs: which hold this worker's images of a global batch, in their order.
+        lanes: which hold this worker's images of a global batch, in their order.
     """
     shared = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-    if shared and runs[0].generator.device.type == "cuda":
+    if shared and lanes[0].generator.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, DROPOUTS) and type(child) in DROPOUTS:
-                setattr(module, name, PlacedDropout(child.p, type(child) is not nn.Dropout, runs))
+                setattr(module, name, PlacedDropout(child.p, type(child) is not nn.Dropout, lanes))
             elif type(child) in BATCH_NORMS and shared:
                 child.__class__ = GlobalBatchNorm
     return network
@@ -76,9 +76,9 @@ def share_weights(network: nn.Module) -> nn.Module:
 class PlacedDropout(nn.Module):
     """Dropout whose masks follow from an image's place in the global batch, and not from the images at hand."""
 
-    def __init__(self, p: float, whole_maps: bool, runs: Sequence[Run]) -> None:
+    def __init__(self, p: float, whole_maps: bool, lanes: Sequence[Lane]) -> None:
         super().__init__()
-        self.p, self.whole_maps, self.runs = p, whole_maps, runs
+        self.p, self.whole_maps, self.lanes = p, whole_maps, lanes
 
     @property
     def cuda_graphs(self) -> bool:
@@ -94,16 +94,16 @@ class PlacedDropout(nn.Module):
         kept = 1 - self.p
         # In the memory format of ``x``: a product of two formats is slow.
         mask = x.new_empty((*x.shape[:2], *[1] * (x.ndim - 2))) if self.whole_maps else torch.empty_like(x)
-        own = sum(len(run.own) for run in self.runs)
-        edges = [len(x) * images // own for images in accumulate((len(run.own) for run in self.runs), initial=0)]
-        for run, (start, stop) in zip(self.runs, pairwise(edges), strict=True):
+        own = sum(len(lane.own) for lane in self.lanes)
+        edges = [len(x) * images // own for images in accumulate((len(lane.own) for lane in self.lanes), initial=0)]
+        for lane, (start, stop) in zip(self.lanes, pairwise(edges), strict=True):
             part = mask[start:stop]
-            if len(run.own) == run.images:
-                part.bernoulli_(kept, generator=run.generator)
+            if len(lane.own) == lane.images:
+                part.bernoulli_(kept, generator=lane.generator)
             else:
-                first = len(x) * run.own.start // own
-                images = max(len(x) * run.images // own, first + len(part))
-                whole = part.new_empty((images, *part.shape[1:])).bernoulli_(kept, generator=run.generator)
+                first = len(x) * lane.own.start // own
+                images = max(len(x) * lane.images // own, first + len(part))
+                whole = part.new_empty((images, *part.shape[1:])).bernoulli_(kept, generator=lane.generator)
                 part.copy_(whole[first : first + len(part)])
         return x * (mask.div_(kept) if kept else mask)
 

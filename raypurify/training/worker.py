@@ -31,7 +31,7 @@ from raypurify.training.arithmetic import drop_pages
 from raypurify.training.average import Average
 from raypurify.training.batches import Batch, batch_of
 from raypurify.training.config import TrainingConfig
-from raypurify.training.global_batch import Run, average, share_weights, with_global_batch
+from raypurify.training.global_batch import Lane, average, share_weights, with_global_batch
 from raypurify.training.objectives import (
     ClassifierObjective,
     DivergedError,
@@ -82,6 +82,8 @@ class Job:
     held_out: Source
     classes: pa.Table
     """How many images of each there are: of the schema ``CLASSES``."""
+    crops_at_random: bool
+    """Whether a crop is at another place of an image in each epoch."""
     max_rejects: float
     """Share of the images of the data that may be rejected."""
     about: tuple[str, ...]
@@ -110,7 +112,7 @@ class Job:
             batch=self.config.batch,
             rank=rank,
             workers=workers,
-            crops_at_random=self.config.crops_at_random,
+            crops_at_random=self.crops_at_random,
         )
 
     def checkpoint_config(self, *, universal: bool = False) -> dict[str, Any]:
@@ -151,16 +153,16 @@ class Worker:
         self.network = models.untrained(job.kind, job.network).train()
         if job.initial is not None and job.initial.state is not None:
             self.network.load_state_dict(dict(job.initial.state))
-        self.masks = {lane: self._run(lane) for lane in self.order.lanes}
+        self.masks = {lane: self._lane(lane) for lane in self.order.lanes}
         self.network = self._prepared(self.network)
         self.average = Average(self.network, self.config.ema) if self.config.ema else None
         self.objective = self._objective()
 
-    def _run(self, lane: int) -> Run:
+    def _lane(self, lane: int) -> Lane:
         """A lane's images of a global batch, and this worker's of them."""
         part, own = self.order.part, self.order.own
         start, stop = (min(max(edge - lane * part, 0), part) for edge in (own.start, own.stop))
-        return Run(generator=torch.Generator(self.device), images=part, own=range(start, stop))
+        return Lane(generator=torch.Generator(self.device), images=part, own=range(start, stop))
 
     def _prepared(self, network: nn.Module) -> nn.Module:
         """A network on the device, alike on all workers, its batch norms and dropouts over the global batch."""
@@ -227,14 +229,14 @@ class Worker:
         own = {"cpu": torch.default_generator}
         if device.type == "cuda":
             own["cuda"] = torch.cuda.default_generators[device.index or torch.cuda.current_device()]
-        lanes = {f"{device.type} lane {lane}": run.generator for lane, run in self.masks.items()}
+        lanes = {f"{device.type} lane {lane}": part.generator for lane, part in self.masks.items()}
         return lanes | {f"{kind} {self.rank} of {self.workers}": generator for kind, generator in own.items()}
 
     def _set_random(self, epoch: int) -> None:
         """Draw as an epoch does from its beginning or, where a checkpoint was written within it, from there."""
         torch.manual_seed(seed_of(self.config.seed, "noise", epoch, self.rank))
-        for lane, run in self.masks.items():
-            run.generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, lane))
+        for lane, part in self.masks.items():
+            part.generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, lane))
         for name, generator in self._generators().items():
             if name in self.random:
                 generator.set_state(self.random[name])

@@ -19,7 +19,7 @@ from raypurify import storage
 from raypurify.cleaning import accounts, plan, planner, quarantine, reader
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, Format
 from raypurify.cleaning.inputs import listed
-from raypurify.cleaning.plan import Entry, Unit
+from raypurify.cleaning.plan import Entry, UnitContent
 from raypurify.cleaning.planner import Sizes
 from raypurify.data import files
 from raypurify.data.base import DataError
@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> str:
     return str(tmp_path / "in")
 
 
-def units_of(source: str, output: str, sizes: Sizes | None = None) -> list[Unit]:
+def units_of(source: str, output: str, sizes: Sizes | None = None) -> list[UnitContent]:
     planner.freeze(output, listed(source, output=output), extension="png", sizes=sizes)
     return [unit.read() for unit in plan.units(output)]
 
@@ -167,7 +167,7 @@ def test_a_child_goes_on_behind_the_last_culprit(source: str, tmp_path: Path):
     assert len(shapes) == 17
 
 
-def publish(unit: Unit, clean: Cleaner) -> None:
+def publish(unit: UnitContent, clean: Cleaner) -> None:
     accounts.publish(clean.work.output, unit.name, clean(unit))
 
 
@@ -471,7 +471,7 @@ def test_a_part_of_a_row_group_is_fetched_and_no_more(tmp_path: Path, s3: str):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "open_file", counted)
-        unit = Unit(name="0", entries=(entry, entry._replace(first=10)))
+        unit = UnitContent(name="0", entries=(entry, entry._replace(first=10)))
         found = [item for section in reader.sections(unit, LIMITS) for item in section.items]
     assert len(found) == 20
     assert len(opened) == 1

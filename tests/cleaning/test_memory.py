@@ -14,7 +14,7 @@ from raypurify.images import Picture, encode
 CLEAN = """
 import resource, sys
 from raypurify.cleaning import accounts
-from raypurify.cleaning.plan import Entry, Unit
+from raypurify.cleaning.plan import Entry, UnitContent
 from raypurify.cleaning.cleaner import Cleaner, Cleaning
 from raypurify.cleaning.cleaner import CleaningConfig
 
@@ -23,7 +23,7 @@ config = CleaningConfig(input=source, purifier="identity", format="bmp", shards=
 cleaner = Cleaner(Cleaning.load(config, output), "cpu", batch=8, threads=1)
 entry = Entry(key="a.tar", url=source, kind="tar", size=-1, version="", rows=None, output="a.tar")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-cleaned = cleaner(Unit(name="0", entries=(entry,)))
+cleaned = cleaner(UnitContent(name="0", entries=(entry,)))
 print(len(cleaned.rows), len(cleaned.rejects))
 accounts.publish(output, "0", cleaned)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)

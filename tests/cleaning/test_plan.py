@@ -19,7 +19,7 @@ from raypurify.cleaning import accounts, plan, planner, reader
 from raypurify.cleaning.folders import InputFile, kind_of
 from raypurify.cleaning.inputs import listed
 from raypurify.cleaning.names import Output, UniqueNames, folded, output_name
-from raypurify.cleaning.plan import Counts, Entry, Unit
+from raypurify.cleaning.plan import Counts, Entry, UnitContent
 from raypurify.cleaning.planner import Sizes
 from raypurify.runs import schema
 from raypurify.storage.bounded import Digests
@@ -33,7 +33,7 @@ def images(*keys: str) -> list[InputFile]:
     return [image(key) for key in sorted(keys)]
 
 
-def units_of(output: str) -> list[Unit]:
+def units_of(output: str) -> list[UnitContent]:
     planned = sorted(plan.units(output), key=lambda unit: unit.name)
     return [unit.read() for unit in planned]
 

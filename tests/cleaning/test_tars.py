@@ -16,7 +16,7 @@ import pytest
 from raypurify.cleaning import reader, writer
 from raypurify.cleaning.accounts import Cleaned
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig
-from raypurify.cleaning.plan import Entry, Unit
+from raypurify.cleaning.plan import Entry, UnitContent
 from raypurify.images import encode_png
 
 LIMITS = reader.Limits(max_pixels=1 << 20)
@@ -73,7 +73,7 @@ class Read:
 def read(path: Path, data: bytes) -> Read:
     path.write_bytes(data)
     entry = Entry(key=path.name, url=str(path), kind="tar", size=len(data), version="", rows=None, output=path.name)
-    [section] = reader.sections(Unit(name="0", entries=(entry,)), LIMITS)
+    [section] = reader.sections(UnitContent(name="0", entries=(entry,)), LIMITS)
     items = list(section.items)
     assert len({item.id for item in items}) == len(items)
     return Read(
@@ -285,7 +285,7 @@ def clean(path: Path, output: Path) -> Cleaned:
     )
     config = CleaningConfig(input=str(path), purifier="identity")
     cleaner = Cleaner(Cleaning.load(config, str(output)), "cpu", batch=8, threads=1)
-    return cleaner(Unit(name="0", entries=(entry,)))
+    return cleaner(UnitContent(name="0", entries=(entry,)))
 
 
 def test_every_member_of_every_kind_is_an_output_a_reject_or_passed_on(tmp_path: Path):
@@ -315,7 +315,7 @@ def test_every_member_of_every_kind_is_an_output_a_reject_or_passed_on(tmp_path:
 def test_a_tar_of_another_size_than_it_was_listed_with_is_a_reject(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(tar_of(FILES))
     entry = Entry(key="a.tar", url=str(tmp_path / "a.tar"), kind="tar", size=512, version="", rows=None, output="a.tar")
-    [section] = reader.sections(Unit(name="0", entries=(entry,)), LIMITS)
+    [section] = reader.sections(UnitContent(name="0", entries=(entry,)), LIMITS)
     [item] = section.items
     size = len(tar_of(FILES))
     assert (item.id, item.reason) == (

@@ -39,6 +39,15 @@ def brightness(scale: float = 1.0) -> Metric:
     )
 
 
+class Dimmer(nn.Module):
+    """A purifier that learns nothing."""
+
+    trivial = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.9 * x
+
+
 class Watchful(nn.Module):
     """A purifier of one convolution that takes dark images for attacked."""
 

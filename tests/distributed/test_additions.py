@@ -58,7 +58,7 @@ def test_a_format_an_attack_a_detector_a_metric_and_a_section_of_the_users(
     config = EvaluationConfig(
         data="additions:drawings",
         classifiers=(small_classifier,),
-        purifiers=(f"{trained[1]}/model,plugin=additions:Watchful", "identity"),
+        purifiers=(f"{trained[1]}/model,plugin=additions:Watchful", "additions:Dimmer"),
         attacks=("none", "additions:Darken"),
         epsilons=(0.05, 0.1),
         metrics=("additions:brightness,scale=255",),
@@ -75,13 +75,23 @@ def test_a_format_an_attack_a_detector_a_metric_and_a_section_of_the_users(
     assert all(json.loads(row["params"])["by"] == row["eps"] for row in rows if row["eps"])
     assert all(-255 <= row["brightness_adversarial"] < 0 for row in rows if row["eps"])
     assert {(row["dataset"], row["n"]) for row in rows} == {("additions:drawings", 40)}
-    assert {row["trivial"] for row in rows if row["purifier"] == "identity"} == {True}
+    assert {(row["purifier"], row["trivial"]) for row in rows} == {("model", False), ("additions:Dimmer", True)}
     for row in rows:
-        detects = row["purifier"] != "identity"
+        detects = row["purifier"] != "additions:Dimmer"
         assert (row["false_alarm_rate"] is not None) == detects
-        assert not detects or row["accuracy_with_detection"] >= row["accuracy_purified"] or row["attack"] == "none"
+        assert not detects or 0 < row["detection_rate"] < 1
+        assert not detects or row["accuracy_with_detection"] > row["accuracy_purified"] or row["attack"] == "none"
     page = unescape(Path(output, "report.html").read_text())
-    for text in ("A section of mine", 'href="#mine"', "Brightness<br>", "brightness_purified", "Right or<br>detected"):
+    for text in (
+        "additions:drawings",
+        "additions:Darken",
+        "additions:Dimmer",
+        "A section of mine",
+        'href="#mine"',
+        "Brightness<br>",
+        "brightness_purified",
+        "Right or<br>detected",
+    ):
         assert text in page
     assert page.index("A section of mine") < page.index("How to read this</h2>")
     with pytest.raises(ValueError, match=r"holds a run with metrics = .* this one has metrics = None"):

@@ -190,7 +190,7 @@ def test_a_large_photo_takes_little_memory(tmp_path: Path) -> None:
     script = """
 import resource, sys, torch
 from raypurify.storage import checkpoints
-from raypurify.cleaning.plan import Entry, Unit
+from raypurify.cleaning.plan import Entry, UnitContent
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig
 from raypurify.purifiers import cru_net
 folder, size = sys.argv[1], int(sys.argv[2])
@@ -201,7 +201,7 @@ checkpoints.save(folder + "/weights", config, network.state_dict())
 torch.set_num_threads(1)
 work = Cleaning.load(CleaningConfig(input=folder, purifier=folder + "/weights"), folder + "/out")
 entry = Entry(key="photo.jpg", url=folder + "/in/photo.jpg", kind="image", size=size, version="", output="photo.png")
-cleaned = Cleaner(work, "cpu", batch=250, threads=1)(Unit(name="000", entries=(entry,)))
+cleaned = Cleaner(work, "cpu", batch=250, threads=1)(UnitContent(name="000", entries=(entry,)))
 assert len(cleaned.rows) == 1, cleaned
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """

@@ -18,7 +18,7 @@ from raypurify.distributed.units import _blocks as blocks_of_unit
 from raypurify.evaluation.generation import GenerationConfig, Networks
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import rows_of_unit, units_of
-from raypurify.jobs.attack import Generation
+from raypurify.jobs.attack import GenerationWork
 from raypurify.jobs.evaluate import Evaluation
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import RowWork, unit_size
@@ -99,7 +99,7 @@ def evaluation(classifier: str, output: str) -> RowWork:
 
 def attack(classifier: str, output: str) -> RowWork:
     config = GenerationConfig(input="digits", attack="fgsm", classifier=classifier, png=True)
-    return Generation(config=config, networks=Networks.load(config), output=output)
+    return GenerationWork(config=config, networks=Networks.load(config), output=output)
 
 
 @pytest.mark.parametrize("job", [evaluation, attack])

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from attacked_digits import config as config
 from attacked_digits import images_of
+from grids import damaged as damaged
 
 from raypurify import storage
 from raypurify.data import open_source
@@ -17,6 +18,7 @@ from raypurify.evaluation.generation import GenerationConfig
 from raypurify.images import encode_png
 from raypurify.jobs.attack import attack
 from raypurify.jobs.resources import ActorPool
+from raypurify.runs import StoppedError
 
 ONE = ActorPool(actors=1, batch=100, local=True)
 
@@ -37,6 +39,26 @@ def test_what_was_cut_off_goes_on_and_what_is_done_stays(config: GenerationConfi
     assert kept.stat().st_mtime_ns == time
     with pytest.raises(ValueError, match="this one has attack = 'fgsm"):
         attack(dataclasses.replace(config, attack="fgsm"), ONE, output)
+
+
+def test_a_finished_run_that_lost_a_file_makes_it_again(config: GenerationConfig, tmp_path: Path) -> None:
+    few, output = dataclasses.replace(config, limit=40), str(tmp_path / "run")
+    figures = attack(few, ONE, output)
+    before = images_of(output)
+    next((tmp_path / "run/images").iterdir()).unlink()
+    assert attack(few, ONE, output) == figures
+    assert images_of(output).equals(before)
+    assert len(storage.read_json(f"{output}/run.json")["attempts"]) == 2
+
+
+def test_few_images_of_which_too_many_are_rejected_stop_the_run(
+    config: GenerationConfig, damaged: str, tmp_path: Path
+) -> None:
+    bad, output = dataclasses.replace(config, input=damaged, split="test", limit=None), str(tmp_path / "run")
+    with pytest.raises(StoppedError, match=r"2 of 10 images are rejected, more than --max-rejects=0\.1 allows"):
+        attack(bad, ONE, output, max_rejects=0.1)
+    assert not storage.is_success(output)
+    assert attack(bad, ONE, output, max_rejects=0.2)["n"] == 8
 
 
 @pytest.mark.parametrize("begun", ["float32", "bfloat16"])

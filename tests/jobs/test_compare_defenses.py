@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -101,6 +102,10 @@ def test_some_defenses_of_one_classifier(tmp_path: Path, capsys: pytest.CaptureF
     assert magnet["images_per_second"] > 0
     assert magnet["parameters"] == 452
     before = (tmp_path / "tables/defenses.csv").read_bytes()
+    checked = pyarrow.csv.read_csv(tmp_path / "tables/defenses.csv").to_pylist()
+    assert [row["masking"] for row in checked] == [
+        None if row["masking"] is None else "; ".join(row["masking"]) or None for row in rows
+    ]
     capsys.readouterr()
     main(arguments)
     assert "loss" not in capsys.readouterr().out, "nothing is trained again"

@@ -18,7 +18,7 @@ from raypurify.data import View
 from raypurify.evaluation.generation import GenerationConfig
 from raypurify.jobs.attack import attack
 from raypurify.jobs.resources import ActorPool
-from raypurify.jobs.train import train
+from raypurify.jobs.train import prepare, train
 from raypurify.storage import checkpoints
 
 PURIFIER = dataclasses.replace(
@@ -128,6 +128,10 @@ def test_photographs_that_were_attacked_are_shown_as_the_attack_showed_them(
     model = train(config, ONE_WORKER, str(tmp_path / "run"))
     told = storage.read_json(f"{model}/config.json")
     assert (told["view"], told["image_shape"]) == ({"resize": 32, "crop": 28}, [28, 28, 1])
+    own = dataclasses.replace(config, train_against=f"attacked_digits:kept,url={url}")
+    assert not prepare(own, ONE_WORKER).crops_at_random, "the attacked images lie beside crops that stay"
+    fresh = dataclasses.replace(config, train_against="attacks", view=View(resize=32, crop=28))
+    assert prepare(fresh, ONE_WORKER).crops_at_random
     with pytest.raises(ValueError, match="--resize 30: the images of train_against were attacked with --resize 32"):
         train(dataclasses.replace(config, view=View(resize=30)), ONE_WORKER, str(tmp_path / "other"))
     with pytest.raises(ValueError, match="has the attacked images; give the data that they were made from"):

@@ -151,6 +151,15 @@ def test_magnets_thresholds_let_a_share_of_the_held_out_images_through(small_cla
     assert all(0 < share < 0.25 for share in shares.tolist()), "five in a hundred of the held-out images"
 
 
+def test_each_of_magnets_thresholds_is_exceeded_by_its_share() -> None:
+    network = magnet.build(drop=0.003)
+    config = TrainingConfig(data="digits", model="magnet")
+    objective = magnet.objective(Setup(config=config, network=network, total_steps=1, device="cpu"))
+    evidence = torch.rand(1000, len(network.drops), generator=torch.Generator().manual_seed(0))
+    objective.calibrate(evidence)
+    assert (evidence > network.thresholds).sum(dim=0).tolist() == [3] * len(network.drops)
+
+
 def test_magnet_needs_held_out_images(small_classifier: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"magnet,drop=0\.05: something of it is set on held-out images"):
         train(training("magnet", small_classifier, validation=0), ONE_WORKER, str(tmp_path / "run"))

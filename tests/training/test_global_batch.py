@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from raypurify.training.global_batch import Run, with_global_batch
+from raypurify.training.global_batch import Lane, with_global_batch
 from raypurify.training.order import LANES
 
 BATCH = 240
@@ -19,7 +19,7 @@ def dropped(rank: int, workers: int, layer: nn.Module) -> torch.Tensor:
         edges = [min(max(edge - lane * part, 0), part) for edge in (rank * size, (rank + 1) * size)]
         if edges[0] < edges[1]:
             generator = torch.Generator().manual_seed(lane)
-            runs.append(Run(generator=generator, images=part, own=range(*edges)))
+            runs.append(Lane(generator=generator, images=part, own=range(*edges)))
     network = with_global_batch(nn.Sequential(layer), runs).train()
     x = torch.ones(size, 6, 4, 4)
     return torch.stack([network(x), network(x)])
@@ -36,8 +36,8 @@ def test_masks_belong_to_places_in_the_global_batch(workers: int, layer: nn.Modu
 
 def test_a_batch_of_any_size_passes() -> None:
     runs = [
-        Run(generator=torch.Generator(), images=6, own=range(2, 6)),
-        Run(generator=torch.Generator(), images=6, own=range(3)),
+        Lane(generator=torch.Generator(), images=6, own=range(2, 6)),
+        Lane(generator=torch.Generator(), images=6, own=range(3)),
     ]
     network = with_global_batch(nn.Sequential(nn.Dropout(0.5)), runs).train()
     for images in (1, 5, 7, 20):

@@ -11,7 +11,7 @@ from raypurify import models
 from raypurify.plugins import Spec
 from raypurify.training.batches import Batch
 from raypurify.training.config import TrainingConfig
-from raypurify.training.global_batch import Run, with_global_batch
+from raypurify.training.global_batch import Lane, with_global_batch
 from raypurify.training.objectives import (
     ClassifierObjective,
     Objective,
@@ -102,7 +102,7 @@ def test_a_training_by_graphs(kind: models.Kind, text: str, changes: Any, precis
 def test_what_draws_at_each_step_goes_without() -> None:
     objective = objective_of("classifier", "a_net")
     objective.setup.network.add_module("dropout", nn.Dropout(0.5).cuda())
-    runs = [Run(generator=torch.Generator("cuda"), images=32, own=range(32))]
+    runs = [Lane(generator=torch.Generator("cuda"), images=32, own=range(32))]
     with_global_batch(objective.setup.network, runs)
     assert objective.update_graphs is None
 
