@@ -147,8 +147,8 @@ def _gaussian_band(side: int, dtype: torch.dtype, device: torch.device) -> Tenso
     return band.to(device=device, dtype=dtype)
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Bounds in [0, 1] of a proportion by Wilson's score interval (Wilson 1927); z = 1.96 is 95%.
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Bounds in [0, 1] of a proportion at 95%, by Wilson's score interval (Wilson 1927).
 
     Raises:
         ValueError: n is not positive, or successes is not in 0..n.
@@ -157,7 +157,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
         raise ValueError(f"n must be at least 1, got {n}: a proportion of no images has no bounds")
     if not 0 <= successes <= n:
         raise ValueError(f"successes must be in 0..n = 0..{n}, got {successes}")
-    share = successes / n
+    share, z = successes / n, 1.96
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -12,21 +12,22 @@ from raypurify.attacks import purify
 
 SECONDS = 1.0
 """A purifier is timed for so long at least, after one batch that warms it up."""
+BATCH = 50
+"""Images at once."""
 
 
-def rate(purifier: nn.Module, shape: tuple[int, int, int], device: str, *, batch: int = 50) -> float:
+def rate(purifier: nn.Module, shape: tuple[int, int, int], device: str) -> float:
     """Images a second that a purifier purifies, in batches of noise.
 
     Args:
         purifier: on the CPU, in eval.
         shape: (H, W, C) of the images.
         device: where it computes.
-        batch: images at once.
     """
     network = models.placed(purifier, device)
     height, width, channels = shape
-    x = torch.rand(batch, channels, height, width, generator=torch.Generator().manual_seed(0)).to(device)
-    seeds = list(range(batch))
+    x = torch.rand(BATCH, channels, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+    seeds = list(range(BATCH))
     done, started = 0, 0.0
     with torch.no_grad(), models.autocast(device, "float32"):
         purify(network, x, seeds)
@@ -35,7 +36,7 @@ def rate(purifier: nn.Module, shape: tuple[int, int, int], device: str, *, batch
             purify(network, x, seeds)
             if device.startswith("cuda"):
                 torch.cuda.synchronize()
-            done += batch
+            done += BATCH
     return done / (time.perf_counter() - started)
 
 

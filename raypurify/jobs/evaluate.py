@@ -273,7 +273,8 @@ def _write_samples(work: Evaluation, attempt: Attempt, units: Sequence[Unit]) ->
     grid, pool = work.grid, attempt.pool
     dealt = grid.dealt(frozenset(cell.hash for cell in grid.cells), pool.most)
     chosen = [{cell: samples.choose(work.output, cell, grid.config.seed) for cell in sorted(cells)} for cells in dealt]
-    deque(attempt.engine.map(pool.needs, write_samples, (work, pool, attempt.run.id, units), chosen), maxlen=0)
+    shared = (work, pool, attempt.run.id, units)
+    deque(attempt.map(write_samples, shared, chosen, "writing samples", "parts"), maxlen=0)
 
 
 def write_samples(

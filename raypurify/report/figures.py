@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+POINTS = 1200  # of a long curve, at most about
 WIDTH = 4.2  # inches: about a phone's width in CSS pixels, so that letters keep their size there
 WIDE = 8.0  # of a chart over time, which a phone scrolls
 NAMED_PAUSES = 10  # more have no room for their lengths
@@ -395,13 +396,11 @@ def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def _thinned(
-    step: NDArray[np.int64], loss: NDArray[np.float64], *, points: int = 1200
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """At most about ``points`` of a long curve: the lowest and the highest of each piece, so that no peak is lost."""
-    if len(loss) <= points:
+def _thinned(step: NDArray[np.int64], loss: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """At most about ``POINTS`` of a long curve: the lowest and the highest of each piece, so that no peak is lost."""
+    if len(loss) <= POINTS:
         return step, loss
-    pieces = np.array_split(np.arange(len(loss)), points // 2)
+    pieces = np.array_split(np.arange(len(loss)), POINTS // 2)
     kept = np.unique([index[pick(loss[index])] for index in pieces for pick in (np.argmin, np.argmax)])
     return step[kept], loss[kept]
 
