@@ -5,5 +5,5 @@ keeps the attacked images, ``attacking`` the attack on a batch in a precision, `
 gradients, ``calibration`` the strength of attacks, ``cost`` what a purifier costs; ``certification`` and
 ``certificate_attacks`` have the certificates. ``units`` are what is planned, ``preflight`` is what is checked before
 the work (``normalisation`` a part of it), ``tensors`` has a dataset's images for a user's own code, ``results`` the
-summary, ``samples`` images for the report. Jobs import from all of these, the report from ``masking`` and ``results``.
+summary, ``samples`` images for the report. Jobs import from all of these, the report from ``masking``.
 """

@@ -1,4 +1,4 @@
-"""The arithmetic of attacks: fast where that cannot make them weaker. And a purifier's images, looked at."""
+"""Attacks, in an arithmetic that is fast where that cannot make them weaker, and purifiers, on one batch."""
 
 from __future__ import annotations
 

@@ -334,6 +334,7 @@ class Case:
             eps=row["eps"],
             purifier=row["purifier"],
             trained_for=self.trained_for(row["purifier"]),
+            trivial=bool(row["trivial"]),
             figures=figures,
         )
 

@@ -12,9 +12,19 @@ from raypurify import storage
 
 
 def write(url: str, table: pa.Table) -> None:
-    """Write ``URL.parquet`` and ``URL.csv``, which has a list of texts as one, with semicolons between them."""
+    """Write ``URL.parquet`` and ``URL.csv``.
+
+    CSV has no lists: one of texts is joined by semicolons (``nothing`` where it is empty), others are left out.
+    """
     storage.write_table(f"{url}.parquet", table)
     text = BytesIO()
-    columns = [pc.binary_join(one, "; ") if pa.types.is_list(one.type) else one for one in table.columns]
-    pa.csv.write_csv(pa.table(columns, names=table.column_names), text)
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.type == pa.list_(pa.string()):
+            columns[name] = pc.if_else(
+                pc.equal(pc.list_value_length(column), 0), "nothing", pc.binary_join(column, "; ")
+            )
+        elif not pa.types.is_nested(column.type):
+            columns[name] = column
+    pa.csv.write_csv(pa.table(columns), text)
     storage.write_bytes(f"{url}.csv", text.getvalue())

@@ -165,7 +165,7 @@ class MagNetObjective(PurifierObjective):
         return cast(MagNet, self.setup.network).evidence(batch.x, self.setup.classifier)
 
     def calibrate(self, values: Tensor) -> None:
-        """See :meth:`Objective.calibrate`: each threshold is exceeded by its share of the images, rounded down."""
+        """See :meth:`Objective.calibrate`: each threshold is exceeded by its share of the images at most."""
         network = cast(MagNet, self.setup.network)
         highest = values.sort(dim=0, descending=True).values
         found = [highest[int(drop * len(values)), number] for number, drop in enumerate(network.drops)]

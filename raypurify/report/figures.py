@@ -328,7 +328,7 @@ def certified_curves(
 
 
 def costs(points: Mapping[str, tuple[float, float]], lines: Mapping[str, float], *, name: str) -> str:
-    """Accuracy, a share in [0, 1], against images a second: a point for each name, a line for each that costs none."""
+    """Accuracy, a share in [0, 1], against images a second: points by name, and lines of what has no purifier."""
     with _drawing(WIDTH, 2.8) as axes:
         axes.set_xscale("log")
         for label, (speed, share) in points.items():

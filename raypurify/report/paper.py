@@ -102,6 +102,8 @@ class Measured:
     purifier: str
     trained_for: str | None
     """The classifier that a learned purifier was trained for."""
+    trivial: bool
+    """Whether the purifier learned nothing."""
     figures: Mapping[str, Any]
     """By the names of ``schema.SUMMARY``."""
 
@@ -258,7 +260,7 @@ def _accuracies(
 
 
 def _is_trivial(cell: Measured) -> bool:
-    return cell.figures["trivial"] and cell.purifier != "identity"
+    return cell.trivial and cell.purifier != "identity"
 
 
 def _adaptive_of(cell: Measured, adaptive: Sequence[Adaptive]) -> Adaptive | None:

@@ -23,14 +23,14 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """A part of a global batch's images whose dropout masks one generator draws, and those that this worker has."""
+    """A lane of a global batch's images, whose dropout masks one generator draws, and those that this worker has."""
 
     generator: torch.Generator
-    """Seeded alike by every worker that has images of the part."""
+    """Seeded alike by every worker that has images of the lane."""
     images: int
-    """How many images the part has."""
+    """How many images the lane has."""
     own: range
-    """This worker's images of the part."""
+    """This worker's images of the lane."""
 
 
 def with_global_batch(network: nn.Module, lanes: Sequence[Lane]) -> nn.Module:

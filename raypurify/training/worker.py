@@ -229,14 +229,14 @@ class Worker:
         own = {"cpu": torch.default_generator}
         if device.type == "cuda":
             own["cuda"] = torch.cuda.default_generators[device.index or torch.cuda.current_device()]
-        lanes = {f"{device.type} lane {lane}": part.generator for lane, part in self.masks.items()}
+        lanes = {f"{device.type} lane {number}": lane.generator for number, lane in self.masks.items()}
         return lanes | {f"{kind} {self.rank} of {self.workers}": generator for kind, generator in own.items()}
 
     def _set_random(self, epoch: int) -> None:
         """Draw as an epoch does from its beginning or, where a checkpoint was written within it, from there."""
         torch.manual_seed(seed_of(self.config.seed, "noise", epoch, self.rank))
-        for lane, part in self.masks.items():
-            part.generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, lane))
+        for number, lane in self.masks.items():
+            lane.generator.manual_seed(seed_of(self.config.seed, "dropout", epoch, number))
         for name, generator in self._generators().items():
             if name in self.random:
                 generator.set_state(self.random[name])

@@ -27,10 +27,11 @@ FIGURES = {
 
 
 def cell(purifier: str, trained_for: str | None, **more: Any) -> paper.Measured:
-    figures = {**FIGURES, "trivial": trained_for is None, **more.pop("figures", {})}
+    figures = {**FIGURES, **more.pop("figures", {})}
     usual: dict[str, Any] = {"dataset": "mnist", "classifier": "a_net", "attack": "fgsm", "parameters": "calibrated"}
     usual |= {"eps": 0.15, "attacked_by": "ε = 0.15"}
-    return paper.Measured(purifier=purifier, trained_for=trained_for, figures=figures, **{**usual, **more})
+    usual |= {"purifier": purifier, "trained_for": trained_for, "trivial": trained_for is None}
+    return paper.Measured(figures=figures, **{**usual, **more})
 
 
 MEASURED = [

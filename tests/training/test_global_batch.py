@@ -14,13 +14,13 @@ BATCH = 240
 def dropped(rank: int, workers: int, layer: nn.Module) -> torch.Tensor:
     """What a worker's part of a global batch of ones is after two passes through a layer."""
     part, size = BATCH // LANES, BATCH // workers
-    runs = []
+    lanes = []
     for lane in range(LANES):
         edges = [min(max(edge - lane * part, 0), part) for edge in (rank * size, (rank + 1) * size)]
         if edges[0] < edges[1]:
             generator = torch.Generator().manual_seed(lane)
-            runs.append(Lane(generator=generator, images=part, own=range(*edges)))
-    network = with_global_batch(nn.Sequential(layer), runs).train()
+            lanes.append(Lane(generator=generator, images=part, own=range(*edges)))
+    network = with_global_batch(nn.Sequential(layer), lanes).train()
     x = torch.ones(size, 6, 4, 4)
     return torch.stack([network(x), network(x)])
 
@@ -35,10 +35,10 @@ def test_masks_belong_to_places_in_the_global_batch(workers: int, layer: nn.Modu
 
 
 def test_a_batch_of_any_size_passes() -> None:
-    runs = [
+    lanes = [
         Lane(generator=torch.Generator(), images=6, own=range(2, 6)),
         Lane(generator=torch.Generator(), images=6, own=range(3)),
     ]
-    network = with_global_batch(nn.Sequential(nn.Dropout(0.5)), runs).train()
+    network = with_global_batch(nn.Sequential(nn.Dropout(0.5)), lanes).train()
     for images in (1, 5, 7, 20):
         assert set(network(torch.ones(images, 50)).unique().tolist()) <= {0.0, 2.0}

@@ -102,8 +102,8 @@ def test_a_training_by_graphs(kind: models.Kind, text: str, changes: Any, precis
 def test_what_draws_at_each_step_goes_without() -> None:
     objective = objective_of("classifier", "a_net")
     objective.setup.network.add_module("dropout", nn.Dropout(0.5).cuda())
-    runs = [Lane(generator=torch.Generator("cuda"), images=32, own=range(32))]
-    with_global_batch(objective.setup.network, runs)
+    lanes = [Lane(generator=torch.Generator("cuda"), images=32, own=range(32))]
+    with_global_batch(objective.setup.network, lanes)
     assert objective.update_graphs is None
 
 

@@ -51,7 +51,8 @@ class Pairs(Protocol):
 
     A source that has images beforehand may name ``has(names) -> (N,) bool``: which of the clean images, by their ids,
     it can make a partner of. The training is on these. It may also name ``view() -> raypurify.data.View``, how these
-    clean images were shown, and ``holds(data) -> bool``, whether a dataset is the source's own.
+    clean images were shown, so that crops stay where they were, and ``holds(data) -> bool``, whether a dataset is the
+    source's own.
     """
 
     def __call__(self, batch: Batch, setup: PairSetup) -> Tensor:
