@@ -75,7 +75,7 @@ def test_a_format_an_attack_a_detector_a_metric_and_a_section_of_the_users(
     assert all(json.loads(row["params"])["by"] == row["eps"] for row in rows if row["eps"])
     assert all(-255 <= row["brightness_adversarial"] < 0 for row in rows if row["eps"])
     assert {(row["dataset"], row["n"]) for row in rows} == {("additions:drawings", 40)}
-    assert {(row["purifier"], row["trivial"]) for row in rows} == {("model", False), ("additions:Dimmer", True)}
+    assert {(row["purifier"], row["trivial"]) for row in rows} == {("run", False), ("additions:Dimmer", True)}
     for row in rows:
         detects = row["purifier"] != "additions:Dimmer"
         assert (row["false_alarm_rate"] is not None) == detects
