@@ -193,7 +193,7 @@ class GenerativeObjective(Objective):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        # Adam would add the config's weight decay to the gradients, which it outweighs: generators then draw in grey.
+        # Not Adam, which would add the config's weight decay to the gradients; neither paper has any.
         adam = partial(torch.optim.AdamW, betas=(0.5, 0.9))
         self.projection = cast(Projection, setup.network)
         self.optimizations[NETWORK] = setup.optimization(setup.network, optimizer=adam)
