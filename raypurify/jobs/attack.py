@@ -103,8 +103,8 @@ def attack(
         run.counts.update(images=source.rows, **source.named_classes)
         with attempt_at(run, resources, work, shared_filesystem=shared_filesystem) as attempt:
             attempt.stream(todo, "attacking", max_rejects)
-            check_rejects(output, rows.rejected(output), source.rows, max_rejects)
             figures = _figures(output, source)
+            check_rejects(output, figures["rejected"], source.rows, max_rejects)
             run.counts.update(figures)
         run.finish()
     return figures

@@ -94,7 +94,7 @@ def _curve(folder: Path) -> Any:
 
 @pytest.mark.parametrize("name", ["defense_gan", "dragan_defense", "cgan_defense"])
 def test_weight_decay_of_a_gan_is_no_part_of_the_gradients(name: str) -> None:
-    """As a part of them, which Adam would make it, it outweighs what the players learn from each other."""
+    """Adam would make it one, and scale it as it scales them."""
     decay = 0.5
 
     def after_a_step(weight_decay: float) -> tuple[list[Tensor], list[Tensor], float]:
