@@ -44,6 +44,8 @@ SEARCHING = ("deepfool", "carlini_wagner", "stadv")
 """The paper's attacks that have no ball."""
 ATTACKS = ("fgsm", "r_fgsm", "pgd", *SEARCHING)
 """All attacks, in the order of the table."""
+SHORTER = ("deepfool", "carlini_wagner,search_steps=3,steps=60", "stadv")
+"""The attacks without a ball through a defense, each step of which takes several passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +89,11 @@ class DefensesArguments(Crew):
     """DeepFool, Carlini-Wagner and the spatial attack attack this number of test images."""
     adaptive_limit: int = 200
     """The attacker who knows the defense attacks this number of test images."""
+    adaptive_minimal_limit: int = 50
+    """The same attacker attacks this number of test images by DeepFool, Carlini-Wagner and the spatial attack."""
     generative_limit: int = 50
-    """The same attacker attacks this number of test images through Defense-GAN and DRAGAN-Defense, which are slow."""
+    """The same attacker attacks this number of test images through Defense-GAN and DRAGAN-Defense, which are slow: by
+    FGSM, R-FGSM and PGD."""
     log: LogFlags = field(default_factory=LogFlags)
 
     def __post_init__(self) -> None:
@@ -199,16 +204,8 @@ class Bench:
         chosen, base = self.arguments.defenses, bases[classifier]
         hardened = self.hardened(classifier) if {"at", "ddsa"} & set(chosen) else base
         protected = {"ddsa": hardened}
+        trained = self.trained(classifier, bases, protected)
         rows: list[dict[str, Any]] = []
-        asked = {**dict.fromkeys(UNIVERSAL, bases[self.arguments.classifiers[0]]), **protected}
-        victims_of = {defense: asked.get(defense, base) for defense in chosen if defense != "at"}
-        attacked = {
-            url: self.attacked(url)
-            for url in dict.fromkeys(url for defense, url in victims_of.items() if defense not in UNIVERSAL)
-        }
-        trained = {
-            defense: self.purifier(defense, classifier, url, attacked.get(url)) for defense, url in victims_of.items()
-        }
         victims = [(base, "")] if hardened == base else [(base, ""), (hardened, "-at")]
         for victim, suffix in victims:
             behind = {name: url for name, url in trained.items() if protected.get(name, base) == victim}
@@ -221,6 +218,23 @@ class Bench:
             rows += self._adaptive(f"{classifier}{suffix}", classifier, victim, names)
         return sorted(rows, key=lambda row: (ATTACKS.index(row["attack"]), (NONE, *ALL).index(row["defense"])))
 
+    def trained(self, classifier: str, bases: Mapping[str, str], protected: Mapping[str, str]) -> dict[str, str]:
+        """The purifiers for a classifier, by their defenses.
+
+        Args:
+            classifier: its name.
+            bases: all classifiers, by their names.
+            protected: classifiers of defenses that are not for this one.
+        """
+        chosen = self.arguments.defenses
+        asked = {**dict.fromkeys(UNIVERSAL, bases[self.arguments.classifiers[0]]), **protected}
+        victims = {defense: asked.get(defense, bases[classifier]) for defense in chosen if defense != "at"}
+        attacked = {
+            url: self.attacked(url)
+            for url in dict.fromkeys(url for defense, url in victims.items() if defense not in UNIVERSAL)
+        }
+        return {defense: self.purifier(defense, classifier, url, attacked.get(url)) for defense, url in victims.items()}
+
     def given(self, defense: str, url: str) -> str:
         """A purifier as a flag names it."""
         arguments = self.arguments
@@ -231,27 +245,33 @@ class Bench:
     ) -> list[dict[str, Any]]:
         """Under attackers who do not know the defense."""
         purifiers = tuple(names)
-        settings = ("white-box", "transfer") if others else ("white-box",)
-        balls = {"settings": settings, "surrogates": others[:1]} if others else {"settings": settings}
-        found = self.evaluate(f"{name}-balls", victim, purifiers=purifiers, **balls)
-        found += self.evaluate(
-            f"{name}-minimal", victim, purifiers=purifiers, attacks=SEARCHING, limit=self.arguments.minimal_limit
-        )
+        searching: dict[str, Any] = {"attacks": SEARCHING, "limit": self.arguments.minimal_limit}
+        transfer: dict[str, Any] = {"settings": ("white-box", "transfer"), "surrogates": others[:1]} if others else {}
+        found = self.evaluate(f"{name}-balls", victim, purifiers=purifiers, **transfer)
+        found += self.evaluate(f"{name}-minimal", victim, purifiers=purifiers, **searching)
+        if others:
+            searching |= {**transfer, "settings": ("transfer",)}
+            found += self.evaluate(f"{name}-minimal-transfer", victim, purifiers=purifiers, **searching)
         return self.rows(found, classifier, names)
 
     def _adaptive(self, name: str, classifier: str, victim: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Under PGD through the defense."""
+        """Under attackers who go through the defense."""
         defended = {text: defense for text, defense in names.items() if defense != NONE}
         slow = tuple(text for text, defense in defended.items() if defense in GENERATIVE)
         quick = tuple(text for text in defended if text not in slow)
-        few, many = self.arguments.generative_limit, self.arguments.adaptive_limit
+        given = self.arguments
+        few, many = given.generative_limit, given.adaptive_limit
+        *one_step, pgd = self.attacks
+        short = (f"pgd,epsilon={given.epsilon!r},steps=10",)
         found = []
-        for purifiers, part, limit, steps, checked in (
-            (quick, "adaptive", many, 40, many // 4),
-            (slow, "adaptive-generative", few, 10, 0),
+        for purifiers, part, attacks, limit, checked in (
+            (quick, "adaptive", (pgd,), many, many // 4),
+            (quick, "adaptive-steps", one_step, many, 0),
+            (quick, "adaptive-minimal", SHORTER, given.adaptive_minimal_limit, 0),
+            (slow, "adaptive-generative", short, few, 0),
+            (slow, "adaptive-generative-steps", one_step, few, 0),
         ):
             if purifiers:
-                attacks = (f"pgd,epsilon={self.arguments.epsilon!r},steps={steps}",)
                 more = {"settings": ("adaptive",), "limit": limit, "eot": DRAWS, "masking_images": checked}
                 found += self.evaluate(f"{name}-{part}", victim, purifiers=purifiers, attacks=attacks, **more)
         return self.rows(found, classifier, names)

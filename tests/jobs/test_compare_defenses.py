@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify.jobs import tables
-from raypurify.jobs.compare_defenses import ALL, Bench, DefensesArguments, main
+from raypurify.jobs.compare_defenses import ALL, ATTACKS, GENERATIVE, Bench, DefensesArguments, main
 from raypurify.report import attempts, defenses
 
 SMALL = DefensesArguments(
@@ -29,6 +29,7 @@ SMALL = DefensesArguments(
     limit=8,
     minimal_limit=3,
     adaptive_limit=4,
+    adaptive_minimal_limit=2,
     generative_limit=2,
     cpus_per_worker=1,
     local=True,
@@ -60,7 +61,10 @@ def test_an_unknown_classifier_is_told_before_the_work(tmp_path: Path) -> None:
 
 
 def test_images_are_attacked_once_for_all_that_learn_from_them(tmp_path: Path) -> None:
-    main(changed(output=str(tmp_path), classifiers=("model_d",), defenses=("cgan_defense", "cru_net")))
+    bench = Bench(
+        arguments=changed(output=str(tmp_path), classifiers=("model_d",), defenses=("cgan_defense", "cru_net"))
+    )
+    bench.trained("model_d", {"model_d": bench.classifier("model_d")}, {})
     attacks = ["fgsm-epsilon-0.3", "pgd-epsilon-0.3-steps-7", "r_fgsm-epsilon-0.3"]
     attacked = sorted((tmp_path / "attacked/model_d").iterdir())
     assert [folder.name for folder in attacked] == attacks
@@ -70,7 +74,6 @@ def test_images_are_attacked_once_for_all_that_learn_from_them(tmp_path: Path) -
         told = json.loads((tmp_path / f"training/{name}-model_d/run.json").read_text())
         assert all(f"{folder}/images" in told["identity"]["train_against"] for folder in attacked)
         assert told["attempts"][0]["counts"]["in"] > 0
-    bench = Bench(arguments=changed(output=str(tmp_path)))
     for folder, ended in (
         (attacked[0], "2026-01-01T00:07:00"),
         (tmp_path / "training/cru_net-model_d", "2026-01-01T01:00:00"),
@@ -98,7 +101,12 @@ def test_some_defenses_of_one_classifier(tmp_path: Path, capsys: pytest.CaptureF
         ("at", "adaptive"),
         ("magnet", "adaptive"),
     }
-    (magnet,) = (row for row in rows if row["defense"] == "magnet" and row["setting"] == "adaptive")
+    adaptive = {row["attack"]: row for row in rows if row["defense"] == "magnet" and row["setting"] == "adaptive"}
+    assert {attack: row["n"] for attack, row in adaptive.items()} == {
+        **dict.fromkeys(("fgsm", "r_fgsm", "pgd"), 4),
+        **dict.fromkeys(("deepfool", "carlini_wagner", "stadv"), 2),
+    }
+    magnet = adaptive["pgd"]
     assert magnet["false_alarm_rate"] is not None
     assert magnet["images_per_second"] > 0
     assert magnet["parameters"] == 452
@@ -133,10 +141,10 @@ def test_all_defenses_of_two_classifiers(tmp_path: Path) -> None:
     for classifier in ("model_d", "model_a"):
         for defense in ALL:
             own = [cell for cell in cells if cell[:2] == (classifier, defense)]
+            through = ATTACKS[:3] if defense in GENERATIVE else ATTACKS
             assert {(setting, attack) for _, _, setting, attack in own} == {
-                *((setting, attack) for setting in ("white-box", "transfer") for attack in ("fgsm", "r_fgsm", "pgd")),
-                *(("white-box", attack) for attack in ("deepfool", "carlini_wagner", "stadv")),
-                ("adaptive", "pgd"),
+                *((setting, attack) for setting in ("white-box", "transfer") for attack in ATTACKS),
+                *(("adaptive", attack) for attack in through),
             }
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"cost-digits-{name}.svg" for name in ("model_d", "model_a")
