@@ -54,6 +54,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Defaults of flags, by what the images are. The radius that a purifier withstands is a choice: no shape tells it."""
 
 
+FALLEN = 0.5
+"""A training whose last score is less than this share of its best one is said to have diverged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingArguments(JobArguments):
     """Flags of the training jobs."""
@@ -380,7 +384,7 @@ def _fit(job: Job, resources: TrainingResources, run: runs.Run, engine: Engine, 
         patience = job.config.patience
         log.tell(f"stopped after epoch {epochs['last']}: no better score for {patience} epochs, by --patience")
     if epochs["best"] is not None:
-        log.tell(f"the best epoch is {epochs['best']}: {storage.join(run.output, 'best')}")
+        log.tell(f"the best epoch is {epochs['best']}: {storage.join(run.output, 'best')}", *_fallen(run.output))
 
 
 def _with_more_epochs(job: Job, run: runs.Run) -> Job:
@@ -453,6 +457,19 @@ def _settle_precision(job: Job, run: runs.Run, fast: models.Precision) -> Job:
     if begun != fast:
         log.tell(f"precision: {begun}, in which this run was begun; this hardware would be faster in {fast}")
     return job
+
+
+def _fallen(output: str) -> list[str]:
+    """A warning where the last network's score is far below the best one's, whose losses may all be finite."""
+    metrics = storage.read_json(storage.join(output, "model/metrics.json"))
+    criterion, scores = metrics["criterion"], metrics["validation"]
+    best, last = scores[metrics["best"] - 1][criterion], scores[-1][criterion]
+    if last >= FALLEN * best:
+        return []
+    return [
+        f"warning: {criterion} ended at {last:.4f}, from {best:.4f} in the best epoch: the training diverged. A lower "
+        "--rate may keep it; the network of the best epoch is in best/"
+    ]
 
 
 def _publish(output: str) -> dict[str, Any]:

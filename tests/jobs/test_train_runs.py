@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from tensorboardX.proto.event_pb2 import Event
 from torch import Tensor, nn
 
@@ -51,6 +52,19 @@ class Diary:
 
     def finish(self) -> None:
         Diary.entries.append("finish")
+
+
+class Forgetful(nn.Module):
+    """Learns for an epoch, and knows nothing after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(28 * 28, 10)
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches += self.training
+        return self.linear(x.flatten(1)) * (self.batches <= 5)
 
 
 def failing() -> Diary:
@@ -135,6 +149,18 @@ def test_patience_ends_a_training_and_the_best_epoch_is_kept(
     lose_the_last_epoch(output)
     train(config, ONE_WORKER, str(output))
     assert (weights(output, "best"), weights(output, "model")) == (best, last)
+
+
+def test_a_training_that_lost_what_it_knew_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = dataclasses.replace(TRAINING, model=f"{__name__}:Forgetful", rate=0.05)
+    train(dataclasses.replace(config, epochs=1), ONE_WORKER, str(tmp_path / "one"))
+    assert "diverged" not in capsys.readouterr().out
+    train(config, ONE_WORKER, str(tmp_path / "two"))
+    told = capsys.readouterr().out
+    best, last = (
+        scores["accuracy"] for scores in storage.read_json(str(tmp_path / "two/model/metrics.json"))["validation"]
+    )
+    assert f"warning: accuracy ended at {last:.4f}, from {best:.4f} in the best epoch: the training diverged" in told
 
 
 def test_the_last_epoch_may_be_the_best(tmp_path: Path) -> None:
