@@ -55,7 +55,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 FALLEN = 0.5
-"""A training whose last score is less than this share of its best one is said to have diverged."""
+"""A training whose last score is less than this share of its best one is told of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,15 +460,15 @@ def _settle_precision(job: Job, run: runs.Run, fast: models.Precision) -> Job:
 
 
 def _fallen(output: str) -> list[str]:
-    """A warning where the last network's score is far below the best one's, whose losses may all be finite."""
+    """A warning where the last network's score is far below the best one's. All losses may be finite then."""
     metrics = storage.read_json(storage.join(output, "model/metrics.json"))
     criterion, scores = metrics["criterion"], metrics["validation"]
-    best, last = scores[metrics["best"] - 1][criterion], scores[-1][criterion]
-    if last >= FALLEN * best:
+    best, last = (scores[number].get(criterion) for number in (metrics["best"] - 1, -1))
+    if last is None or best <= 0 or last >= FALLEN * best:
         return []
     return [
-        f"warning: {criterion} ended at {last:.4f}, from {best:.4f} in the best epoch: the training diverged. A lower "
-        "--rate may keep it; the network of the best epoch is in best/"
+        f"warning: {criterion} ended at {last:.4f}, from {best:.4f} in the best epoch: the training lost what it had "
+        "learned. A lower --rate may help; the network of the best epoch is in best/"
     ]
 
 

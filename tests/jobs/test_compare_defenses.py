@@ -110,6 +110,9 @@ def test_some_defenses_of_one_classifier(tmp_path: Path, capsys: pytest.CaptureF
     assert magnet["false_alarm_rate"] is not None
     assert magnet["images_per_second"] > 0
     assert magnet["parameters"] == 452
+    told = [{**row, "accuracy": 0.5 if row["eps"] else 0.0} for row in rows]
+    within = defenses.table([row for row in told if row["eps"]])
+    assert defenses.charts(defenses.table(told)) == defenses.charts(within), "attacks without a ball leave nothing"
     before = (tmp_path / "tables/defenses.csv").read_bytes()
     capsys.readouterr()
     main(arguments)

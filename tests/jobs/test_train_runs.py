@@ -136,7 +136,9 @@ def test_patience_ends_a_training_and_the_best_epoch_is_kept(
 ) -> None:
     output, config = tmp_path / "run", dataclasses.replace(STANDING, patience=2)
     train(config, ONE_WORKER, str(output), logger=f"{__name__}:Diary")
-    assert "stopped after epoch 3: no better score for 2 epochs" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "stopped after epoch 3: no better score for 2 epochs" in told
+    assert "warning" not in told
     assert run_of(output)["attempts"][0]["counts"]["epochs"] == {"last": 3, "best": 1}
     assert storage.read_json(str(output / "model/metrics.json"))["epoch"] == 3
     assert storage.read_json(str(output / "best/metrics.json"))["epoch"] == 1
@@ -153,14 +155,14 @@ def test_patience_ends_a_training_and_the_best_epoch_is_kept(
 
 def test_a_training_that_lost_what_it_knew_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = dataclasses.replace(TRAINING, model=f"{__name__}:Forgetful", rate=0.05)
-    train(dataclasses.replace(config, epochs=1), ONE_WORKER, str(tmp_path / "one"))
-    assert "diverged" not in capsys.readouterr().out
     train(config, ONE_WORKER, str(tmp_path / "two"))
     told = capsys.readouterr().out
     best, last = (
         scores["accuracy"] for scores in storage.read_json(str(tmp_path / "two/model/metrics.json"))["validation"]
     )
-    assert f"warning: accuracy ended at {last:.4f}, from {best:.4f} in the best epoch: the training diverged" in told
+    assert (
+        f"warning: accuracy ended at {last:.4f}, from {best:.4f} in the best epoch: the training lost what it" in told
+    )
 
 
 def test_the_last_epoch_may_be_the_best(tmp_path: Path) -> None:
