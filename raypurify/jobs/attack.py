@@ -18,7 +18,7 @@ from raypurify.evaluation import preflight, units
 from raypurify.evaluation.attacking import settled
 from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, check_rejects, hold
+from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, count_rejects, hold
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
 from raypurify.jobs.work import undone
@@ -98,13 +98,12 @@ def attack(
         todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
         if run.finished and not todo:
             log.tell(FINISHED)
-            return _figures(output, source)
+            return _figures(output, source, count_rejects(output))
         log.tell(*about)
         run.counts.update(images=source.rows, **source.named_classes)
         with attempt_at(run, resources, work, shared_filesystem=shared_filesystem) as attempt:
             attempt.stream(todo, "attacking", max_rejects)
-            figures = _figures(output, source)
-            check_rejects(output, figures["rejected"], source.rows, max_rejects)
+            figures = _figures(output, source, attempt.judge(source.rows, max_rejects))
             run.counts.update(figures)
         run.finish()
     return figures
@@ -156,15 +155,14 @@ def _prepare(
     return config, source, networks, preflight.told(about, warnings)
 
 
-def _figures(output: str, source: Source) -> dict[str, Any]:
-    """What the attack reached, over all that was written.
+def _figures(output: str, source: Source, rejected: int) -> dict[str, Any]:
+    """What the attack reached, over all that was written; so many images were rejected.
 
     Raises:
         RuntimeError: images are missing.
     """
     narrow = pa.schema([column for column in schema.IMAGES if column.name not in ("image", "clean")])
     table = storage.read_tables(storage.list_files(storage.join(output, "images"), ".parquet"), narrow)
-    rejected = rows.rejected(output)
     if len(table) + rejected != source.rows:
         raise RuntimeError(f"{output}: {len(table)} images written and {rejected} rejected, of {source.rows}")
     if not len(table):

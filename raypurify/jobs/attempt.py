@@ -16,6 +16,7 @@ from raypurify.jobs.engine import Engine, engine_of
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.work import Todo, Work
 from raypurify.report import formats
+from raypurify.runs import schema
 from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import Progress
 from raypurify.runs.reasons import counted
@@ -92,6 +93,16 @@ class Attempt:
         finally:
             self.run.counts.update(self.tally.shown())
 
+    def judge(self, images: int, max_rejects: float) -> int:
+        """Count the rejects of the whole run, all of whose units are done, in its ``counts`` too.
+
+        Raises:
+            StoppedError: of so many images, more than the share ``max_rejects`` are rejected.
+        """
+        self.run.counts["rejected"] = found = count_rejects(self.run.output)
+        check_rejects(self.run.output, found, images, max_rejects)
+        return found
+
     def map(
         self, function: Callable[..., Any], shared: Sequence[Any], each: Sequence[Any], label: str, unit: str
     ) -> Generator[Any, None, None]:
@@ -104,6 +115,12 @@ class Attempt:
                 self.run.check()
                 progress.advance(1)
                 yield result
+
+
+def count_rejects(output: str) -> int:
+    """How many images of a run are rejected."""
+    urls = storage.list_files(storage.join(output, "rejects"), ".parquet")
+    return len(storage.read_tables(urls, schema.REJECTS))
 
 
 def ready(

@@ -23,8 +23,7 @@ from raypurify.evaluation import certificate_attacks, certification, preflight, 
 from raypurify.evaluation.certification import CertificationConfig, CertifiedCell, Smoothed
 from raypurify.evaluation.grid import check_names
 from raypurify.evaluation.units import Unit
-from raypurify.jobs import rows
-from raypurify.jobs.attempt import FINISHED, Attempt, JobArguments, attempt_at, check_rejects, hold
+from raypurify.jobs.attempt import FINISHED, Attempt, JobArguments, attempt_at, count_rejects, hold
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
@@ -312,8 +311,7 @@ def _draw(
     if len(parts) > len(todo):
         # Of these units other images can be read than before.
         attempt.stream(undone(work, planned), "certifying", max_rejects)
-    attempt.run.counts["rejected"] = rejected = rows.rejected(work.output)
-    check_rejects(work.output, rejected, sum(unit.images for unit in planned), max_rejects)
+    attempt.judge(sum(unit.images for unit in planned), max_rejects)
 
 
 def _add_up(work: Certification, attempt: Attempt, planned: Sequence[Unit]) -> None:
@@ -449,7 +447,7 @@ def _conclude(work: Certification, source: Source, planned: Sequence[Unit]) -> p
     Raises:
         RuntimeError: images that are neither certified nor rejected, or certificates that an attack proved wrong.
     """
-    summary, rejected = _summary(work, source.name), rows.rejected(work.output)
+    summary, rejected = _summary(work, source.name), count_rejects(work.output)
     for row in summary.to_pylist():
         if row["n"] + rejected != source.rows:
             raise RuntimeError(f"{work.output}: {row['n']} certificates and {rejected} rejected, of {source.rows}")

@@ -24,7 +24,7 @@ from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import FINISHED, Attempt, JobArguments, attempt_at, check_rejects, hold
+from raypurify.jobs.attempt import FINISHED, Attempt, JobArguments, attempt_at, hold
 from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.jobs.rows import Prepare, Process, RowWork
 from raypurify.jobs.work import Todo, undone
@@ -183,10 +183,9 @@ def _conclude(
         StoppedError: too many rejects.
         RuntimeError: images that are neither scored nor rejected.
     """
-    run, images, rejected = attempt.run, sum(unit.images for unit in planned), rows.rejected(work.output)
-    run.counts["rejected"] = rejected
-    check_rejects(work.output, rejected, images, max_rejects)
-    run.check()
+    images = sum(unit.images for unit in planned)
+    rejected = attempt.judge(images, max_rejects)
+    attempt.run.check()
     results.write_summary(work.output, cells, set(work.marks), images - rejected, built_metrics(work.grid.config))
     _write_samples(work, attempt, planned)
 

@@ -211,12 +211,6 @@ def _changed(output: str, unit: Unit, rejects: Sequence[Mapping[str, str]]) -> b
     return {row["id"] for row in there} != {row["id"] for row in rejects}
 
 
-def rejected(output: str) -> int:
-    """How many images of a run are rejected."""
-    urls = storage.list_files(storage.join(output, "rejects"), ".parquet")
-    return len(storage.read_tables(urls, schema.REJECTS))
-
-
 def dry_run(source: Source, pool: ActorPool, work: RowWork) -> dict[str, Any]:
     """Send a few images through everything, in this process, and estimate the time; nothing is written.
 
