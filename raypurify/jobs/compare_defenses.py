@@ -261,7 +261,7 @@ class Bench:
         quick = tuple(text for text in defended if text not in slow)
         given = self.arguments
         few, many = given.generative_limit, given.adaptive_limit
-        *one_step, pgd = self.attacks
+        one_step, pgd = self.attacks[:-1], self.attacks[-1]
         short = (f"pgd,epsilon={given.epsilon!r},steps=10",)
         found = []
         for purifiers, part, attacks, limit, checked in (
