@@ -19,9 +19,6 @@ from raypurify.evaluation import cost
 
 SHAPE = (28, 28, 1)
 TOLERANCE = 1e-3
-"""What pixels may differ by on CPUs. On a GPU a convolution of another number of images is another sum."""
-NEAR = 0.01
-"""What the mean squared errors of the projections may differ by, as a share."""
 GENERATIVE = ("defense_gan", "dragan_defense")
 NAMES = ("cru_net", "magnet", "ddsa", "cgan_defense", *GENERATIVE)
 
@@ -74,9 +71,7 @@ def projection(device: str, *, quick: bool) -> list[dict[str, object]]:
         seconds = seconds_in_turns(ways, turns)
     together, *apart = made.values()
     difference = max(float((together - other).abs().max()) for other in apart)
-    assert device == "cuda" or difference <= TOLERANCE, f"the projections differ by {difference}, more than {TOLERANCE}"
-    errors = [float((one - few.cpu()).square().mean()) for one in made.values()]
-    assert max(errors) <= (1 + NEAR) * min(errors), f"the projections are not as near to the images: {errors}"
+    assert difference <= TOLERANCE, f"the projections differ by {difference}, more than {TOLERANCE}"
     title = f"Defense-GAN's projection, width {width}, {restarts} restarts of {steps} steps"
     ours = median_rate(n, seconds["ours"])
     more: dict[str, Any] = {"n_baseline": alone, "max_difference": difference, "device": device}

@@ -378,13 +378,13 @@ def _fit(job: Job, resources: TrainingResources, run: runs.Run, engine: Engine, 
     with Monitor(epochs=job.config.epochs, images=images, logger=logger) as monitor:
         engine.fit(job, resources, run, monitor)
     run.check()
-    run.counts.update(_publish(run.output))
+    metrics = _publish(run)
     epochs = run.counts["epochs"]
     if epochs["last"] < job.config.epochs:
         patience = job.config.patience
         log.tell(f"stopped after epoch {epochs['last']}: no better score for {patience} epochs, by --patience")
     if epochs["best"] is not None:
-        log.tell(f"the best epoch is {epochs['best']}: {storage.join(run.output, 'best')}", *_fallen(run.output))
+        log.tell(f"the best epoch is {epochs['best']}: {storage.join(run.output, 'best')}", *_fallen(metrics))
 
 
 def _with_more_epochs(job: Job, run: runs.Run) -> Job:
@@ -459,9 +459,8 @@ def _settle_precision(job: Job, run: runs.Run, fast: models.Precision) -> Job:
     return job
 
 
-def _fallen(output: str) -> list[str]:
+def _fallen(metrics: Mapping[str, Any]) -> list[str]:
     """A warning where the last network's score is far below the best one's. All losses may be finite then."""
-    metrics = storage.read_json(storage.join(output, "model/metrics.json"))
     criterion, scores = metrics["criterion"], metrics["validation"]
     best, last = (scores[number].get(criterion) for number in (metrics["best"] - 1, -1))
     if last is None or best <= 0 or last >= FALLEN * best:
@@ -472,12 +471,16 @@ def _fallen(output: str) -> list[str]:
     ]
 
 
-def _publish(output: str) -> dict[str, Any]:
-    """Copy the last checkpoint's models and curve to where the run's readers look for them, and tell of the epochs.
+def _publish(run: runs.Run) -> dict[str, Any]:
+    """Copy the last checkpoint's models and curve to where the run's readers look for them, and count what was done.
+
+    Returns:
+        ``metrics.json`` of the last network.
 
     Raises:
         RuntimeError: there is no checkpoint.
     """
+    output = run.output
     folder = storage.join(output, "checkpoints")
     name = saved.latest(folder)
     if name is None:
@@ -490,9 +493,11 @@ def _publish(output: str) -> dict[str, Any]:
             parts |= {f"{model}/{file}": f"{source}/{file}" for file in files}
     for part, source in parts.items():
         storage.write_bytes(storage.join(output, part), storage.read_bytes(storage.join(checkpoint, source)))
-    metrics = storage.read_json(storage.join(checkpoint, "model/metrics.json"))
+    metrics: dict[str, Any] = storage.read_json(storage.join(checkpoint, "model/metrics.json"))
     rejects = storage.read_table(storage.join(checkpoint, "rejects.parquet"))
     if len(rejects):
         storage.write_table(storage.join(output, "rejects", "training.parquet"), rejects)
     epochs = {"last": metrics["epoch"], "best": metrics.get("best")}
-    return {"in": metrics["images"], "out": metrics["images"], "rejected": len(rejects), "epochs": epochs}
+    images = metrics["images"]
+    run.counts.update({"in": images, "out": images, "rejected": len(rejects), "epochs": epochs})
+    return metrics
