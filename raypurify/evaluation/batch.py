@@ -175,16 +175,27 @@ class Evaluator:
             columns |= self._of_draws(cell, x_adv, shared, told)
             yield Scored(cell=cell, scores=self._table(columns, len(shared.ids)), x_adv=x_adv, x_pure=x_pure)
 
+    def attack(self, group: int, x: Tensor, y: Tensor, ids: Sequence[str]) -> Attacked:
+        """What the attack of a group (by its number) makes of images; what it draws follows from their ids.
+
+        Args:
+            group: of the grid.
+            x, y, ids: see :meth:`evaluate`.
+        """
+        of_group = self.grid.groups[group]
+        text = str(of_group.resolved)
+        seeds = [seed_of(self.grid.config.seed, text, name, 0, 0) for name in ids]
+        victim = self._victim(of_group, text)
+        with stages.spending("attack"):
+            return attack_batch(
+                self.attacks[group], victim, x, y, seeds=seeds, device=self.device, precision=of_group.precision
+            )
+
     def attacked(self, number: int, shared: _Shared) -> tuple[Attacked, dict[str, pa.Array | None]]:
         """What a group's attack makes of a batch, and the columns of the check for masked gradients."""
-        group, attack = self.grid.groups[number], self.attacks[number]
-        victim = self._victim(group, str(group.resolved))
-        seeds = [seed_of(self.grid.config.seed, str(group.resolved), name, 0, 0) for name in shared.ids]
-        with stages.spending("attack"):
-            attacked = attack_batch(
-                attack, victim, shared.x, shared.y, seeds=seeds, device=self.device, precision=group.precision
-            )
-        return attacked, self._masking(group, attack, shared) if group.known_purifier is not None else {}
+        group, attacked = self.grid.groups[number], self.attack(number, shared.x, shared.y, shared.ids)
+        is_checked = group.known_purifier is not None
+        return attacked, self._masking(group, self.attacks[number], shared) if is_checked else {}
 
     def _of_draws(self, cell: Cell, x_adv: Tensor, shared: _Shared, first: Tensor) -> dict[str, Tensor]:
         """What many draws of a random purifier on attacked images come to, where they are asked for.

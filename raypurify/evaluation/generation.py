@@ -1,4 +1,4 @@
-"""Attacked datasets: what is made of one batch of images, as rows with the pixels. Plain torch."""
+"""Attacked datasets: an evaluation of one cell whose attacked images are kept, as rows with the pixels. Plain torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raypurify import metrics, models, plugins
-from raypurify.attacks import Attack, is_random, victim_of
+from raypurify.attacks import is_random
 from raypurify.data import AS_STORED, View
 from raypurify.evaluation import results
-from raypurify.evaluation.attacking import AttackPrecision, attack_batch, begins_in, restored
+from raypurify.evaluation.attacking import AttackPrecision
+from raypurify.evaluation.batch import Evaluator
+from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_attack
 from raypurify.images import encode_png, to_uint8_nhwc
-from raypurify.runs import fields, schema, stages
-from raypurify.seeds import seed_of
+from raypurify.runs import fields, schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,67 +60,74 @@ class GenerationConfig:
             raise ValueError(f"eot must be at least 1; got {self.eot}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Networks:
-    """The models of an attacked dataset, which can be sent to any worker."""
+def grid_of(
+    config: GenerationConfig, dataset: str, rows: int, batch: int, classifier: models.Model | None = None
+) -> Grid:
+    """The evaluation whose attacked images are kept: a grid of one cell.
 
-    classifier: models.Model
-    purifier: models.Model | None
+    Args:
+        config: what is attacked, and how.
+        dataset: the dataset's name.
+        rows: how many images it has.
+        batch: images that are attacked at once.
+        classifier: the config's; None: it is loaded.
 
-    @classmethod
-    def load(cls, config: GenerationConfig) -> Networks:
-        """Find the models that the config names.
+    Raises:
+        ValueError, FileNotFoundError: see :func:`raypurify.evaluation.grid.build_grid`.
+    """
+    known = () if config.purifier is None else (config.purifier,)
+    evaluation = EvaluationConfig(
+        data=config.input,
+        classifiers=(config.classifier,),
+        purifiers=known or ("identity",),
+        adaptive_purifiers=known,
+        attacks=(config.attack,),
+        settings=("adaptive",) if known else ("white-box",),
+        eot=config.eot,
+        masking_images=0,
+        precision=config.precision,
+        attack_precision=config.attack_precision,
+        seed=config.seed,
+    )
+    return build_grid(evaluation, dataset, rows, batch, None if classifier is None else [classifier])
 
-        Raises:
-            ValueError, FileNotFoundError: see :func:`raypurify.models.load`.
-        """
-        purifier = None if config.purifier is None else models.load("purifier", config.purifier)
-        return cls(classifier=models.load("classifier", config.classifier), purifier=purifier)
 
-    @property
-    def all(self) -> tuple[models.Model, ...]:
-        """Each of them."""
-        return (self.classifier,) if self.purifier is None else (self.classifier, self.purifier)
+def models_of(config: GenerationConfig, grid: Grid) -> tuple[models.Model, ...]:
+    """The models that the config names."""
+    return grid.classifiers if config.purifier is None else (*grid.classifiers, *grid.purifiers)
 
 
-def identity_of(config: GenerationConfig, dataset: str, networks: Networks, batch: int) -> dict[str, Any]:
+def identity_of(config: GenerationConfig, dataset: str, grid: Grid) -> dict[str, Any]:
     """What an attacked dataset follows from: the identity of its run.
 
     Args:
         config: what is attacked, and how.
         dataset: the dataset's hash.
-        networks: those that the config names.
-        batch: images that are attacked at once, which counts where the attack couples them.
+        grid: that of the config.
     """
-    spec = plugins.Spec.parse(config.attack)
-    attack = plugins.build("raypurify.attacks", spec)
-    identity = {**asdict(config), "attack": str(plugins.resolved(spec, attack)), "dataset": dataset}
+    (group,), named = grid.groups, models_of(config, grid)
+    identity = {**asdict(config), "attack": str(group.resolved), "dataset": dataset}
     del identity["view"], identity["attack_precision"]
     identity |= config.view.given
-    if begins_in(attack, config.attack_precision, networks.purifier) == "bfloat16":
+    if group.precision == "bfloat16":
         identity["attack_precision"] = "bfloat16"
-    if networks.purifier is None or not is_random(networks.purifier.build()):
+    if config.purifier is None or not is_random(grid.purifiers[0].build()):
         del identity["eot"]
-    identity |= {"names": "SPLIT-UNIT", **{f"{model.kind}_sha256": model.identity for model in networks.all}}
-    code = plugins.source_hash(spec, [type(attack)])
+    identity |= {"names": "SPLIT-UNIT", **{f"{model.kind}_sha256": model.identity for model in named}}
+    code = plugins.source_hash(group.attack, [type(built_attack(group.attack))])
     if code:
         identity["attack_sha256"] = code
-    if getattr(attack, "couples_batch", False):
-        identity["batch"] = batch
+    if grid.coupled:
+        identity["batch"] = grid.coupled
     return identity
 
 
-class Generator:
-    """Attacks batches on a device."""
+class AttackedImages:
+    """Makes the images that an evaluation scores, and keeps them."""
 
-    def __init__(self, config: GenerationConfig, networks: Networks, device: str) -> None:
-        self.config, self.device = config, device
-        self.attack: Attack = plugins.build("raypurify.attacks", plugins.Spec.parse(config.attack))
-        self.precision = begins_in(self.attack, config.attack_precision, networks.purifier)
-        self.attack_text = str(plugins.resolved(plugins.Spec.parse(config.attack), self.attack))
-        self.classifier = models.placed(networks.classifier.build(), device)
-        self.purifier = models.placed(networks.purifier.build(), device) if networks.purifier else None
-        self.purifier_name = networks.purifier.name if networks.purifier else ""
+    def __init__(self, grid: Grid, device: str) -> None:
+        """``grid`` is :func:`grid_of`'s."""
+        self.evaluator = Evaluator(grid, device)
 
     def __call__(self, x: Tensor, y: Tensor, ids: Sequence[str]) -> pa.Table:
         """Attack a batch.
@@ -132,16 +140,14 @@ class Generator:
         Returns:
             Rows of ``schema.IMAGES``.
         """
-        with torch.no_grad(), models.autocast(self.device, self.config.precision):
-            seeds = [seed_of(self.config.seed, self.attack_text, name, 0, 0) for name in ids]
-            with stages.spending("attack"):
-                attacked = attack_batch(
-                    self.attack, self._victim(), x, y, seeds=seeds, device=self.device, precision=self.precision
-                )
+        evaluator = self.evaluator
+        with torch.no_grad(), models.autocast(evaluator.device, evaluator.grid.config.precision):
+            attacked = evaluator.attack(0, x, y, ids)
             pixels = to_uint8_nhwc(attacked.x_adv)
             rounded = torch.from_numpy(pixels).to(x.device).permute(0, 3, 1, 2).float().div(255)
             images = {"clean": x, "adversarial": attacked.x_adv, "rounded": rounded}
-            predictions = {f"pred_{kind}": self._predict(values, ids).cpu() for kind, values in images.items()}
+            purified = {kind: evaluator.purify(0, values, ids)[0] for kind, values in images.items()}
+            predictions = {f"pred_{kind}": evaluator.classify(0, values).cpu() for kind, values in purified.items()}
         columns = {
             "id": list(ids),
             "label": y.cpu(),
@@ -157,18 +163,6 @@ class Generator:
         return pa.table(
             [value.numpy() if isinstance(value, Tensor) else value for value in arrays], names=schema.IMAGES.names
         ).cast(schema.IMAGES)
-
-    def _victim(self) -> nn.Module:
-        seed = seed_of(self.config.seed, self.attack_text)
-        return victim_of(self.classifier, self.purifier, stand_in=nn.Identity(), draws=self.config.eot, seed=seed)
-
-    def _predict(self, x: Tensor, ids: Sequence[str]) -> Tensor:
-        if self.purifier is not None:
-            with stages.spending("purify"):
-                seeds = [seed_of(self.config.seed, "purify", name) for name in ids]
-                x = restored(self.purifier, self.purifier_name, x, seeds)
-        with stages.spending("classify"):
-            return self.classifier(x).argmax(dim=1)
 
 
 def success(table: pa.Table, kind: str) -> float | None:

@@ -11,14 +11,22 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from raypurify import runs, storage
+from raypurify import models, runs, storage
 from raypurify.data import Source, open_source, shape_of
 from raypurify.data.columns import names_of_classes
 from raypurify.evaluation import preflight, units
 from raypurify.evaluation.attacking import settled
-from raypurify.evaluation.generation import GenerationConfig, Generator, Networks, identity_of, rounding_effect
+from raypurify.evaluation.generation import (
+    AttackedImages,
+    GenerationConfig,
+    grid_of,
+    identity_of,
+    models_of,
+    rounding_effect,
+)
+from raypurify.evaluation.grid import Grid
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, count_rejects, hold
+from raypurify.jobs.attempt import JobArguments, attempt_at, count_rejects, hold, is_done
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
 from raypurify.jobs.work import undone
@@ -88,16 +96,14 @@ def attack(
         RuntimeError: images that are neither written nor rejected.
     """
     output = storage.absolute(output)
-    config, source, networks, about = _prepare(config if overwrite else _as_begun(config, output), resources)
-    identity = identity_of(config, source.fingerprint, networks, resources.batch_for(shape_of(source)))
-    size = rows.unit_size(output, source, resources, coupled=identity.get("batch", 0), overwrite=overwrite)
-    identity["unit"] = size
+    config, source, grid, about = _prepare(config if overwrite else _as_begun(config, output), resources)
+    size = rows.unit_size(output, source, resources, coupled=grid.coupled, overwrite=overwrite)
+    identity = {**identity_of(config, source.fingerprint, grid), "unit": size}
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
-        work = GenerationWork(config=config, networks=networks, output=output, **source.named_classes)
+        work = GenerationWork(config=config, grid=grid, output=output, **source.named_classes)
         # By its name a reader of the images knows which split they are, and takes them all.
         todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
-        if run.finished and not todo:
-            log.tell(FINISHED)
+        if is_done(run, todo):
             return _figures(output, source, count_rejects(output))
         log.tell(*about)
         run.counts.update(images=source.rows, **source.named_classes)
@@ -126,9 +132,9 @@ def training_pairs(configs: Iterable[GenerationConfig], resources: ActorPool, fo
 
 def dry_run(config: GenerationConfig, resources: ActorPool) -> dict[str, Any]:
     """What :func:`raypurify.jobs.rows.dry_run` tells of an attack; lines on the data are printed."""
-    config, source, networks, about = _prepare(config, resources)
+    config, source, grid, about = _prepare(config, resources)
     log.tell(*about)
-    return rows.dry_run(source, resources, GenerationWork(config=config, networks=networks, output=""))
+    return rows.dry_run(source, resources, GenerationWork(config=config, grid=grid, output=""))
 
 
 def _as_begun(config: GenerationConfig, output: str) -> GenerationConfig:
@@ -142,17 +148,17 @@ def _as_begun(config: GenerationConfig, output: str) -> GenerationConfig:
     return replace(config, attack_precision=begun.get("attack_precision", "float32"))
 
 
-def _prepare(
-    config: GenerationConfig, resources: ActorPool
-) -> tuple[GenerationConfig, Source, Networks, tuple[str, ...]]:
+def _prepare(config: GenerationConfig, resources: ActorPool) -> tuple[GenerationConfig, Source, Grid, tuple[str, ...]]:
     """Settle the precision, open data and networks, and hold them against each other; with lines on the data."""
     config = replace(config, attack_precision=settled(config.attack_precision, resources.device))
-    networks = Networks.load(config)
+    classifier = models.load("classifier", config.classifier)
     source = open_source(config.input, split=config.split, limit=config.limit, view=config.view)
-    source = preflight.as_trained(source, config.view, [networks.classifier])
+    source = preflight.as_trained(source, config.view, [classifier])
     config = replace(config, view=source.view)
-    source, about, warnings = preflight.checked(config.input, source, networks.all, job="an attack", done="attacked")
-    return config, source, networks, preflight.told(about, warnings)
+    grid = grid_of(config, source.name, source.rows, resources.batch_for(shape_of(source)), classifier)
+    named = models_of(config, grid)
+    source, about, warnings = preflight.checked(config.input, source, named, job="an attack", done="attacked")
+    return config, source, grid, preflight.told(about, warnings)
 
 
 def _figures(output: str, source: Source, rejected: int) -> dict[str, Any]:
@@ -175,7 +181,7 @@ class GenerationWork(RowWork):
     """An attack, as every actor knows it: a table of images."""
 
     config: GenerationConfig
-    networks: Networks
+    grid: Grid
     class_names: Sequence[str] = ()
     """By number; none where the input does not name its classes."""
 
@@ -191,8 +197,8 @@ class GenerationWork(RowWork):
 
     def process(self, device: str) -> Process:
         """The attacked images of a batch."""
-        generate = Generator(self.config, self.networks, device)
-        return lambda batch, ids, marks, made: [("images", generate(batch.x, batch.y, ids))]
+        attacked = AttackedImages(self.grid, device)
+        return lambda batch, ids, marks, made: [("images", attacked(batch.x, batch.y, ids))]
 
     def write(self, url: str, table: pa.Table) -> None:
         """Write the images of a unit: PNG files first, so that a Parquet file that is there says that they are."""

@@ -15,7 +15,7 @@ from raypurify import storage
 from raypurify.data import open_source, read_rows
 from raypurify.distributed.units import UnitActor
 from raypurify.distributed.units import _blocks as blocks_of_unit
-from raypurify.evaluation.generation import GenerationConfig, Networks
+from raypurify.evaluation.generation import GenerationConfig, grid_of
 from raypurify.evaluation.grid import EvaluationConfig, build_grid
 from raypurify.evaluation.units import rows_of_unit, units_of
 from raypurify.jobs.attack import GenerationWork
@@ -99,7 +99,7 @@ def evaluation(classifier: str, output: str) -> RowWork:
 
 def attack(classifier: str, output: str) -> RowWork:
     config = GenerationConfig(input="digits", attack="fgsm", classifier=classifier, png=True)
-    return GenerationWork(config=config, networks=Networks.load(config), output=output)
+    return GenerationWork(config=config, grid=grid_of(config, "digits", 40, 16), output=output)
 
 
 @pytest.mark.parametrize("job", [evaluation, attack])
