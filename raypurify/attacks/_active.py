@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from raypurify.attacks import Attacked
 
-AnyRows = TypeVar("AnyRows", bound="Rows")
+AnyRows = TypeVar("AnyRows", bound="ActiveRows")
 
 
-class Rows:
+class ActiveRows:
     """A dataclass of tensors that have a row for each image that is still in the batch."""
 
     def select(self: AnyRows, keep: Tensor) -> AnyRows:

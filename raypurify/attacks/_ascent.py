@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raypurify.attacks._active import Rows, spread
+from raypurify.attacks._active import ActiveRows, spread
 from raypurify.attacks._gradients import ball
 
 
 @dataclass(kw_only=True)
-class Ascent(Rows):
+class Ascent(ActiveRows):
     """The images that are still in the batch, a row each in every field."""
 
     images: Tensor

@@ -37,7 +37,7 @@ class Graphs:
     """
 
     def __init__(self) -> None:
-        self._made: dict[tuple[Any, ...], Captured | None] = {}
+        self._made: dict[tuple[Any, ...], CapturedGradient | None] = {}
         self._pool: Any = None
         self._failed = False
 
@@ -47,7 +47,7 @@ class Graphs:
         is_fixed = all(getattr(module, "cuda_graphs", True) for module in victim.modules())
         return Graphed(victim, self) if is_fixed and not draws and not hasattr(victim, "suspicion") else victim
 
-    def find(self, gradient: Gradient, victim: nn.Module, x: Tensor, sign: int) -> Captured | None:
+    def find(self, gradient: Gradient, victim: nn.Module, x: Tensor, sign: int) -> CapturedGradient | None:
         """The graph for batches like ``x``, captured where there is none yet; None where there can be none."""
         size = len(x) + -len(x) % MULTIPLE
         if victim.training or size * x.shape[2] * x.shape[3] > LARGEST:
@@ -59,7 +59,9 @@ class Graphs:
             self._made[key] = self._captured(gradient, victim, x, size, sign)
         return self._made.get(key)
 
-    def _captured(self, gradient: Gradient, victim: nn.Module, like: Tensor, size: int, sign: int) -> Captured | None:
+    def _captured(
+        self, gradient: Gradient, victim: nn.Module, like: Tensor, size: int, sign: int
+    ) -> CapturedGradient | None:
         """A new graph; None, and a warning, where the victim cannot be captured: then no other is tried."""
         try:
             x = like.new_zeros(size, *like.shape[1:]).contiguous(memory_format=torch.channels_last)
@@ -79,7 +81,7 @@ class Graphs:
             cause = error.__context__ or error
             warnings.warn(f"no CUDA graphs of the attacked network, which is slower without: {cause}", stacklevel=2)
             return None
-        return Captured(graph=graph, x=x, labels=labels, found=found)
+        return CapturedGradient(graph=graph, x=x, labels=labels, found=found)
 
 
 class Graphed(nn.Module):
@@ -101,7 +103,7 @@ class Graphed(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captured:
+class CapturedGradient:
     """A graph, and the memory that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph

@@ -68,7 +68,7 @@ class CarliniWagner:
         self, victim: nn.Module, x: Tensor, y: Tensor, *, seeds: Sequence[int], target: Tensor | None = None
     ) -> Attacked:
         """See :class:`raypurify.attacks.Attack`; nothing is random."""
-        found = Found(x)
+        found = Nearest(x)
         effort = Effort(x)
         gradient, _ = input_gradient(victim, x, y if target is None else target)
         effort.step(slice(None))
@@ -84,7 +84,7 @@ class CarliniWagner:
         return effort.attacked(found.x_adv)
 
     def _descend(
-        self, victim: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, c: Tensor, found: Found, effort: Effort
+        self, victim: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, c: Tensor, found: Nearest, effort: Effort
     ) -> Tensor:
         """One descent of every image, with its ``c`` (N,); which images it made that fool the victim: (N,) bool."""
         fooled = torch.zeros_like(c, dtype=torch.bool)
@@ -138,7 +138,7 @@ class CarliniWagner:
         return x_adv.detach(), excess.detach(), loss.detach(), gradient
 
 
-class Found:
+class Nearest:
     """The nearest image that fooled the victim, for each image: the clean one while there is none."""
 
     def __init__(self, x: Tensor) -> None:

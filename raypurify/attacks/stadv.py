@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raypurify.attacks import Attacked
-from raypurify.attacks._active import Effort, Rows, fools, logits_of, margin, spread
+from raypurify.attacks._active import ActiveRows, Effort, fools, logits_of, margin, spread
 from raypurify.attacks._gradients import check_gradient, slope, vanishes
 
 SMOOTHING = 1e-8
@@ -130,7 +130,7 @@ class StAdv:
 
 
 @dataclass(kw_only=True)
-class _Search(Rows):
+class _Search(ActiveRows):
     """The images that are still in the batch, a row each in every field."""
 
     images: Tensor

@@ -29,7 +29,7 @@ PACKAGES = {
     "formats of datasets": "raypurify.data.formats",
 }
 """Kinds of plugins, and the package that has a file for each."""
-METRICS = "metrics"
+METRIC_KIND = "metrics"
 """The kind whose plugins are entries of a table instead of files."""
 WIDTH = 120
 """How many columns a line has that is not printed on a terminal."""
@@ -79,7 +79,7 @@ def main(arguments: PluginsArguments) -> None:
         for plugin in named(arguments.name):
             _tell(console, plugin)
         return
-    for kind in (*PACKAGES, METRICS):
+    for kind in (*PACKAGES, METRIC_KIND):
         console.print(f"\n{kind}", style="bold")
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(no_wrap=True)
@@ -107,7 +107,7 @@ def named(name: str) -> list[Plugin]:
     """
     if ":" in name:
         return [_built(f"of {name.partition(':')[0]}", name, plugins.find(__package__, name))]
-    every = [plugin for kind in (*PACKAGES, METRICS) for plugin in known(kind)]
+    every = [plugin for kind in (*PACKAGES, METRIC_KIND) for plugin in known(kind)]
     found = [plugin for plugin in every if plugin.name == name]
     if not found:
         near = difflib.get_close_matches(name, [plugin.name for plugin in every], n=1)
@@ -118,7 +118,7 @@ def named(name: str) -> list[Plugin]:
 
 def known(kind: str) -> Iterator[Plugin]:
     """The plugins of a kind, in the order of their names; those of a library come last, in its order."""
-    if kind == METRICS:
+    if kind == METRIC_KIND:
         for metric in importlib.import_module("raypurify.metrics").METRICS:
             yield _built(kind, metric.name, metric.measure, called=False)
         return

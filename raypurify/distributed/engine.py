@@ -12,7 +12,7 @@ from raypurify import runs
 from raypurify.distributed import cluster, train, units
 from raypurify.distributed.metrics import Metrics
 from raypurify.jobs import own
-from raypurify.jobs.engine import Engine, Rows
+from raypurify.jobs.engine import Engine, UnitRows
 from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 from raypurify.jobs.work import Todo, Work
@@ -35,7 +35,7 @@ class RayEngine(Engine):
     def check_output(self, output: str, *, shared_filesystem: bool) -> None:
         cluster.check_output(output, shared_filesystem=shared_filesystem)
 
-    def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
+    def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> UnitRows:
         metrics = Metrics(work.output, len(todo))
         with cluster.telling():
             for row in units.rows(work, todo, pool, attempt):

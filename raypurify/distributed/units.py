@@ -15,7 +15,7 @@ from ray.data.block import Block
 
 from raypurify.distributed import cluster
 from raypurify.distributed.blocks import as_it_is, blocks_of, read_task
-from raypurify.jobs.engine import Rows
+from raypurify.jobs.engine import UnitRows
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import StagedWork, StageWorker, Todo, Unit, UnitWorker, Work
 
@@ -23,7 +23,7 @@ UNIT_BYTES = 4 << 20
 """Bytes of a unit's block, about: what Ray Data is told."""
 
 
-def rows(work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
+def rows(work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> UnitRows:
     """See :meth:`raypurify.jobs.engine.Engine.do`: each unit goes to one actor of the pool."""
     apart = pool.reads == "apart"
     tasks = [read_task(_blocks(unit, marks, apart=apart), None, UNIT_BYTES) for unit, marks in todo]

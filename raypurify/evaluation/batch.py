@@ -60,7 +60,7 @@ class Prepared:
         return Prepared(attacked=attacked, purified=purified)
 
 
-class Networks(Sequence[nn.Module]):
+class LazyNetworks(Sequence[nn.Module]):
     """Models as networks on a device, each built when it is first asked for."""
 
     def __init__(self, unbuilt: Sequence[models.Model], device: str) -> None:
@@ -84,7 +84,7 @@ class Evaluator:
 
     def __init__(self, grid: Grid, device: str) -> None:
         self.grid, self.device = grid, device
-        self.classifiers, self.purifiers = Networks(grid.classifiers, device), Networks(grid.purifiers, device)
+        self.classifiers, self.purifiers = LazyNetworks(grid.classifiers, device), LazyNetworks(grid.purifiers, device)
         self.stand_in = models.placed(grid.stand_in.build(), device) if grid.stand_in else None
         self.attacks = [built_attack(group.attack) for group in grid.groups]
         self.metrics = (*METRICS, *built_metrics(grid.config))

@@ -328,7 +328,7 @@ def curves(config: EvaluationConfig) -> dict[str, pa.Table]:
             for place in (url, url.rpartition("/")[0]):
                 curve = storage.join(place, "metrics.parquet")
                 if storage.exists(curve):
-                    curves[models.load("purifier", text).name] = storage.read_tables([curve], schema.METRICS)
+                    curves[models.load("purifier", text).name] = storage.read_tables([curve], schema.STEPS)
                     break
         except (OSError, ValueError) as error:
             log.tell(f"warning: the report lacks the loss curve of {text}: {error}")

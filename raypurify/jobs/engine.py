@@ -12,7 +12,7 @@ from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 from raypurify.jobs.work import Todo, Work
 from raypurify.training.worker import Job
 
-Rows = Generator[dict[str, Any], None, None]
+UnitRows = Generator[dict[str, Any], None, None]
 """A row for each unit, once it is done, as :meth:`raypurify.jobs.work.UnitWorker.do` returns it."""
 
 
@@ -43,7 +43,7 @@ class Engine(Protocol):
         """
         ...
 
-    def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
+    def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> UnitRows:
         """Do units, in whatever order.
 
         Args:

@@ -12,7 +12,7 @@ import torch
 
 from raypurify import runs, storage
 from raypurify.data.formats import parquet
-from raypurify.jobs.engine import Engine, Rows
+from raypurify.jobs.engine import Engine, UnitRows
 from raypurify.jobs.monitor import Monitor
 from raypurify.jobs.resources import ActorPool, Needs, TrainingResources
 from raypurify.jobs.work import Todo, UnitWorker, Work
@@ -37,7 +37,7 @@ class LocalEngine(Engine):
     def check_output(self, output: str, *, shared_filesystem: bool) -> None:
         """Take any output, since one process writes."""
 
-    def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> Rows:
+    def do(self, work: Work, todo: Sequence[Todo[Any]], pool: ActorPool, attempt: str) -> UnitRows:
         worker = UnitWorker(work, pool, attempt)
         for unit, marks in todo:
             # The requests are this process' own, which the run counts already.

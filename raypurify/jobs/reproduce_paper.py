@@ -34,7 +34,7 @@ SEARCH_ATTACK = "carlini_wagner,search_steps=3,steps=60"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class PaperDataset:
     """What the paper does with one dataset."""
 
     classifiers: tuple[str, ...]
@@ -53,8 +53,8 @@ class Part:
     """Purifiers that learn nothing, to stand beside CRU-Net."""
 
 
-PARTS = {
-    "mnist": Part(
+DATASETS = {
+    "mnist": PaperDataset(
         classifiers=("a_net", "b_net"),
         radii=("0.1", "0.2", "0.3"),
         augmentation="none",
@@ -64,7 +64,7 @@ PARTS = {
         steps=40,
         trivial=("threshold", "median_filter", "mean_filter"),
     ),
-    "cifar10": Part(
+    "cifar10": PaperDataset(
         classifiers=("d_net", "m_net"),
         radii=("1/255", "2/255", "4/255", "8/255"),
         augmentation="flip_crop",
@@ -129,7 +129,7 @@ class PaperArguments(Crew):
         super().__post_init__()
         if not self.datasets:
             raise ValueError("datasets must be at least 1; got ()")
-        known = [name for dataset in self.datasets for name in PARTS[dataset].classifiers]
+        known = [name for dataset in self.datasets for name in DATASETS[dataset].classifiers]
         if unknown := [name for name in self.classifiers if name not in known]:
             raise ValueError(f"classifiers: {', '.join(unknown)}: expected some of {', '.join(known)}")
         if self.calibration_images > HELD_OUT:
@@ -140,7 +140,7 @@ class PaperArguments(Crew):
 
     def classifiers_of(self, dataset: Dataset) -> list[str]:
         """The classifiers of a dataset that are asked for."""
-        return [name for name in PARTS[dataset].classifiers if not self.classifiers or name in self.classifiers]
+        return [name for name in DATASETS[dataset].classifiers if not self.classifiers or name in self.classifiers]
 
 
 def main(arguments: PaperArguments) -> None:
@@ -150,7 +150,7 @@ def main(arguments: PaperArguments) -> None:
             models.load("classifier", checkpoint(arguments, dataset, classifier))
     engine_of(arguments.trainers).check_room(arguments.trainers.needs)
     measured: list[paper.Measured] = []
-    adaptive: list[paper.Adaptive] = []
+    adaptive: list[paper.AdaptiveAccuracy] = []
     for dataset in arguments.datasets:
         networks: dict[str, list[str]] = {}
         for classifier in arguments.classifiers_of(dataset):
@@ -181,7 +181,7 @@ def attacked_images(arguments: PaperArguments, dataset: Dataset, classifier: str
     """Attack training images by all attacks of the paper; the pairs that CRU-Nets are trained on."""
     in_balls = [
         (f"{name},epsilon={radius}{more}", arguments.attacked_images)
-        for radius in PARTS[dataset].radii
+        for radius in DATASETS[dataset].radii
         for name, more in (("fgsm", ""), ("r_fgsm", ""), ("pgd", ",steps=7"))
     ]
     minimal = [(attack, arguments.minimal_images) for attack in MINIMAL_ATTACKS]
@@ -208,7 +208,7 @@ def trained(arguments: PaperArguments, dataset: Dataset, classifier: str, attack
         model="cru_net",
         classifier=checkpoint(arguments, dataset, classifier),
         train_against=attacked,
-        augmentation=PARTS[dataset].augmentation,
+        augmentation=DATASETS[dataset].augmentation,
         pixel_weight=100,
         logit_weight=1,
         rate=2e-3,
@@ -231,8 +231,8 @@ class Case:
     """The CRU-Nets of the dataset, by the classifiers that they were trained for."""
 
     @property
-    def part(self) -> Part:
-        return PARTS[self.dataset]
+    def part(self) -> PaperDataset:
+        return DATASETS[self.dataset]
 
     @property
     def purifiers(self) -> tuple[str, ...]:
@@ -345,14 +345,14 @@ class Case:
                 return classifier
         return None
 
-    def adaptive(self, radii: Mapping[str, float]) -> list[paper.Adaptive]:
+    def adaptive(self, radii: Mapping[str, float]) -> list[paper.AdaptiveAccuracy]:
         """PGD through the first CRU-Net of each classifier, at every radius that a table has."""
         first = tuple(urls[0] for urls in self.networks.values())
         attacks = [self.attack("pgd", eps) for eps in sorted({self.part.fixed, *radii.values()})]
         more = {"purifiers": first, "adaptive_purifiers": first, "settings": ("adaptive",), "masking_images": 0}
         rows = self.run("adaptive", self.config(attacks, limit=self.arguments.adaptive_limit, **more))
         return [
-            paper.Adaptive(
+            paper.AdaptiveAccuracy(
                 dataset=self.dataset,
                 classifier=self.classifier,
                 trained_for=trained_for,
@@ -372,7 +372,9 @@ class Case:
         self.run("between", self.config(attacks, limit=limit, purifiers=own, epsilons=self.part.between))
 
 
-def written(arguments: PaperArguments, measured: Sequence[paper.Measured], adaptive: Sequence[paper.Adaptive]) -> None:
+def written(
+    arguments: PaperArguments, measured: Sequence[paper.Measured], adaptive: Sequence[paper.AdaptiveAccuracy]
+) -> None:
     """Write the tables and the page: of what was measured so far, and of what other commands on the output measured."""
     made = {"accuracy": paper.accuracy_table(measured, adaptive), "similarity": paper.similarity_table(measured)}
     for name, table in made.items():

@@ -49,7 +49,7 @@ def write_report(output: str, *, curves: Mapping[str, pa.Table] | None = None, s
 
     Args:
         output: the folder, as :func:`read_page` takes it.
-        curves: tables of the schema ``METRICS`` by name: the trainings that made the purifiers.
+        curves: tables of the schema ``STEPS`` by name: the trainings that made the purifiers.
         sections: my_package.module:callable each, called as those in :data:`SECTIONS` are.
 
     Returns:
@@ -69,7 +69,7 @@ def read_page(output: str, *, curves: Mapping[str, pa.Table] | None = None) -> P
     Args:
         output: any fsspec URL of a folder with ``summary.parquet`` (an evaluation) or ``metrics.parquet`` (a training),
             and, where they are, ``samples/``, ``rejects/`` and ``run.json``.
-        curves: tables of the schema ``METRICS`` by name: the trainings that made the purifiers.
+        curves: tables of the schema ``STEPS`` by name: the trainings that made the purifiers.
 
     Raises:
         FileNotFoundError: the folder holds neither table.
@@ -129,7 +129,7 @@ def page_of(
         rejects=_checked(rejects, schema.REJECTS, "rejects"),
         run=run,
         confusion=_checked(confusion, schema.CONFUSION, "confusion"),
-        curves={name: _checked(table, schema.METRICS, f"metrics of {name}") for name, table in curves.items()},
+        curves={name: _checked(table, schema.STEPS, f"metrics of {name}") for name, table in curves.items()},
         trained=trained,
     )
 

@@ -109,7 +109,7 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive:
+class AdaptiveAccuracy:
     """Accuracy under an attacker who knows the purifier."""
 
     dataset: str
@@ -146,7 +146,7 @@ def no_defense(dataset: str, attack: str, classifier: str) -> float:
     return float(row["no_defense"])
 
 
-def accuracy_table(measured: Sequence[Measured], adaptive: Sequence[Adaptive]) -> pa.Table:
+def accuracy_table(measured: Sequence[Measured], adaptive: Sequence[AdaptiveAccuracy]) -> pa.Table:
     """Tables 2-5: a row for each of the paper's, each reading of its attack and each choice of parameters."""
     return pa.Table.from_pylist(
         [
@@ -226,7 +226,7 @@ def _common(row: Mapping[str, Any], reading: str, cells: Sequence[Measured]) -> 
 
 
 def _accuracies(
-    row: Mapping[str, Any], cells: Sequence[Measured], own: Sequence[Measured], adaptive: Sequence[Adaptive]
+    row: Mapping[str, Any], cells: Sequence[Measured], own: Sequence[Measured], adaptive: Sequence[AdaptiveAccuracy]
 ) -> dict[str, Any]:
     """The figures of a row: the paper's, and the mean over this row's CRU-Nets."""
     first = own[0].figures
@@ -263,7 +263,7 @@ def _is_trivial(cell: Measured) -> bool:
     return cell.trivial and cell.purifier != "identity"
 
 
-def _adaptive_of(cell: Measured, adaptive: Sequence[Adaptive]) -> Adaptive | None:
+def _adaptive_of(cell: Measured, adaptive: Sequence[AdaptiveAccuracy]) -> AdaptiveAccuracy | None:
     """The adaptive figure beside a cell: at its own radius, or at the largest where its attack has no ball."""
     same = [
         one
@@ -276,7 +276,7 @@ def _adaptive_of(cell: Measured, adaptive: Sequence[Adaptive]) -> Adaptive | Non
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class PaperLine:
     """A line of a table of the page: one row of the paper, and one reading of its attack."""
 
     calibrated: Mapping[str, Any] | None
@@ -311,7 +311,7 @@ def charts(accuracy: pa.Table, curves: Mapping[str, pa.Table]) -> Charts:
 
     Args:
         accuracy: of the schema :data:`ACCURACY`.
-        curves: tables of the schema ``METRICS`` by the names of the trainings.
+        curves: tables of the schema ``STEPS`` by the names of the trainings.
     """
     drawn = (training.curve(name, table, number) for number, (name, table) in enumerate(curves.items()))
     return Charts(bars=list(_bars(accuracy.to_pylist())), curves=[curve for curve in drawn if curve is not None])
@@ -350,14 +350,14 @@ def render(
     )
 
 
-def _grouped(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[Line]]:
+def _grouped(rows: Sequence[Mapping[str, Any]]) -> dict[int, list[PaperLine]]:
     """The lines of each table, by the paper's number for it."""
     found: dict[int, dict[tuple[str, ...], dict[str, Mapping[str, Any]]]] = {}
     for row in rows:
         lines = found.setdefault(row["table"], {})
         lines.setdefault((row["attack"], row["target"], row["reading"]), {})[row["parameters"]] = row
     return {
-        table: [Line(calibrated=line.get("calibrated"), fixed=line.get("fixed")) for line in lines.values()]
+        table: [PaperLine(calibrated=line.get("calibrated"), fixed=line.get("fixed")) for line in lines.values()]
         for table, lines in found.items()
     }
 

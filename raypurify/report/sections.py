@@ -33,7 +33,7 @@ class Trained:
     """What a training wrote of its epochs and its data."""
 
     curve: pa.Table
-    """Of the schema ``METRICS``."""
+    """Of the schema ``STEPS``."""
     metrics: Mapping[str, Any]
     """Of the last epoch's model, ``metrics.json``; it may lack anything."""
     classes: pa.Table
@@ -99,7 +99,7 @@ class Page:
     run: Mapping[str, Any]
     """What ``run.json`` holds; it may lack anything."""
     curves: Mapping[str, pa.Table]
-    """Tables of the schema ``METRICS``, by the trainings' names."""
+    """Tables of the schema ``STEPS``, by the trainings' names."""
     confusion: pa.Table
     """The table of predictions by label, of the schema ``CONFUSION``."""
     trained: Trained | None = None

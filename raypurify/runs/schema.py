@@ -28,7 +28,7 @@ NO_ATTACK = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class ColumnStyle:
     """How the report shows a column of the summary: kept with the column, in the file."""
 
     group: Literal["similarity", "perturbation"]
@@ -41,13 +41,13 @@ class Shown:
     """Set small: to be compared with the paper's column, and no other."""
 
 
-def shown(schema: pa.Schema) -> dict[str, Shown]:
+def shown(schema: pa.Schema) -> dict[str, ColumnStyle]:
     """The columns of a summary that hold a metric, as the report shows them."""
     texts = {field.name: (field.metadata or {}).get(b"shown") for field in schema}
-    return {name: Shown(**json.loads(text)) for name, text in texts.items() if text}
+    return {name: ColumnStyle(**json.loads(text)) for name, text in texts.items() if text}
 
 
-def _field(name: str, kind: pa.DataType, metric: Metric, shown: Shown | None = None) -> pa.Field:
+def _field(name: str, kind: pa.DataType, metric: Metric, shown: ColumnStyle | None = None) -> pa.Field:
     metadata = {"unit": metric.unit, **({"shown": json.dumps(asdict(shown))} if shown else {})}
     return pa.field(name, kind, nullable=metric.nullable, metadata=metadata)
 
@@ -62,17 +62,19 @@ def _totals_of(metrics: Sequence[Metric]) -> Iterator[pa.Field]:
     """Means of similarities, then Eq. 16's, then totals of perturbations."""
     similarities = [metric for metric in metrics if metric.total == "mean"]
     for metric in similarities:
-        purified = Shown(group="similarity", heading=metric.title, note=metric.unit, digits=metric.digits)
+        purified = ColumnStyle(group="similarity", heading=metric.title, note=metric.unit, digits=metric.digits)
         for column, kind in metric.comparisons.items():
             yield _field(column, pa.float64(), metric, purified if kind == "purified" else None)
     for metric in similarities:
         if metric.eq16_offset is not None:
-            eq16 = Shown(group="similarity", heading=metric.title, note="Eq. 16", digits=metric.digits, minor=True)
+            eq16 = ColumnStyle(
+                group="similarity", heading=metric.title, note="Eq. 16", digits=metric.digits, minor=True
+            )
             yield _field(f"{metric.name}_purified_eq16", pa.float64(), metric, eq16)
     for metric in metrics:
         if metric.total != "mean":
             note = {"max": "largest", "median": "median"}[metric.total]
-            total = Shown(group="perturbation", heading=metric.title, note=note, digits=metric.digits)
+            total = ColumnStyle(group="perturbation", heading=metric.title, note=note, digits=metric.digits)
             yield _field(f"{metric.name}_{metric.total}", pa.float64(), metric, total)
 
 
@@ -308,7 +310,7 @@ CERTIFIED = pa.schema(
 )
 """``summary.parquet`` of certificates: one row for each cell and radius."""
 
-METRICS = pa.schema(
+STEPS = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
         pa.field("epoch", pa.int64(), nullable=False),

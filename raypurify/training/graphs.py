@@ -36,7 +36,7 @@ class UpdateGraphs:
         self._networks = networks
         self._pool = torch.cuda.graph_pool_handle()
         self._ran: Counter[tuple[object, ...]] = Counter()
-        self._made: dict[tuple[object, ...], Captured] = {}
+        self._made: dict[tuple[object, ...], CapturedUpdate] = {}
         self._possible = True
 
     def run(self, update: Update, tensors: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ class UpdateGraphs:
         places = [value.data_ptr() for one in self._networks for value in (*one.parameters(), *one.buffers())]
         return torch.default_generator.get_state().numpy().tobytes(), np.random.get_state()[1].tobytes(), places  # type: ignore[index]
 
-    def _captured(self, update: Update, tensors: tuple[Tensor, ...]) -> Captured | None:
+    def _captured(self, update: Update, tensors: tuple[Tensor, ...]) -> CapturedUpdate | None:
         """A new graph, which nothing ran by; None, and a warning, where the update cannot be captured."""
         try:
             given = tuple(one.clone() for one in tensors)
@@ -91,7 +91,7 @@ class UpdateGraphs:
         except RuntimeError as error:
             self._give_up(str(error.__context__ or error))
             return None
-        return Captured(graph=graph, given=given, found=found)
+        return CapturedUpdate(graph=graph, given=given, found=found)
 
     def _give_up(self, cause: str) -> None:
         self._possible = False
@@ -99,7 +99,7 @@ class UpdateGraphs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captured:
+class CapturedUpdate:
     """A graph, and the memory that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph

@@ -277,7 +277,7 @@ class Worker:
                 "images_per_second": self.config.batch / np.diff(times),
                 **others,
             },
-            schema=pa.schema([*schema.METRICS, *(pa.field(name, pa.float64(), nullable=False) for name in others)]),
+            schema=pa.schema([*schema.STEPS, *(pa.field(name, pa.float64(), nullable=False) for name in others)]),
         )
 
     def _is_due(self, times: Sequence[float], seconds: float) -> bool:

@@ -9,10 +9,10 @@ import pytest
 
 from raypurify import plugins
 from raypurify.attacks import torchattacks
-from raypurify.command.catalogue import METRICS, PACKAGES, PluginsArguments, known, main, named
+from raypurify.command.catalogue import METRIC_KIND, PACKAGES, PluginsArguments, known, main, named
 
 
-@pytest.mark.parametrize("kind", [*PACKAGES, METRICS])
+@pytest.mark.parametrize("kind", [*PACKAGES, METRIC_KIND])
 def test_each_plugin_has_docs_and_a_source(kind: str) -> None:
     found = list(known(kind))
     assert len(found) > (1 if kind == "loggers" else 3)

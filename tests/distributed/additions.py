@@ -58,8 +58,11 @@ class Watchful(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (x + self.convolution(x)).clamp(0, 1)
 
+    def suspicion(self, x: Tensor) -> Tensor:
+        return 0.1 - x.flatten(1).mean(dim=1)
+
     def detect(self, x: Tensor) -> Tensor:
-        return x.flatten(1).mean(dim=1) < 0.1
+        return self.suspicion(x) > 0
 
 
 class Adversarial(PurifierObjective):

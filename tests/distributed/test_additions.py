@@ -50,23 +50,32 @@ def test_an_objective_and_pairs_of_the_users_train_alike_whatever_the_workers(tr
     assert {"0.exp_avg", "critic/0.exp_avg", "networks/critic/1.weight"} <= names
     identity = storage.read_json(storage.join(trained[1], "run.json"))["identity"]
     assert identity["train_against"] == "additions:Faded,strength=0.5"
+    page = Path(trained[1], "report.html").read_text()
+    for text in ('<section id="training"', "additions:Watchful", "additions:Faded,strength=0.5"):
+        assert text in page
 
 
 def test_a_format_an_attack_a_detector_a_metric_and_a_section_of_the_users(
     trained: dict[int, str], small_classifier: str, tmp_path: Path
 ) -> None:
+    purifier = f"{trained[1]}/model,plugin=additions:Watchful"
     config = EvaluationConfig(
         data="additions:drawings",
         classifiers=(small_classifier,),
-        purifiers=(f"{trained[1]}/model,plugin=additions:Watchful", "additions:Dimmer"),
+        purifiers=(purifier, "additions:Dimmer"),
         attacks=("none", "additions:Darken"),
         epsilons=(0.05, 0.1),
+        settings=("white-box", "adaptive"),
+        adaptive_attacks=("pgd,steps=5",),
+        adaptive_purifiers=(purifier,),
+        masking_images=0,
         metrics=("additions:brightness,scale=255",),
     )
     output = str(tmp_path / "run")
     sections = ("additions:section",)
     evaluate(config, ActorPool(actors=1), output, sections=sections)
-    rows = storage.read_table(storage.join(output, "summary.parquet")).to_pylist()
+    every = storage.read_table(storage.join(output, "summary.parquet")).to_pylist()
+    rows = [row for row in every if row["setting"] == "white-box"]
     assert {(row["attack"], row["eps"], row["radius"]) for row in rows} == {
         ("none", None, None),
         ("additions:Darken", 0.05, "by"),
@@ -81,6 +90,9 @@ def test_a_format_an_attack_a_detector_a_metric_and_a_section_of_the_users(
         assert (row["false_alarm_rate"] is not None) == detects
         assert not detects or 0 < row["detection_rate"] < 1
         assert not detects or row["accuracy_with_detection"] > row["accuracy_purified"] or row["attack"] == "none"
+    evading = [row for row in every if row["setting"] == "adaptive"]
+    assert len(evading) == 2
+    assert all(row["detection_rate"] < row["false_alarm_rate"] for row in evading), "who knows the detector evades it"
     page = unescape(Path(output, "report.html").read_text())
     for text in (
         "additions:drawings",
@@ -88,6 +100,7 @@ def test_a_format_an_attack_a_detector_a_metric_and_a_section_of_the_users(
         "additions:Dimmer",
         "A section of mine",
         'href="#mine"',
+        "<b>run</b>",
         "Brightness<br>",
         "brightness_purified",
         "Right or<br>detected",

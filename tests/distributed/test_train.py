@@ -44,7 +44,7 @@ RESOURCES = TrainingResources(cpus_per_worker=1, read_cpus=2)
 
 def curve(output: str) -> np.ndarray:
     table = storage.read_table(storage.join(output, "metrics.parquet"))
-    assert table.schema == schema.METRICS
+    assert table.schema == schema.STEPS
     assert table["step"].to_pylist() == list(range(len(table)))
     return table["loss"].to_numpy()
 

@@ -142,7 +142,7 @@ def test_samples_are_the_images_that_were_scored(small_classifier: str, small_pu
 def test_the_loss_curve_is_found_beside_a_checkpoint_on_s3(s3: str, small_purifier: str, tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json"):
         storage.write_bytes(f"{s3}/curves/run/model/{name}", Path(small_purifier, name).read_bytes())
-    curve = pa.table([[1], [0], [0.5], [0.1], [9.0]], schema=schema.METRICS)
+    curve = pa.table([[1], [0], [0.5], [0.1], [9.0]], schema=schema.STEPS)
     storage.write_table(f"{s3}/curves/run/metrics.parquet", curve)
     config = EvaluationConfig(data="digits", classifiers=("x",), purifiers=(f"{s3}/curves/run/model", "identity"))
     assert results.curves(config) == {"run": curve}

@@ -52,7 +52,7 @@ def metrics() -> pa.Table:
         "rate": np.full(len(step), 1e-3),
         "images_per_second": np.full(len(step), 466.0),
     }
-    return pa.table(columns, schema=schema.METRICS)
+    return pa.table(columns, schema=schema.STEPS)
 
 
 @pytest.fixture

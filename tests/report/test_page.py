@@ -296,7 +296,7 @@ def test_a_table_of_another_version_is_refused(summary: pa.Table) -> None:
 
 @pytest.mark.parametrize("losses", [[np.nan, np.inf], [0.0, 0.0], [1.0], [np.nan, 0.5, 0.4]])
 def test_odd_losses_do_not_stop_the_report(summary: pa.Table, metrics: pa.Table, losses: list[float]) -> None:
-    table = metrics.slice(0, len(losses)).set_column(2, schema.METRICS.field("loss"), pa.array(losses))
+    table = metrics.slice(0, len(losses)).set_column(2, schema.STEPS.field("loss"), pa.array(losses))
     page = parse(summary, curves={"odd": table})
     assert ("id", "training") in {item for tag, attributes in page.tags for item in attributes.items()} or not np.any(
         np.isfinite(losses)

@@ -44,7 +44,7 @@ MEASURED = [
     cell("cru_net-a_net", "a_net", attack="stadv", eps=None, parameters="fixed", attacked_by="any distance"),
 ]
 ADAPTIVE = [
-    paper.Adaptive(dataset="mnist", classifier="a_net", trained_for="a_net", eps=eps, accuracy=accuracy, n=500)
+    paper.AdaptiveAccuracy(dataset="mnist", classifier="a_net", trained_for="a_net", eps=eps, accuracy=accuracy, n=500)
     for eps, accuracy in ((0.15, 0.4), (0.3, 0.05))
 ]
 
@@ -92,7 +92,7 @@ def test_psnr_is_told_both_ways() -> None:
 def curve() -> pa.Table:
     steps = [{"epoch": 0, "step": step, "loss": 1.0 / (step + 1), "images_per_second": 9.0} for step in range(9)]
     table = pa.Table.from_pylist(steps)
-    assert set(table.column_names) <= set(schema.METRICS.names)
+    assert set(table.column_names) <= set(schema.STEPS.names)
     return table
 
 

@@ -119,7 +119,7 @@ def test_a_training(output: str) -> None:
         folder = storage.join(output, "checkpoints", f"checkpoint_2026-01-0{epoch}")
         checkpoints.save(storage.join(folder, "model"), {}, {}, {"epoch": epoch, "images": epoch * 100})
         speeds = [{"step": 1, "epoch": epoch, "loss": 0.0, "rate": 0.0, "images_per_second": 10.0 * epoch}]
-        storage.write_table(storage.join(folder, "metrics.parquet"), pa.Table.from_pylist(speeds, schema.METRICS))
+        storage.write_table(storage.join(folder, "metrics.parquet"), pa.Table.from_pylist(speeds, schema.STEPS))
         storage.write_table(storage.join(folder, "rejects.parquet"), pa.table({"reason": ["no image"] * epoch}))
     status = status_of(output)
     assert (status.job, status.state) == ("training", "running")
