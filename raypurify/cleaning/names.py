@@ -21,7 +21,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from raypurify.cleaning.folders import Kind
+from raypurify.cleaning.entries import Kind
 from raypurify.storage.bounded import Digests
 from raypurify.storage.published import cut, short_hash
 
@@ -111,6 +111,23 @@ def inside(name: str) -> str:
     """
     name = re.sub("^(/|[a-zA-Z]:)", lambda begin: begin[0][:-1] + _percent(begin[0][-1]), name)
     return "/".join("%2E%2E" if part == ".." else part for part in _without_unsafe(name).split("/"))
+
+
+def numbered(name: str, seen: dict[str, int]) -> str:
+    """A member's name, with its number behind it where one of that name has been; counts it in ``seen``."""
+    number = seen.get(name, 0) + 1
+    while number > 1 and f"{name}~{number}" in seen:
+        number += 1
+    seen[name] = number
+    if number == 1:
+        return name
+    seen[f"{name}~{number}"] = 1
+    return f"{name}~{number}"
+
+
+def printable(name: str) -> str:
+    """A name in another encoding than UTF-8 comes with bytes that no text can hold."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def folded(name: str) -> str:
