@@ -49,9 +49,9 @@ class Sizes:
     """How many rows are sorted in memory at a time."""
 
     def __post_init__(self) -> None:
-        for name in ("unit_entries", "unit_bytes", "part_rows", "sorted_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Unplaced(NamedTuple):
     suffix: str
     """What tells the outputs of one file apart, for their names."""
     joins: bool
-    """Whether the piece belongs in the unit of the piece before it."""
+    """Whether it belongs in the unit of the one before it: see :class:`RowRange`."""
 
 
 def freeze(

@@ -101,11 +101,9 @@ def killers(work: Cleaning, unit: UnitContent, attempt: str) -> dict[str, str]:
 
 def is_of_machine(error: BaseException) -> bool:
     """Whether a network's failure says nothing of its images: memory has run out, or a GPU is in trouble."""
-    # By its name: a child that only decodes loads no torch.
-    is_out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_out_of_memory or any(
-        said in str(error) for said in ("allocate memory", "CUDA error", "cuDNN error", "CUBLAS_STATUS")
-    )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be loaded
+        return True
+    return any(said in str(error) for said in ("allocate memory", "CUDA error", "cuDNN error", "CUBLAS_STATUS"))
 
 
 def _end(status: int) -> str:

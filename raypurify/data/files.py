@@ -1,4 +1,4 @@
-"""Files of a dataset at any fsspec URL: stat, list, read a range, and unpack once a node into the cache folder.
+"""Files of a dataset at any fsspec URL: stat, list, read a range or a footer, unpack once a node into the cache folder.
 
 Credentials come from the environment, as each fsspec filesystem reads them. What a store fails at for a moment is tried
 again (:mod:`raypurify.storage.retries`), but for reads from an open file of a store other than S3 (:func:`open_file`).
@@ -246,7 +246,7 @@ def read_range(url: str, start: int, stop: int) -> bytes:
 
 
 def parquet_footer(url: str, size: int) -> pq.FileMetaData | None:
-    """The footer of a file, or None where none can be read or made out: its reader will say why.
+    """The footer of a Parquet file, or None where none can be read or made out: its reader will say why.
 
     What is read and what is parsed are apart, so that a network's failure is not taken for a damaged file.
 
@@ -267,7 +267,7 @@ def parquet_footer(url: str, size: int) -> pq.FileMetaData | None:
 
 
 def _tail(url: str, size: int) -> bytes:
-    """The end of a file, as far as its footer reaches."""
+    """The end of a Parquet file, as far as its footer reaches."""
     if size < 0:
         found = stat(url)
         size = found.size if found else 0
