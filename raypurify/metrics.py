@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:  # who asks for the table's columns loads no torch
     import torch
     from torch import Tensor
@@ -37,6 +40,7 @@ _C2 = 0.03**2
 # tile of 64 is where it is fastest on CPU; the pixels bound keeps the four moment maps in the cache.
 _TILE = 64
 _PIXELS_AT_ONCE = 1 << 17
+_VALUES_AT_ONCE = 1 << 20
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -145,6 +149,58 @@ def _gaussian_band(side: int, dtype: torch.dtype, device: torch.device) -> Tenso
     for row in range(len(band)):
         band[row, row : row + SSIM_WINDOW] = weights
     return band.to(device=device, dtype=dtype)
+
+
+def compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+    """What every evaluation measures, between two batches of 8-bit images of any size: a strip after the other.
+
+    Args:
+        a: (N, H, W, C) uint8.
+        b: of the same shape.
+
+    Returns:
+        "psnr" (dB), "ssim" (NaN where a side is under 11 pixels), "linf" and "l2", each (N,) float32, on pixels in
+        [0, 1].
+
+    Raises:
+        ValueError: another dtype, or two shapes.
+    """
+    if a.dtype != np.uint8 or b.dtype != np.uint8 or a.ndim != 4 or a.shape != b.shape:
+        raise ValueError(
+            f"expected two batches (N, H, W, C) uint8 of one shape, got {a.shape} {a.dtype} and {b.shape} {b.dtype}"
+        )
+    values = max(1, a.shape[2] * a.shape[3])
+    # A multiple of 64 rows of windows, which ssim is fastest on.
+    rows = max(64, _VALUES_AT_ONCE // values // 64 * 64)
+    batch = max(1, _VALUES_AT_ONCE // (values * min(rows, max(1, a.shape[1]))))
+    parts = [_compared(a[i : i + batch], b[i : i + batch], rows) for i in range(0, max(1, len(a)), batch)]
+    return {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]}
+
+
+def _compared(a: NDArray[np.uint8], b: NDArray[np.uint8], rows: int) -> dict[str, NDArray[np.floating]]:
+    """How a few images differ, measured ``rows`` rows at a time; windows of SSIM reach into the rows after these."""
+    count, height = a.shape[:2]
+    windows = height - SSIM_WINDOW + 1
+    largest, squares = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    similarity = np.full(count, 0.0 if windows > 0 else math.nan)
+    for top in range(0, height, rows):
+        difference = np.abs(a[:, top : top + rows].astype(np.int32) - b[:, top : top + rows])
+        largest = np.maximum(largest, difference.max(axis=(1, 2, 3), initial=0))
+        squares += np.square(difference, out=difference).sum(axis=(1, 2, 3), dtype=np.int64)
+        here = min(rows, windows - top)
+        if here > 0:
+            x, y = (_unit(image[:, top : top + here + SSIM_WINDOW - 1]) for image in (a, b))
+            similarity += here / windows * ssim(x, y).double().numpy()
+    error = squares / max(1, a[:1].size) / 255**2
+    decibels = -10 * np.log10(np.maximum(error, 10 ** (-PSNR_CAP / 10)))
+    return {"psnr": decibels, "ssim": similarity, "linf": largest / 255, "l2": np.sqrt(squares) / 255}
+
+
+def _unit(pixels: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)).div_(255)
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -30,8 +27,8 @@ CHANGES = 4
 """How many images of a unit are kept for the report."""
 THUMBNAIL = 256
 """The longest side of an image that is kept, in pixels."""
-READS_AT_ONCE = 16
-PARTS = (("manifest", schema.MANIFEST), ("rejects", schema.REJECTS))
+READS_AT_ONCE = 8
+PARTS = {"manifest": schema.MANIFEST, "rejects": schema.REJECTS}
 """Folders of accounts, and the columns of their files."""
 RETIRED = "_RETIRED"
 """A file in a generation's folder: what the generation took the place of is no longer in the accounts."""
@@ -46,16 +43,13 @@ class Cleaned:
         """The most changed images, small: rows of ``schema.CHANGES``."""
         self.bytes_out = 0
 
-    def add(self, item: Item, *, size: int, **columns: Any) -> None:
-        """Note a cleaned image, without credentials and in what UTF-8 has.
-
-        Args:
-            size: bytes of its file.
-            columns: of ``schema.MANIFEST``, but for its id, its source and what was measured.
-        """
+    def add(self, item: Item, size: int, **columns: Any) -> None:
+        """Note a cleaned image, with the bytes of its file, and columns of ``schema.MANIFEST`` that no item tells."""
         self.bytes_out += size
         self._keep_if_most_changed(item)
-        self.rows.append(published({"id": item.id, "source": item.entry.url, **columns, **item.measures}))
+        height, width, channels = cast(Picture, item.picture).pixels.shape
+        columns |= {"id": item.id, "source": item.entry.url, "width": width, "height": height, "channels": channels}
+        self.rows.append(published(columns | item.measures))
 
     def reject(self, item: Item) -> None:
         """Note a reject."""
@@ -125,7 +119,7 @@ def publish(output: str, unit: str, cleaned: Cleaned) -> None:
 
 
 def add_up(output: str) -> Totals:
-    """Add the accounts of all units up, and hold them against the plan; a few units are in memory at a time.
+    """Add the accounts of all units up, and hold them against the plan; a few dozen units are in memory at a time.
 
     Raises:
         ValueError: there is no plan.
@@ -133,7 +127,9 @@ def add_up(output: str) -> Totals:
     """
     totals, ids, reasons = Totals(skipped=plan.require_generations(output)[0].mark["skipped"]), Digests(), Reasons()
     sums: Counter[str] = Counter()
-    for unit, manifest, rejects in _accounts(output):
+    units = concurrently(lambda unit: _accounts(output, unit.name), plan.units(output), at_once=READS_AT_ONCE)
+    for unit, tables in units:
+        manifest, rejects = cast(dict[str, pa.Table], tables).values()
         if unit.images is not None and len(manifest) + len(rejects) != unit.images:
             found = f"{len(manifest)} cleaned and {len(rejects)} rejected"
             raise RuntimeError(f"{output}, unit {unit.name}: {found}, of {unit.images} images")
@@ -178,19 +174,6 @@ def read_changes(output: str, totals: Totals) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["psnr"], row["id"]))
 
 
-def _accounts(output: str) -> Iterator[tuple[plan.PlannedUnit, pa.Table, pa.Table]]:
-    """Each planned unit, with its manifest and its rejects."""
-
-    def read(unit: plan.PlannedUnit) -> tuple[plan.PlannedUnit, pa.Table, pa.Table]:
-        manifest, rejects = (_read(output, part, unit.name, columns) for part, columns in PARTS)
-        return unit, manifest, rejects
-
-    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        units = plan.units(output)
-        while batch := list(islice(units, READS_AT_ONCE)):
-            yield from pool.map(read, batch)
-
-
 def retire(output: str) -> None:
     """Take inputs that a later generation has done anew out of the accounts of the units that did them first.
 
@@ -213,18 +196,22 @@ def retire(output: str) -> None:
 
 def _keep(output: str, unit: str, live: set[str]) -> None:
     """Keep a unit's accounts of ``live`` image files. Other inputs are units of their own: all or nothing of one is."""
-    for part, columns in PARTS:
-        table = _read(output, part, unit, columns)
+    for part, table in _accounts(output, unit).items():
         keep = [name in live for name in table["id"].to_pylist()]
         if not all(keep):
             kept = table.filter(pa.array(keep, pa.bool_()))
             storage.write_table(storage.join(output, part, f"{unit}.parquet"), kept)
 
 
-def _read(output: str, part: str, unit: str, columns: pa.Schema) -> pa.Table:
-    try:
-        return storage.with_columns(storage.read_table(storage.join(output, part, f"{unit}.parquet")), columns)
-    except FileNotFoundError as error:
-        if part == "manifest":
-            raise RuntimeError(f"{output}: unit {unit} is planned, but not accounted for in manifest/") from error
-        return columns.empty_table()
+def _accounts(output: str, unit: str) -> dict[str, pa.Table]:
+    """A unit's manifest and its rejects."""
+    tables = {}
+    for part, columns in PARTS.items():
+        try:
+            table = storage.read_table(storage.join(output, part, f"{unit}.parquet"))
+            tables[part] = storage.with_columns(table, columns)
+        except FileNotFoundError as error:
+            if part == "manifest":
+                raise RuntimeError(f"{output}: unit {unit} is planned, but not accounted for in manifest/") from error
+            tables[part] = columns.empty_table()
+    return tables

@@ -6,7 +6,7 @@ unit that is done again gives the same bytes.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -24,10 +24,12 @@ from raypurify.attacks import abstains, check_votes
 from raypurify.cleaning import reader, writer
 from raypurify.cleaning.accounts import Cleaned
 from raypurify.cleaning.plan import UnitContent
+from raypurify.cleaning.quarantine import is_of_machine
 from raypurify.cleaning.reader import Item
-from raypurify.cleaning.tiles import NotFiniteError, PixelPurifier, compare
+from raypurify.cleaning.tiles import NotFiniteError, PixelPurifier
 from raypurify.data import BATCH_PIXELS, View, batch_size
 from raypurify.images import Picture
+from raypurify.metrics import compare
 from raypurify.runs import fields, stages
 from raypurify.seeds import seed_of
 
@@ -37,8 +39,6 @@ Ask = Callable[[Tensor, Sequence[str]], list[Any]]
 
 PENDING = 1 << 24
 """Pixels that may pass before images that wait for others of their shape are purified without them."""
-PHOTOGRAPHS = "weights/photos/cru_net"
-"""The purifier of photographs that comes with the project."""
 LOSSY = ("jpeg", "webp")
 """Formats that change pixels: an image is measured, and labelled, as it was written."""
 TRIAL = (32, 32)
@@ -51,7 +51,7 @@ class CleaningConfig:
 
     input: str
     """A path or a URL: a folder, file, glob or list of images, or Parquet files or WebDataset tars of them."""
-    purifier: str = PHOTOGRAPHS
+    purifier: str = "weights/photos/cru_net"
     """The purifier that cleans: a checkpoint, or NAME[,KEY=VALUE...], or my_package.module:callable. The default comes
     with the project, for photographs."""
     classifier: str | None = None
@@ -121,13 +121,12 @@ class Cleaning:
 
     def identity(self) -> dict[str, Any]:
         """The identity of the run: what may not differ between calls on one output."""
-        hashes = {"purifier_sha256": self.purifier.identity}
+        identity = asdict(self.config) | {"purifier_sha256": self.purifier.identity}
         if self.classifier is not None:
-            hashes["classifier_sha256"] = self.classifier.identity
-        config = asdict(self.config)
+            identity["classifier_sha256"] = self.classifier.identity
         if not self.config.certify_draws:
-            del config["certify_draws"], config["certify_sigma"]
-        return {**config, **hashes}
+            del identity["certify_draws"], identity["certify_sigma"]
+        return identity
 
 
 class Cleaner:
@@ -143,13 +142,14 @@ class Cleaner:
         batch_pixels: int = BATCH_PIXELS,
         check_lease: writer.Check = lambda: None,
     ) -> None:
-        """``check_lease``: raises where another attempt may hold the output; called before each write and removal."""
-        self.work, self.device, self.batch, self.threads, self.check_lease = work, device, batch, threads, check_lease
-        self.batch_pixels = batch_pixels
+        self.work, self.device, self.batch, self.batch_pixels = work, device, batch, batch_pixels
+        self.threads, self.check_lease = threads, check_lease
         purifier = models.placed(work.purifier.build(), device)
-        self.classifier = models.placed(work.classifier.build(), device) if work.classifier else None
         self.channels = channels_of(work.purifier, purifier, device)
-        self.sees_colour = work.classifier is not None and _needs_colour(work.classifier, self.classifier, device)
+        self.classifier, self.needs_colour = None, False
+        if work.classifier:
+            self.classifier = models.placed(work.classifier.build(), device)
+            self.needs_colour = _needs_colour(work.classifier, self.classifier, device)
         self.purifier = PixelPurifier(purifier, device=device, precision=work.config.precision)
         self.encoders = ThreadPoolExecutor(threads)
 
@@ -186,7 +186,7 @@ class Cleaner:
     def _in_order(self, items: Iterable[Item]) -> Iterator[Item]:
         """Purify in batches of one shape, and give the items back in their order."""
         line: deque[Item] = deque()
-        waiting: dict[tuple[int, ...], list[Item]] = {}
+        waiting: defaultdict[tuple[int, ...], list[Item]] = defaultdict(list)
         behind = 0
         for item in items:
             self._check_channels(item)
@@ -194,16 +194,14 @@ class Cleaner:
             behind += len(item.data or b"")
             if item.picture is not None:
                 shape = item.picture.pixels.shape
-                size = shape[0] * shape[1]
-                behind += size
-                alike = waiting.setdefault(shape, [])
-                alike.append(item)
-                if len(alike) >= batch_size(self.batch, self.batch_pixels, shape):
+                behind += shape[0] * shape[1]
+                waiting[shape].append(item)
+                if len(waiting[shape]) >= batch_size(self.batch, self.batch_pixels, shape):
                     self._purify(waiting.pop(shape))
                 if behind > PENDING:
                     self._purify_all(waiting)
                     behind = 0
-            while line and not line[0].waits:
+            while line and (line[0].picture is None or line[0].encoded is not None):
                 yield line.popleft()
         self._purify_all(waiting)
         yield from line
@@ -253,7 +251,8 @@ class Cleaner:
             "detected": self._answers(self._votes, before, ids) if config.certify_draws else [None] * len(items),
         }
         for index, item in enumerate(items):
-            item.measures = {name: _number(values[index]) for name, values in measures.items()}
+            numbers = {name: float(values[index]) for name, values in measures.items()}
+            item.measures = {name: None if np.isnan(number) else number for name, number in numbers.items()}
             item.measures |= {name: answers[index] for name, answers in told.items()}
             item.cleaned, item.encoded = after[index], encoded[index]
 
@@ -283,7 +282,7 @@ class Cleaner:
     def _answers(self, ask: Ask, pixels: NDArray[np.uint8], ids: Sequence[str]) -> list[Any]:
         """What the classifier answers of images (N, H, W, C); None for each that it does not take."""
         model = self.work.classifier
-        if self.sees_colour and pixels.shape[3] == 1:
+        if self.needs_colour and pixels.shape[3] == 1:
             pixels = np.repeat(pixels, 3, axis=3)
         shown = None if model is None else _shown(model, pixels)
         if shown is None:
@@ -313,19 +312,9 @@ class Cleaner:
             sink.reject(item)
             return
         url, row = sink.put(item, data)
-        height, width, channels = item.picture.pixels.shape
-        grey = ("grey, purified as RGB",) if channels == 1 and self.channels == 3 else ()
-        done.add(
-            item,
-            size=len(data),
-            output=url,
-            row=row,
-            width=width,
-            height=height,
-            channels=channels,
-            notes=[*item.picture.notes, *grey, *notes],
-            purifier_sha256=self.work.purifier.identity,
-        )
+        grey = ("grey, purified as RGB",) if item.picture.pixels.shape[2] == 1 and self.channels == 3 else ()
+        told = {"notes": [*item.picture.notes, *grey, *notes], "purifier_sha256": self.work.purifier.identity}
+        done.add(item, len(data), output=url, row=row, **told)
 
 
 class _AsCleaned(nn.Module):
@@ -352,28 +341,14 @@ def fits(own: int, channels: int | None) -> bool:
 
 
 def channels_of(model: models.Model, purifier: nn.Module, device: str) -> int | None:
-    """Channels of the images that a purifier takes, found by trial: 1, 3, or None for both.
-
-    Args:
-        model: what it was built from; tells which images it was trained on.
-        purifier: on ``device``.
+    """Channels of the images that a purifier, built from ``model``, takes by trial: 1, 3, or None for both.
 
     Raises:
         ValueError: it takes neither.
     """
     height, width = tuple(model.config.get("image_shape", TRIAL))[:2]
-    taken, trouble = [], None
-    for channels in (1, 3):
-        try:
-            PixelPurifier(purifier, device=device)(np.zeros((1, height, width, channels), np.uint8), [0])
-            taken.append(channels)
-        except NotFiniteError:
-            # A purifier that divides by the brightest pixel takes a black image, too.
-            taken.append(channels)
-        except Exception as error:
-            if is_of_machine(error):
-                raise
-            trouble = error
+    purify = PixelPurifier(purifier, device=device)
+    taken, trouble = _taken(lambda channels: purify(np.zeros((1, height, width, channels), np.uint8), [0]))
     if not taken:
         raise ValueError(
             f"the purifier {model.name} takes neither grey nor colour images of {height}x{width} pixels: {trouble}"
@@ -381,27 +356,28 @@ def channels_of(model: models.Model, purifier: nn.Module, device: str) -> int | 
     return taken[0] if len(taken) == 1 else None
 
 
-def _needs_colour(model: models.Model, classifier: nn.Module | None, device: str) -> bool:
+def _needs_colour(model: models.Model, classifier: nn.Module, device: str) -> bool:
     """Whether a classifier, built from ``model``, takes RGB images and no grey ones, by trial."""
     side = model.config.get("view", {}).get("crop") or TRIAL[0]
     height, width = tuple(model.config.get("image_shape", (side, side)))[:2]
-    taken = []
+    with torch.no_grad():
+        taken, _ = _taken(lambda channels: classifier(torch.zeros(1, channels, height, width, device=device)))
+    return taken == [3]
+
+
+def _taken(attempt: Callable[[int], object]) -> tuple[list[int], Exception | None]:
+    """With which of 1 and 3 channels an attempt at a black image succeeds, and how the last other one failed."""
+    taken, trouble = [], None
     for channels in (1, 3):
         try:
-            with torch.no_grad():
-                cast(nn.Module, classifier)(torch.zeros(1, channels, height, width, device=device))
+            with suppress(NotFiniteError):  # a purifier that divides by the brightest pixel takes a black image, too
+                attempt(channels)
             taken.append(channels)
         except Exception as error:
             if is_of_machine(error):
                 raise
-    return taken == [3]
-
-
-def is_of_machine(error: BaseException) -> bool:
-    """Whether a network's failure says nothing of its images: memory has run out, or a GPU is in trouble."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        said in str(error) for said in ("allocate memory", "CUDA error", "cuDNN error", "CUBLAS_STATUS")
-    )
+            trouble = error
+    return taken, trouble
 
 
 def _shown(classifier: models.Model, pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
@@ -430,7 +406,3 @@ def _reread(encoded: Future[tuple[bytes, tuple[str, ...]]], pixels: NDArray[np.u
 def _grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(N, H, W, 3) as (N, H, W, 1): the mean of the channels, rounded."""
     return np.rint(pixels.mean(axis=3, keepdims=True)).astype(np.uint8)
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

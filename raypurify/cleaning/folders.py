@@ -17,28 +17,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from typing import Any, Literal, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 from fsspec import AbstractFileSystem
 from fsspec.utils import glob_translate
 
-from raypurify import images, storage
+from raypurify import storage
+from raypurify.cleaning.entries import Entry, Kind, kind_of
 from raypurify.data import files
 from raypurify.storage import is_web
 from raypurify.storage.bounded import concurrently, ordered
 from raypurify.storage.published import escaped
-
-Kind = Literal["image", "parquet", "tar"]
-
-KINDS: dict[str, Kind] = {
-    **dict.fromkeys((f".{extension}" for extension in sorted(images.EXTENSIONS)), "image"),
-    ".parquet": "parquet",
-    ".tar": "tar",
-    ".tar.gz": "tar",
-    ".tgz": "tar",
-}
-"""What a file is, by the end of its name in lower case."""
 
 EXTENSIONS_COUNTED = 100
 """Other extensions that are counted apart; those after them are counted together, under ``others``."""
@@ -50,31 +40,13 @@ UNORDERED_BUCKET = "--x-s3"
 """How the names of S3's directory buckets end: they list in no order."""
 
 
-class InputFile(NamedTuple):
-    """One file of the input."""
-
-    key: str
-    """Relative to the input's root. Of a list's files: relative to the list, or else host or bucket and path."""
-    url: str
-    """Absolute path or URL, to be opened as it is: ``*``, ``[``, ``?``, ``#`` and ``%`` mean themselves."""
-    kind: Kind
-    size: int
-    """Bytes; -1 where that is not known, or nothing is there."""
-    version: str
-    """Entity tag or time of change; empty where that is not known."""
-
-
-def kind_of(name: str) -> Kind | None:
-    """What a file of this name is taken for; None where it is no input."""
-    name = name.lower()
-    return next((kind for extension, kind in KINDS.items() if name.endswith(extension)), None)
-
-
 class Selection:
-    """Which keys are inputs; counts the others."""
+    """Which keys are inputs, without a request to the store; counts the others."""
 
     def __init__(self, skipped: Counter[str], pattern: str | None = None) -> None:
         self.skipped = skipped
+        self.begins = re.split(r"[*?[]", pattern or "", maxsplit=1)[0]
+        """What the keys of inputs begin with: it shortens the listing of S3."""
         self.segments = pattern.split("/") if pattern else ["**"]
         self.matches = re.compile(glob_translate(pattern)).match if pattern else None
         self.hidden: str | None = None
@@ -120,14 +92,11 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") and name not in (".", "..")
 
 
-def files_below(root: str, selection: Selection, output: str, *, begins: str = "") -> Iterator[InputFile]:
-    """The inputs below an absolute path or URL, sorted by key.
+def files_below(root: str, selection: Selection, output: str) -> Iterator[Entry]:
+    """The inputs below a folder at an absolute path or URL, sorted by key.
 
     Args:
-        root: the folder.
-        selection: which files are inputs, by their keys alone: others cost no request.
         output: a folder that is not entered, though links may lead to it.
-        begins: what the keys of inputs begin with: it shortens the listing of S3.
 
     Raises:
         DataError: the folder is not there, or cannot be listed; names it.
@@ -137,12 +106,12 @@ def files_below(root: str, selection: Selection, output: str, *, begins: str = "
         if storage.is_local(root):
             yield from _local(path, selection, output)
         elif "s3" in fs.protocol:
-            yield from _s3(fs, path, root.partition("://")[0], selection, begins)
+            yield from _s3(fs, path, root.partition("://")[0], selection)
         else:
             yield from _other(root, selection)
 
 
-def with_versions(listed: Iterable[InputFile]) -> Iterator[InputFile]:
+def with_versions(listed: Iterable[Entry]) -> Iterator[Entry]:
     """The files with their sizes and versions, which are asked for many at a time."""
     for file, asked in concurrently(lambda file: _size_and_version(file.url), listed, at_once=ASKED_AT_ONCE):
         size, version = asked or (-1, "")
@@ -176,7 +145,7 @@ class _Folder:
         self.names = ordered(_names(path))
 
 
-def _local(root: str, selection: Selection, output: str) -> Iterator[InputFile]:
+def _local(root: str, selection: Selection, output: str) -> Iterator[Entry]:
     above = [_Folder("", root)]
     has_output = storage.is_local(output) and storage.exists(output)
     closed = {_identity(storage.filesystem(output)[1])} if has_output else set()
@@ -195,11 +164,11 @@ def _local(root: str, selection: Selection, output: str) -> Iterator[InputFile]:
             try:
                 found = os.stat(path)
             except OSError:
-                yield InputFile(key, path, kind, -1, "")
+                yield Entry(key, path, kind, -1, "")
                 continue
             # Reading a pipe would never end.
             if stat.S_ISREG(found.st_mode):
-                yield InputFile(key, path, kind, found.st_size, str(found.st_mtime_ns))
+                yield Entry(key, path, kind, found.st_size, str(found.st_mtime_ns))
             else:
                 selection.skip("pipe(s) or device(s)")
 
@@ -222,10 +191,10 @@ def _names(folder: str) -> Iterator[tuple[str, str]]:
             yield escaped(name), name
 
 
-def _s3(fs: AbstractFileSystem, path: str, scheme: str, selection: Selection, begins: str) -> Iterator[InputFile]:
+def _s3(fs: AbstractFileSystem, path: str, scheme: str, selection: Selection) -> Iterator[Entry]:
     bucket, folder, _ = fs.split_path(path)
     folder = folder.rstrip("/") + "/" if folder else ""
-    objects: Iterator[tuple[Any, ...]] = _objects(fs, bucket, folder + begins)
+    objects: Iterator[tuple[Any, ...]] = _objects(fs, bucket, folder + selection.begins)
     if bucket.endswith(UNORDERED_BUCKET):
         objects = ordered(objects)
     for name, size, version in objects:
@@ -233,7 +202,7 @@ def _s3(fs: AbstractFileSystem, path: str, scheme: str, selection: Selection, be
         if not key or key.endswith("/"):
             continue
         if kind := selection.kind_of(key):
-            yield InputFile(key, f"{scheme}://{bucket}/{name}", kind, size, version)
+            yield Entry(key, f"{scheme}://{bucket}/{name}", kind, size, version)
 
 
 def _objects(fs: AbstractFileSystem, bucket: str, prefix: str) -> Iterator[tuple[str, int, str]]:
@@ -257,13 +226,13 @@ def _objects(fs: AbstractFileSystem, bucket: str, prefix: str) -> Iterator[tuple
                 return
 
 
-def _other(root: str, selection: Selection) -> Iterator[InputFile]:
+def _other(root: str, selection: Selection) -> Iterator[Entry]:
     # A page over HTTP may name a file twice.
-    found = (InputFile(*next(same)) for _, same in groupby(ordered(_unordered(root, selection)), lambda file: file[0]))
+    found = (Entry(*next(same)) for _, same in groupby(ordered(_unordered(root, selection)), lambda file: file[0]))
     yield from with_versions(found) if is_web(root) else found
 
 
-def _unordered(root: str, selection: Selection) -> Iterator[InputFile]:
+def _unordered(root: str, selection: Selection) -> Iterator[Entry]:
     fs, path = storage.filesystem(root)
     top = path.rstrip("/") + "/"
     folders = [top]
@@ -280,7 +249,7 @@ def _unordered(root: str, selection: Selection) -> Iterator[InputFile]:
                     folders.append(below)
             elif key and (kind := selection.kind_of(key)):
                 url = fs.unstrip_protocol(name)
-                yield InputFile(key, url, kind, *_described(url, info))
+                yield Entry(key, url, kind, *_described(url, info))
 
 
 def _listing(fs: AbstractFileSystem, path: str) -> list[dict[str, Any]]:

@@ -40,9 +40,9 @@ from urllib.parse import unquote
 import pyarrow.parquet as pq
 
 from raypurify import storage
-from raypurify.cleaning.folders import KINDS, InputFile, Selection, files_below, kind_of, with_versions
+from raypurify.cleaning.entries import KINDS, Entry, kind_of
+from raypurify.cleaning.folders import Selection, files_below, with_versions
 from raypurify.cleaning.names import stem
-from raypurify.cleaning.reader import parquet_footer
 from raypurify.data import files
 from raypurify.data.base import DataError
 from raypurify.data.columns import image_column
@@ -56,14 +56,13 @@ TABLES = (".csv", ".tsv")
 COLUMN = "url"
 
 
-def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Iterator[InputFile]:
+def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Iterator[Entry]:
     """The files at an input, sorted by the UTF-8 bytes of their keys, each key once.
 
     The memory that it takes does not grow with their number (but see :mod:`raypurify.cleaning.folders` on other
     stores).
 
     Args:
-        url: the input.
         output: where the result goes: an input in there is refused.
         skipped: counts what is left alone: files that are no input by their extension (``.json``), hidden files and
             folders, pipes and devices, and ``duplicate`` lines of a list.
@@ -79,8 +78,7 @@ def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Ite
     glob = _glob(where)
     if glob:
         root, pattern = glob
-        begins = re.split(r"[*?[]", pattern, maxsplit=1)[0]
-        return _below(root, Selection(skipped, pattern), url, output, begins=begins)
+        return _below(root, Selection(skipped, pattern), url, output)
     file = None if url.endswith("/") else files.stat(where)
     if file is None or (storage.is_web(where) and kind_of(file.name) is None and not _is_text(file.name)):
         return _below(where, Selection(skipped), url, output)
@@ -90,7 +88,7 @@ def listed(url: str, *, output: str, skipped: Counter[str] | None = None) -> Ite
     if kind is None:
         raise DataError(f"{where}: expected a folder, or one of the {EXPECTED}, or a list (.txt, .csv, .parquet)")
     query = where.partition("?")[2] if storage.is_web(where) else ""
-    return iter((InputFile(_told_apart(encodable(file.name), query), where, kind, file.size, file.version),))
+    return iter((Entry(_told_apart(encodable(file.name), query), where, kind, file.size, file.version),))
 
 
 def check_apart(url: str, output: str) -> None:
@@ -137,9 +135,9 @@ def _glob(where: str) -> tuple[str, str] | None:
     return root, where[len(root) + 1 :]
 
 
-def _below(root: str, selection: Selection, url: str, output: str, *, begins: str = "") -> Iterator[InputFile]:
+def _below(root: str, selection: Selection, url: str, output: str) -> Iterator[Entry]:
     is_empty = True
-    for file in files_below(root, selection, output, begins=begins):
+    for file in files_below(root, selection, output):
         is_empty = False
         yield file
     if is_empty:
@@ -156,13 +154,13 @@ def _is_list(file: File) -> bool:
     """Whether a file is a list, by its name or, for Parquet, by its columns."""
     if not file.name.lower().endswith(".parquet"):
         return _is_text(file.name)
-    footer = parquet_footer(file.url, file.size)
+    footer = files.parquet_footer(file.url, file.size)
     columns = footer.schema.to_arrow_schema() if footer else None
     # One that is no Parquet at all is taken for images: it becomes a reject when it is read.
     return columns is not None and image_column(columns) is None and COLUMN in columns.names
 
 
-def _of_list(file: File, output: str, skipped: Counter[str]) -> Iterator[InputFile]:
+def _of_list(file: File, output: str, skipped: Counter[str]) -> Iterator[Entry]:
     """The files that a list names."""
     folder = storage.without_query(file.url).rpartition("/")[0]
     place = _place(output)
@@ -170,7 +168,7 @@ def _of_list(file: File, output: str, skipped: Counter[str]) -> Iterator[InputFi
     unique = _unique(records, file.url, skipped)
     is_empty = True
     # A list says what its files are: a name without an extension is an image's.
-    for found in with_versions(InputFile(key, url, kind_of(key) or "image", -1, "") for key, url in unique):
+    for found in with_versions(Entry(key, url, kind_of(key) or "image", -1, "") for key, url in unique):
         is_empty = False
         yield found
     if is_empty:

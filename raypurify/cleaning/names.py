@@ -20,8 +20,9 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from itertools import count
 
-from raypurify.cleaning.folders import Kind
+from raypurify.cleaning.entries import Kind
 from raypurify.storage.bounded import Digests
 from raypurify.storage.published import cut, short_hash
 
@@ -33,7 +34,8 @@ LONGEST_NAME = 800
 """Bytes of a name with its folders: they leave 200 for the output's own path."""
 HASHED = 2
 """The first level of names with a hash: see :func:`output_name`."""
-
+_UNSAFE = re.compile(r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Backslashes, control characters, separators of lines and paragraphs, and halves of surrogate pairs."""
 
 Output = tuple[str, Kind, str]
 """Key, kind and suffix of an output, as :func:`output_name` takes them."""
@@ -93,11 +95,10 @@ class UniqueNames:
             name = self._at(output, level)
             if self.fold(name) not in collisions:
                 return name
-        level = HASHED
         # A hostile key may look like the name with another's hash.
-        while any(self.fold(self._at(output, level)) in used for used in (self.short, self.full, self.taken)):
-            level += 1
-        return self._at(output, level)
+        hashed = (self._at(output, level) for level in count(HASHED))
+        used = self.short, self.full, self.taken
+        return next(name for name in hashed if not any(self.fold(name) in names for names in used))
 
     def _at(self, output: Output, level: int) -> str:
         key, kind, suffix = output
@@ -111,6 +112,23 @@ def inside(name: str) -> str:
     """
     name = re.sub("^(/|[a-zA-Z]:)", lambda begin: begin[0][:-1] + _percent(begin[0][-1]), name)
     return "/".join("%2E%2E" if part == ".." else part for part in _without_unsafe(name).split("/"))
+
+
+def numbered(name: str, seen: dict[str, int]) -> str:
+    """A member's name, with its number behind it where one of that name has been; counts it in ``seen``."""
+    number = seen.get(name, 0) + 1
+    while number > 1 and f"{name}~{number}" in seen:
+        number += 1
+    seen[name] = number
+    if number == 1:
+        return name
+    seen[f"{name}~{number}"] = 1
+    return f"{name}~{number}"
+
+
+def printable(name: str) -> str:
+    """A name in another encoding than UTF-8 comes with bytes that no text can hold."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def folded(name: str) -> str:
@@ -139,11 +157,7 @@ def _quoted(name: str) -> str:
 
 
 def _without_unsafe(name: str) -> str:
-    return "".join(_percent(char) if _is_unsafe(char) else char for char in name)
-
-
-def _is_unsafe(char: str) -> bool:
-    return char == "\\" or (not char.isalnum() and unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"))
+    return _UNSAFE.sub(lambda char: _percent(char[0]), name)
 
 
 def _percent(char: str) -> str:

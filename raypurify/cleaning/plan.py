@@ -15,71 +15,23 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypurify import storage
-from raypurify.cleaning.folders import Kind
+from raypurify.cleaning.entries import Entry, id_stem
 from raypurify.runs import schema
 from raypurify.storage.bounded import Digests, digests_of
-from raypurify.storage.published import escaped, hexadecimal, unescaped
 
 SAMPLED_UNITS = 4
 """The largest number of units that a sample's inputs are taken from."""
-
-
-class Entry(NamedTuple):
-    """One planned piece of input: an image file, a range of rows of a Parquet file, or a whole WebDataset tar."""
-
-    key: str
-    """Name relative to the input's root. The ids of its images: the key, ``key#ROW`` or ``key#MEMBER``; see
-    :func:`id_stem`."""
-    url: str
-    """Absolute path or fsspec URL of the file."""
-    kind: Kind
-    size: int
-    """Bytes of the file; -1 where that is not known, or nothing was there when it was listed."""
-    version: str
-    """Entity tag or time of change of the file, as it was listed."""
-    first: int = 0
-    """First row of a Parquet file's range; 0 for the others."""
-    rows: int | None = 1
-    """Images: 1 for an image file, None for a tar, whose members are counted when it is read. 1 also for a Parquet file
-    whose footer could not be read, or tells of no images: its reader says why in one reject."""
-    output: str = ""
-    """Name of what it becomes, relative to the output's ``images/``; empty until it has one."""
-
-    @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> Entry:
-        """The entry in a row of ``schema.PLAN``."""
-        return cls(**{name: row[name] for name in cls._fields})._replace(url=unescaped(row["url"]))
-
-    def row(self, unit: str) -> tuple[Any, ...]:
-        """The entry's values in the order of ``schema.PLAN``."""
-        return (unit, *self._replace(url=escaped(self.url)))
-
-    @property
-    def id(self) -> str:
-        """The entry's name in a unit: the id of an image file's image, or a name for each range of a file's rows."""
-        return f"{id_stem(self.key)}#{self.first}.." if self.kind == "parquet" else id_stem(self.key)
-
-
-_LIKE_A_MEMBER = re.compile(r"(\.(?:parquet|tar|tar\.gz|tgz))(#|\ufffd(?=23))", re.IGNORECASE)
-
-
-def id_stem(key: str) -> str:
-    """What the ids of an input's images begin with: its key.
-
-    In a key like ``a.tar#b.png`` the ``#`` is escaped: that is the id of a member of ``a.tar``.
-    """
-    return _LIKE_A_MEMBER.sub(lambda found: found[1] + hexadecimal(found[2]), key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,10 +136,10 @@ class PartWriter:
         self.parts = 0
         self.counts = Counts()
 
-    def add(self, rows: Iterable[tuple[Any, ...]], counts: Counts) -> None:
-        """Add rows that belong in one file."""
-        self.rows += rows
-        self.counts += counts
+    def add(self, unit: str, entries: Sequence[Entry], *others: Iterable[Any]) -> None:
+        """Add the entries of a unit, or of none, to one file; ``others``: what other columns say of each."""
+        self.rows += [(*entry.row(unit), *values) for entry, *values in zip(entries, *others, strict=True)]
+        self.counts += Counts.of(entries, units=1 if unit else 0)
         if len(self.rows) >= self.limit:
             self.close()
 

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from raypurify import storage
-from raypurify.cleaning.folders import InputFile
+from raypurify.cleaning.entries import Entry
 from raypurify.cleaning.names import Output, UniqueNames, folded
-from raypurify.cleaning.plan import Counts, Entry, Generation, PartWriter, generations, read_part, require_generations
-from raypurify.cleaning.reader import parquet_footer
+from raypurify.cleaning.plan import Counts, Generation, PartWriter, generations, read_part, require_generations
+from raypurify.data import files
 from raypurify.data.columns import image_column
 from raypurify.runs import schema
 from raypurify.storage.bounded import SORTED_ROWS, Digests, Spool, concurrently, ordered
@@ -49,9 +49,9 @@ class Sizes:
     """How many rows are sorted in memory at a time."""
 
     def __post_init__(self) -> None:
-        for name in ("unit_entries", "unit_bytes", "part_rows", "sorted_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +78,23 @@ class RowRange(NamedTuple):
 
 
 UNREADABLE = [RowRange(0, 1)]
-"""The range of a file that is no Parquet of images, is gone or cannot be read: its reader says why, in one reject."""
+"""The range of a file that is no Parquet of images, is gone or cannot be read: its reader says why, in one reject. An
+image and a tar are planned like it."""
 
 
-class Piece(NamedTuple):
+class Unplaced(NamedTuple):
     """What an input is cut into: an entry that has no unit yet, and perhaps no name for its output."""
 
     entry: Entry
     suffix: str
     """What tells the outputs of one file apart, for their names."""
     joins: bool
-    """Whether the piece belongs in the unit of the piece before it."""
+    """Whether it belongs in the unit of the one before it: see :class:`RowRange`."""
 
 
 def freeze(
     output: str,
-    files: Iterable[InputFile],
+    files: Iterable[Entry],
     *,
     extension: str,
     limit: int | None = None,
@@ -103,12 +104,10 @@ def freeze(
     """Plan what is listed; where a finished plan is there already, nothing is drawn from ``files``.
 
     Args:
-        output: where the run writes.
         files: in ascending order of their keys, each once: :func:`raypurify.cleaning.inputs.listed`.
         extension: of cleaned images, without a dot.
         limit: plan the first so many image files, ranges of rows and tars only.
         skipped: files that were no inputs, by extension; kept as it is when ``files`` has ended.
-        sizes: how the plan is cut.
 
     Returns:
         What the first generation holds.
@@ -117,10 +116,9 @@ def freeze(
         ValueError: ``files`` are not in order, or there are none.
     """
     read_part.cache_clear()  # another run of this process may have had a plan in the same place
-    finished = generations(output)
-    if finished:
+    if finished := generations(output):
         return Counts(**finished[0].mark["counts"])
-    changed: Iterator[tuple[InputFile, list[Entry]]] = ((file, []) for file in _checked(files))
+    changed: Iterator[tuple[Entry, list[Entry]]] = ((file, []) for file in _checked(files))
     # What is skipped is counted while the files are drawn.
     about = {"skipped": {} if skipped is None else skipped}
     counts = _plan(output, [], changed, about, extension, sizes or Sizes(), limit)
@@ -129,7 +127,7 @@ def freeze(
     return counts
 
 
-def update(output: str, files: Iterable[InputFile], *, extension: str, sizes: Sizes | None = None) -> Changes:
+def update(output: str, files: Iterable[Entry], *, extension: str, sizes: Sizes | None = None) -> Changes:
     """Plan, in a new generation, what is new or has another size or version than when it was planned last, or may have.
 
     Changed inputs keep the names of their outputs, new ones get names that no output has had.
@@ -154,15 +152,14 @@ def row_ranges(url: str, size: int, *, rows: int, most: int) -> list[RowRange]:
     ranges are spread over ``READINGS`` units, or more of ``TOGETHER`` ranges.
 
     Args:
-        url: a Parquet file.
-        size: its bytes; -1 where that is not known.
+        size: bytes of the file; -1 where that is not known.
         rows: of a range, at most.
         most: bytes of a range, at most, as the footer tells them, but at least one row.
 
     Raises:
-        DataError: as :func:`raypurify.cleaning.reader.parquet_footer`.
+        DataError: as :func:`raypurify.data.files.parquet_footer`.
     """
-    metadata = parquet_footer(url, size)
+    metadata = files.parquet_footer(url, size)
     if metadata is None or image_column(metadata.schema.to_arrow_schema()) is None:
         return UNREADABLE
     return _cut_groups(metadata, rows, most) or [RowRange(0, 0)]
@@ -195,7 +192,7 @@ def _evenly(first: int, count: int, total: int, rows: int, most: int) -> list[Ro
 def _plan(
     output: str,
     former: Sequence[Generation],
-    changed: Iterable[tuple[InputFile, list[Entry]]],
+    changed: Iterable[tuple[Entry, list[Entry]]],
     about: Mapping[str, Any],
     extension: str,
     sizes: Sizes,
@@ -224,8 +221,7 @@ def _plan(
             return None
         named = _named(spool, names, taken=_outputs(former, folds))
         for number, unit in enumerate(_units(named, sizes)):
-            name = f"{generation.number:03d}-{number:06d}"
-            parts.add([entry.row(name) for entry in unit], Counts.of(unit, units=1))
+            parts.add(f"{generation.number:03d}-{number:06d}", unit)
         parts.close()
     mark = {"parts": parts.parts, "counts": asdict(parts.counts), **about}
     mark |= {"replaced": asdict(replaced.counts), "replaced_parts": replaced.parts}
@@ -233,7 +229,7 @@ def _plan(
     return parts.counts
 
 
-def _checked(files: Iterable[InputFile]) -> Iterator[InputFile]:
+def _checked(files: Iterable[Entry]) -> Iterator[Entry]:
     before = None
     for file in files:
         if before is not None and file.key <= before:
@@ -243,53 +239,50 @@ def _checked(files: Iterable[InputFile]) -> Iterator[InputFile]:
 
 
 def _pieces(
-    files: Iterable[tuple[InputFile, list[Entry]]], replaced: PartWriter, names: UniqueNames, sizes: Sizes
-) -> Iterator[Piece]:
+    files: Iterable[tuple[Entry, list[Entry]]], replaced: PartWriter, names: UniqueNames, sizes: Sizes
+) -> Iterator[Unplaced]:
     """What files are cut into, each given with its former entries, which go to ``replaced``.
 
     What was there before, at the same first row, keeps its output; the outputs of the others are told to ``names``.
     """
 
-    def ranges(item: tuple[InputFile, list[Entry]]) -> list[RowRange]:
+    def ranges(item: tuple[Entry, list[Entry]]) -> list[RowRange]:
         return row_ranges(item[0].url, item[0].size, rows=sizes.unit_entries, most=sizes.unit_bytes)
 
     found = concurrently(ranges, files, at_once=FOOTERS_AT_ONCE, when=lambda item: item[0].kind == "parquet")
     for (file, former), cuts in found:
         known = {entry.first: entry.output for entry in former}
         pieces = []
-        for first, rows, joins in cuts or [RowRange(0, 1)]:
+        for first, rows, joins in cuts or UNREADABLE:
             suffix = f"-{first:09d}" if cuts and len(cuts) > 1 else ""
-            entry = Entry(*file, first, None if file.kind == "tar" else rows, known.get(first, ""))
-            pieces.append(Piece(entry, suffix, joins))
+            entry = file._replace(first=first, rows=None if file.kind == "tar" else rows, output=known.get(first, ""))
+            pieces.append(Unplaced(entry, suffix, joins))
         if former:
             outputs = {piece.entry.output for piece in pieces}
-            rows_replaced = [(*entry.row(""), entry.output not in outputs) for entry in former]
-            replaced.add(rows_replaced, Counts.of(former, units=0))
+            replaced.add("", former, [entry.output not in outputs for entry in former])
         for piece in pieces:
             if not piece.entry.output:
                 names.add(_output(piece))
             yield piece
 
 
-def _spooled(spool: Spool) -> Iterator[Piece]:
-    return (Piece(Entry(*entry), suffix, joins) for entry, suffix, joins in spool.read())
+def _spooled(spool: Spool) -> Iterator[Unplaced]:
+    return (Unplaced(Entry(*entry), suffix, joins) for entry, suffix, joins in spool.read())
 
 
-def _output(piece: Piece) -> Output:
+def _output(piece: Unplaced) -> Output:
     return piece.entry.key, piece.entry.kind, piece.suffix
 
 
-def _named(spool: Spool, names: UniqueNames, taken: Digests) -> Iterator[Piece]:
+def _named(spool: Spool, names: UniqueNames, taken: Digests) -> Iterator[Unplaced]:
     """The pieces in a spool, each with a name for its output."""
     names.settle((_output(piece) for piece in _spooled(spool) if not piece.entry.output), taken)
     for piece in _spooled(spool):
-        if piece.entry.output:
-            yield piece
-        else:
-            yield piece._replace(entry=piece.entry._replace(output=names.name(_output(piece))))
+        output = piece.entry.output or names.name(_output(piece))
+        yield piece._replace(entry=piece.entry._replace(output=output))
 
 
-def _units(pieces: Iterable[Piece], sizes: Sizes) -> Iterator[list[Entry]]:
+def _units(pieces: Iterable[Unplaced], sizes: Sizes) -> Iterator[list[Entry]]:
     """The entries of each unit: image files together, a tar alone, a range of rows with those that join it."""
     images: list[Entry] = []
     ranges: list[Entry] = []
@@ -311,8 +304,8 @@ def _units(pieces: Iterable[Piece], sizes: Sizes) -> Iterator[list[Entry]]:
 
 
 def _changed(
-    files: Iterable[InputFile], latest: Iterator[list[Entry]], tally: dict[str, int]
-) -> Iterator[tuple[InputFile, list[Entry]]]:
+    files: Iterable[Entry], latest: Iterator[list[Entry]], tally: dict[str, int]
+) -> Iterator[tuple[Entry, list[Entry]]]:
     """New and changed files with their former entries; counts them, and those that are gone."""
     former = next(latest, None)
     for file in files:

@@ -3,7 +3,7 @@
 A decoder that crashes, or that takes all the memory there is, takes its worker along; so does the same input in the
 next worker. When a unit has ended workers before, its inputs are first decoded, purified and encoded in a child, which
 says before each what it is about to do: the last word of a child that died names the culprit, and the next child goes
-on behind it. The driver, which takes a first look at a few inputs before the work, decodes them in a child too.
+on behind it. The driver, which looks at a few inputs before the work, decodes them in a child too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def inspect(
             many inputs end it that the model must be the culprit.
     """
     killers: dict[str, str] = {}
-    shapes: dict[int, tuple[int, int, int]] = {}
     done = 0
     while True:
         limits = reader.Limits(max_pixels=max_pixels, killers=killers, count=count)
@@ -66,9 +65,8 @@ def inspect(
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         said = [json.loads(line) for line in child.stdout.decode().splitlines()]
-        shapes |= {word["done"]: tuple(word["shape"]) for word in said if word.get("shape")}
         if child.returncode == 0:
-            return killers, [shapes[number] for number in sorted(shapes)]
+            return killers, [tuple(word["shape"]) for word in said if word.get("shape")]
         done = max((word["done"] + 1 for word in said if "done" in word), default=done)
         begun = [word["begin"] for word in said if "begin" in word]
         how = _end(child.returncode)
@@ -80,34 +78,6 @@ def inspect(
                 f"unit {unit.name}: {len(killers)} of its first {done + 1} inputs end the process that cleans them "
                 f"({how}), so it may well be the purifier ({work.config.purifier}) or the classifier that does"
             )
-
-
-def first_look(work: Cleaning, unit: UnitContent, count: int) -> list[str]:
-    """What a person should know before such images are given to this purifier; ``count`` are decoded, and no more.
-
-    Raises:
-        ValueError: the purifier takes none of them.
-    """
-    from raypurify.cleaning.cleaner import channels_of, fits
-
-    purifier = work.purifier
-    channels = channels_of(purifier, purifier.build(), "cpu")
-    _, shapes = inspect(unit, work.config.max_pixels, count)
-    if shapes and not any(fits(shape[2], channels) for shape in shapes):
-        raise ValueError(
-            f"{purifier.name} takes images of {channels} channel(s), but the first images have {shapes[0][2]}: "
-            "give a purifier that was trained for such images"
-        )
-    trained = tuple(purifier.config.get("image_shape", ()))[:2]
-    sizes = sorted({shape[:2] for shape in shapes})
-    cut = set(purifier.config.get("view", ())) == {"crop"}  # out of images at their own scale, as these are
-    if not trained or cut or set(sizes) <= {trained}:
-        return []
-    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
-    return [
-        f"{purifier.name} was trained on images of {trained[0]}x{trained[1]} pixels "
-        f"({purifier.config.get('data', 'of unknown data')}); these are of {shown}: look at some before you use them"
-    ]
 
 
 def killers(work: Cleaning, unit: UnitContent, attempt: str) -> dict[str, str]:
@@ -126,8 +96,14 @@ def killers(work: Cleaning, unit: UnitContent, attempt: str) -> dict[str, str]:
     storage.write_json(url, starts + 1)
     if starts < DEATHS:
         return {}
-    found, _ = inspect(unit, work.config.max_pixels, work=work)
-    return found
+    return inspect(unit, work.config.max_pixels, work=work)[0]
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether a network's failure says nothing of its images: memory has run out, or a GPU is in trouble."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which may not be loaded
+        return True
+    return any(said in str(error) for said in ("allocate memory", "CUDA error", "cuDNN error", "CUBLAS_STATUS"))
 
 
 def _end(status: int) -> str:
@@ -162,18 +138,10 @@ def main() -> None:
                 cleaner.try_out(item)
             say(done=number, shape=item.picture.pixels.shape if item.picture else None)
     except Exception as error:
-        if not _is_of_machine(error):
+        if not is_of_machine(error):
             raise
         print(error, file=sys.stderr)
         os._exit(OUT_OF_MEMORY)
-
-
-def _is_of_machine(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    from raypurify.cleaning.cleaner import is_of_machine
-
-    return is_of_machine(error)
 
 
 if __name__ == "__main__":

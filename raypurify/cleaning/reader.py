@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tarfile
 from collections import deque
@@ -18,26 +17,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raypurify import images, storage
-from raypurify.cleaning import tars
-from raypurify.cleaning.plan import Entry, UnitContent, id_stem
+from raypurify.cleaning.entries import Entry, id_stem
+from raypurify.cleaning.names import numbered, printable
+from raypurify.cleaning.plan import UnitContent
 from raypurify.data import files
 from raypurify.data.base import DataError
 from raypurify.data.columns import encoded_images
 from raypurify.images import Picture
-from raypurify.storage import retries
-from raypurify.storage.retries import RefusedError, UnavailableError
+from raypurify.storage import archives
+from raypurify.storage.archives import LARGEST
 
 READS_AT_ONCE = 32
 """How many files are read ahead."""
-OUTAGES = (RefusedError, UnavailableError, files.StoreError)
-"""What a store says that says nothing of the file: no reason to reject it, but on the web."""
-TROUBLE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 BUFFER = 4 << 20
 """Bytes of a column that are fetched at a time of a row group whose rows are not all wanted."""
-TAIL = 1 << 16
-"""Bytes that are read first of a Parquet file's end: most footers are shorter."""
-SHORTEST_PARQUET = 12
-"""Bytes of the shortest Parquet file: two marks and the length of its footer."""
 DECODED_AHEAD = 1 << 24
 """How many pixels are decoded ahead: 50 MB in RGB."""
 
@@ -57,6 +50,11 @@ class Limits:
     count: int | None = None
     """Items of a section after which the others are left out; None: all."""
 
+    def begin(self, name: str) -> None:
+        """Announce what is read or decoded next."""
+        if self.announce:
+            self.announce(name)
+
 
 @dataclass(kw_only=True)
 class Item:
@@ -73,7 +71,7 @@ class Item:
     position: int = 0
     """Its place among the items of its section."""
     data: bytes | None = None
-    """The encoded image, until it is decoded. The content of a member that is no image; None for a link or a folder."""
+    """The encoded image, until it is decoded. The content of a member that is no image: of a link or a folder none."""
     header: tarfile.TarInfo | None = None
     """The name and kind of a member that is no image, and what it links to."""
     picture: Picture | None = None
@@ -88,11 +86,6 @@ class Item:
     """Columns of ``schema.MANIFEST``: what was measured between the image and its cleaned one, and their labels."""
     encoded: Future[tuple[bytes, tuple[str, ...]]] | None = None
     """The bytes of the cleaned image's file, and notes on them."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether the image has yet to be purified."""
-        return self.picture is not None and self.encoded is None
 
     def reject(self, stage: str, reason: str) -> None:
         """Make the item a reject: note why it can't be cleaned, and let its pixels go."""
@@ -116,72 +109,27 @@ def sections(unit: UnitContent, limits: Limits) -> Iterator[Section]:
     # Image files are read together, ranges of rows by their file, and a tar is alone.
     for _, same in groupby(unit.entries, key=lambda entry: "" if entry.kind == "image" else entry.url):
         entries = tuple(same)
-        if entries[0].kind == "image":
-            yield Section(entry=entries[0], items=_decoded(_files(entries, limits), limits))
-        elif entries[0].kind == "tar":
-            yield Section(entry=entries[0], items=_decoded(_members(entries[0], limits), limits))
-        else:
+        if entries[0].kind == "parquet":
             yield from _ranges_of_rows(entries, limits)
-
-
-def is_passing(error: BaseException, url: str) -> bool:
-    """Whether an error, or what it came from, says nothing of the file: its store or this machine is in trouble."""
-    if isinstance(error, MemoryError) or retries.is_transient(error):
-        return True
-    if isinstance(error, OUTAGES) and not storage.is_web(url):
-        return True
-    cause: BaseException | None = error
-    while cause is not None and getattr(cause, "errno", None) not in TROUBLE:
-        cause = cause.__cause__ or cause.__context__
-    return cause is not None
-
-
-def parquet_footer(url: str, size: int) -> pq.FileMetaData | None:
-    """The footer of a file, or None where none can be read or made out: its reader will say why.
-
-    What is read and what is parsed are apart, so that a network's failure is not taken for a damaged file.
-
-    Args:
-        size: of the file in bytes; -1 where that is not known.
-
-    Raises:
-        DataError: the store refuses or does not answer, or this machine is in trouble; for a link, its reader says so.
-    """
-    try:
-        return pq.read_metadata(pa.BufferReader(_tail(url, size)))
-    except DataError as error:
-        if is_passing(error, url):
-            raise
-        return None
-    except (pa.ArrowException, OSError):
-        return None
-
-
-def _tail(url: str, size: int) -> bytes:
-    """The end of a file, as far as its footer reaches."""
-    if size < 0:
-        found = files.stat(url)
-        size = found.size if found else 0
-    if size < SHORTEST_PARQUET:
-        return b""
-    tail = files.read_range(url, max(0, size - TAIL), size)
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    return files.read_range(url, size - length, size) if len(tail) < length <= size else tail
+        else:
+            items = _files(entries, limits) if entries[0].kind == "image" else _members(entries[0], limits)
+            yield Section(entry=entries[0], items=_decoded(items, limits))
 
 
 def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Item]:
-    wanted = [entry for entry in entries if entry.size <= tars.LARGEST and entry.id not in limits.killers]
+    wanted = [entry for entry in entries if entry.size <= LARGEST and entry.id not in limits.killers]
     # One at a time is read when it is asked for, so after it was announced.
     at_once = 1 if limits.announce else READS_AT_ONCE
     contents = storage.read_many((entry.url for entry in wanted), at_once=at_once)
     for entry in entries:
-        item = Item(entry=entry, id=id_stem(entry.key), name=entry.key)
-        if entry.size > tars.LARGEST and entry.id not in limits.killers:
-            item.reject("read", _too_large(entry.size))
-        elif entry.id not in limits.killers:
-            if limits.announce:
-                limits.announce(entry.id)
-            _fill(item, next(contents)[1])
+        item = Item(entry=entry, id=entry.id, name=entry.key)
+        # A killer is rejected where it would be decoded.
+        if entry.id not in limits.killers:
+            if entry.size > LARGEST:
+                item.reject("read", _too_large(entry.size))
+            else:
+                limits.begin(entry.id)
+                _fill(item, next(contents)[1])
         yield item
 
 
@@ -189,21 +137,20 @@ def _fill(item: Item, content: bytes | Exception) -> None:
     """Give an item what was read of its file."""
     entry = item.entry
     if isinstance(content, Exception):
-        if is_passing(content, entry.url):
+        if files.is_passing(content, entry.url):
             raise content
         item.reject("read", str(content).replace(f" {entry.url}", "").replace(f"{entry.url}: ", ""))
-    elif entry.size >= 0 and len(content) != entry.size:
-        item.reject("read", changed(entry, len(content)))
+    elif entry.size not in (-1, len(content)):
+        item.reject("read", _changed(entry, len(content)))
     else:
         item.data = content
 
 
 def _too_large(size: int) -> str:
-    return f"has {size} bytes; at most {tars.LARGEST} are read of an image"
+    return f"has {size} bytes; at most {LARGEST} are read of an image"
 
 
-def changed(entry: Entry, size: int) -> str:
-    """The reason to reject a file that is not the one that was planned."""
+def _changed(entry: Entry, size: int) -> str:
     return f"changed since it was listed: {entry.size} bytes then, {size} now; --update takes it up"
 
 
@@ -212,7 +159,7 @@ def _check_size(opened: IO[bytes], entry: Entry) -> None:
     if entry.size >= 0:
         size = opened.seek(0, os.SEEK_END)
         if size != entry.size:
-            raise DataError(changed(entry, size))
+            raise DataError(_changed(entry, size))
         opened.seek(0)
 
 
@@ -220,13 +167,13 @@ def _ranges_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Sect
     for entry, table in zip(entries, _tables(entries, limits), strict=True):
         values: Iterable[bytes | NDArray[np.uint8] | ValueError]
         try:
-            values = repeat(table) if isinstance(table, ValueError) else encoded_images(table)
+            if isinstance(table, ValueError):
+                raise table
+            values = encoded_images(table)
         except (ValueError, KeyError, pa.ArrowException) as error:
             # KeyError: two columns of images.
-            table = ValueError(str(error))
-            values = repeat(table)
-        rest = None if isinstance(table, ValueError) else table
-        yield Section(entry=entry, items=_decoded(_rows(entry, values), limits), table=rest)
+            values, table = repeat(ValueError(str(error))), None
+        yield Section(entry=entry, items=_decoded(_rows(entry, values), limits), table=table)
 
 
 def _rows(entry: Entry, values: Iterable[bytes | NDArray[np.uint8] | ValueError]) -> Iterator[Item]:
@@ -245,30 +192,28 @@ def _tables(entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | V
     """The rows of each range of a Parquet file, all columns, or why they can't be read; it is gone through once."""
     given = 0
     try:
-        if limits.announce and (left := [entry.id for entry in entries if entry.id not in limits.killers]):
-            limits.announce(left[0])
+        if left := [entry.id for entry in entries if entry.id not in limits.killers]:
+            limits.begin(left[0])
         with files.open_file(entries[0].url) as opened:
             _check_size(opened, entries[0])
             for table in _slices(opened, entries, limits):
                 yield table
                 given += 1
     except (ValueError, OSError, pa.ArrowException) as error:
-        if is_passing(error, entries[0].url):
+        if files.is_passing(error, entries[0].url):
             raise
         yield from [ValueError(str(error))] * (len(entries) - given)
 
 
 def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> Iterator[pa.Table | ValueError]:
     metadata = pq.read_metadata(opened)
-    ends = np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
-    stop = entries[-1].first + (entries[-1].rows or 0)
+    edges = np.cumsum([0, *(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))])
+    begin, stop = entries[0].first, entries[-1].first + (entries[-1].rows or 0)
     if stop > metadata.num_rows:
         raise ValueError(f"expected {stop} rows at least, but it has {metadata.num_rows}")
-    begin = entries[0].first
-    low, high = np.searchsorted(ends, begin, "right"), np.searchsorted(ends, stop, "left")
-    groups = list(range(low, high + 1)) if begin < stop else []
-    at = int(ends[groups[0] - 1]) if groups and groups[0] else 0
-    is_all = at == begin and groups and ends[groups[-1]] == stop
+    low, high = np.searchsorted(edges, begin, "right") - 1, np.searchsorted(edges, stop, "left")
+    at = int(edges[low])
+    is_all = begin < stop and at == begin and edges[high] == stop
     file = pq.ParquetFile(
         opened,
         metadata=metadata,
@@ -277,14 +222,13 @@ def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> It
         buffer_size=0 if is_all else BUFFER,
     )
     length = max(1, *(min(entry.rows or 0, 1024) for entry in entries))
-    batches = file.iter_batches(length, row_groups=groups, use_threads=False)
+    batches = file.iter_batches(length, row_groups=list(range(low, high)), use_threads=False)
     batch = next(batches, None)
     for entry in entries:
         if entry.id in limits.killers:
             yield ValueError(limits.killers[entry.id])
             continue
-        if limits.announce:
-            limits.announce(entry.id)
+        limits.begin(entry.id)
         end, kept = entry.first + (entry.rows or 0), []
         while batch is not None:
             skipped, taken = max(entry.first - at, 0), min(end - at, len(batch))
@@ -302,18 +246,14 @@ def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> It
 
 def _members(entry: Entry, limits: Limits) -> Iterator[Item]:
     """A tar's members; each name once: a second one of that name gets its number."""
-    of_tar = Item(entry=entry, id=id_stem(entry.key), name=entry.key)
-    if entry.id in limits.killers:
-        of_tar.reject("read", limits.killers[entry.id])
-        yield of_tar
-        return
-    if limits.announce:
-        limits.announce(entry.id)
     seen: dict[str, int] = {}
     try:
+        if entry.id in limits.killers:
+            raise DataError(limits.killers[entry.id])
+        limits.begin(entry.id)
         with files.open_file(entry.url) as opened:
             _check_size(opened, entry)
-            with tars.opened(opened) as tar:
+            with archives.opened(opened) as tar:
                 while (member := tar.next()) is not None:
                     yield _member(tar, member, entry, seen, limits)
                 if tar.damaged_at is not None:
@@ -322,29 +262,54 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Item]:
                     raise DataError(f"the tar is damaged: all of its {tar.offset} bytes are zeros")
     except Exception as error:
         # A damaged archive makes tarfile raise also what it does not document: TypeError, IndexError, ...
-        if is_passing(error, entry.url):
+        if files.is_passing(error, entry.url):
             raise
+        of_tar = Item(entry=entry, id=entry.id, name=entry.key)
         reason = str(error) if isinstance(error, DataError) else f"the tar can't be read to its end: {error}"
         of_tar.reject("read", reason)
         yield of_tar
 
 
-def _member(tar: tars.Tar, member: tarfile.TarInfo, entry: Entry, seen: dict[str, int], limits: Limits) -> Item:
-    name = tars.printable(member.name)
-    item = Item(entry=entry, id=f"{id_stem(entry.key)}#{tars.numbered(name, seen)}", name=name)
-    reason = tars.refusal(member, seen)
-    if member.isreg() and member.size > tars.LARGEST:
+def _member(tar: archives.Tar, member: tarfile.TarInfo, entry: Entry, seen: dict[str, int], limits: Limits) -> Item:
+    name = printable(member.name)
+    item = Item(entry=entry, id=f"{id_stem(entry.key)}#{numbered(name, seen)}", name=name)
+    reason = _refusal(member, seen)
+    if member.isreg() and member.size > LARGEST:
         reason = _too_large(member.size)
     if reason:
         item.reject("read", reason)
         return item
     if not member.isreg() or not images.is_named_as_image(name):
-        item.header = tars.without_owner(member)
+        item.header = _without_owner(member)
     if item.id not in limits.killers:
-        if limits.announce:
-            limits.announce(item.id)
+        limits.begin(item.id)
         item.data = cast(IO[bytes], tar.extractfile(member)).read() if member.isreg() else b""
     return item
+
+
+def _refusal(member: tarfile.TarInfo, seen: Mapping[str, int]) -> str | None:
+    """Why a member of a known size is neither read nor passed on.
+
+    Args:
+        seen: has the names of the members before it.
+    """
+    if member.issym() or member.islnk():
+        # What an image becomes has another name, and may be a reject.
+        if images.is_named_as_image(printable(member.name)) or images.is_named_as_image(printable(member.linkname)):
+            return f"is a link to {member.linkname}; links in a tar are not followed"
+        is_lost = member.islnk() and printable(member.linkname) not in seen
+        return f"is a link to {member.linkname}, which is not in the tar" if is_lost else None
+    is_kept = member.isreg() or member.isdir()
+    return None if is_kept else f"is no file, folder or link, but of the type {member.type!r}"
+
+
+def _without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A member's header in the cleaned tar, without owner, times and permissions."""
+    header = tarfile.TarInfo(printable(member.name))
+    header.type = tarfile.REGTYPE if member.isreg() else member.type
+    header.linkname = "" if member.isreg() else printable(member.linkname)
+    header.mode = 0o755 if member.isdir() else header.mode
+    return header
 
 
 def _decoded(items: Iterable[Item], limits: Limits) -> Iterator[Item]:
@@ -375,19 +340,15 @@ def _decode(item: Item, limits: Limits) -> Item:
         return item
     if item.id in limits.killers:
         item.reject("decode", limits.killers[item.id])
-        return item
-    if item.header:
-        return item
-    if limits.announce:
-        limits.announce(item.id)
-    if item.picture is not None:
-        height, width = item.picture.pixels.shape[:2]
-        if not 0 < height * width <= limits.max_pixels:
-            item.reject("decode", f"has {height}x{width} pixels; expected 1 to {limits.max_pixels}")
-        return item
-    try:
-        item.picture = images.read_picture(cast(bytes, item.data), max_pixels=limits.max_pixels)
-        item.data = None
-    except ValueError as error:
-        item.reject("decode", str(error))
+    elif item.header is None:
+        limits.begin(item.id)
+        try:
+            if item.picture is None:
+                item.picture = images.read_picture(cast(bytes, item.data), max_pixels=limits.max_pixels)
+                item.data = None
+            height, width = item.picture.pixels.shape[:2]
+            if not 0 < height * width <= limits.max_pixels:
+                raise ValueError(f"has {height}x{width} pixels; expected 1 to {limits.max_pixels}")
+        except ValueError as error:
+            item.reject("decode", str(error))
     return item

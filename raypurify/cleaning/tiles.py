@@ -1,4 +1,4 @@
-"""Images of any size, purified and compared in memory that does not grow with them.
+"""Images of any size, purified in memory that does not grow with them.
 
 A network's activations take some hundred times the memory of its image. An image of more than ``Tiling.whole`` pixels
 is purified in tiles: each tile sees ``overlap`` pixels of its neighbours, and is blended with them in the middle of
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raypurify import metrics
 from raypurify.attacks import purify
 from raypurify.images import to_uint8_nhwc
 from raypurify.models import Precision, autocast
@@ -25,8 +24,6 @@ from raypurify.seeds import derive
 
 RAMP = 16
 """Pixels over which two tiles are blended linearly, where neither is exact."""
-
-_VALUES_AT_ONCE = 1 << 20
 
 
 class NotFiniteError(ValueError):
@@ -76,13 +73,7 @@ class PixelPurifier:
         device: str = "cpu",
         precision: Precision = "float32",
     ) -> None:
-        """
-        Args:
-            purifier: on ``device``, in eval; :mod:`raypurify.purifiers` tells what it may say of tiles and draws.
-            tiling: what is purified whole, and how the rest is cut; None: ``Tiling()``.
-            device: where the purifier is.
-            precision: of its arithmetic.
-        """
+        """``purifier``: on ``device``, in eval; :mod:`raypurify.purifiers` tells what it may say of tiles and draws."""
         self.purifier, self.tiling, self.device, self.precision = purifier, tiling or Tiling(), device, precision
         self.multiple: int = getattr(purifier, "multiple", 1)
         self.grid: int = getattr(purifier, "grid", self.multiple)
@@ -110,10 +101,7 @@ class PixelPurifier:
         pixels = max(1, images.shape[1] * images.shape[2])
         if pixels > self.tiling.whole:
             for image, seed, out in zip(images, seeds, purified, strict=True):
-                top = 0
-                for strip in self.strips(image, seed):
-                    out[top : top + strip.shape[1]] = to_uint8_nhwc(strip[None])[0]
-                    top += strip.shape[1]
+                np.concatenate([to_uint8_nhwc(strip[None])[0] for strip in self.strips(image, seed)], out=out)
             return purified
         batch = self.tiling.whole // pixels
         for start in range(0, len(images), batch):
@@ -201,53 +189,3 @@ def _rise(overlap: int, reach: int | None) -> Tensor:
     ramp = 0 if reach is not None and 2 * reach <= overlap else min(RAMP, overlap)
     margin = (overlap - ramp) // 2
     return ((torch.arange(overlap) + 1 - margin) / (ramp + 1)).clamp(0, 1)
-
-
-def compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """What :mod:`raypurify.metrics` measures between two batches of images, a strip after the other.
-
-    Args:
-        a: (N, H, W, C) uint8.
-        b: of the same shape.
-
-    Returns:
-        "psnr" (dB), "ssim" (NaN where a side is under 11 pixels), "linf" and "l2", each (N,) float32, on pixels in
-        [0, 1].
-
-    Raises:
-        ValueError: another dtype, or two shapes.
-    """
-    if a.dtype != np.uint8 or b.dtype != np.uint8 or a.ndim != 4 or a.shape != b.shape:
-        raise ValueError(
-            f"expected two batches (N, H, W, C) uint8 of one shape, got {a.shape} {a.dtype} and {b.shape} {b.dtype}"
-        )
-    values = max(1, a.shape[2] * a.shape[3])
-    # A multiple of 64 rows of windows, which metrics.ssim is fastest on.
-    rows = max(64, _VALUES_AT_ONCE // values // 64 * 64)
-    batch = max(1, _VALUES_AT_ONCE // (values * min(rows, max(1, a.shape[1]))))
-    parts = [_measured(a[i : i + batch], b[i : i + batch], rows) for i in range(0, max(1, len(a)), batch)]
-    return {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]}
-
-
-def _measured(a: NDArray[np.uint8], b: NDArray[np.uint8], rows: int) -> dict[str, NDArray[np.floating]]:
-    """How a few images differ, measured ``rows`` rows at a time; windows of SSIM reach into the rows after these."""
-    count, height = a.shape[:2]
-    windows = height - metrics.SSIM_WINDOW + 1
-    largest, squares = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    ssim = np.full(count, 0.0 if windows > 0 else math.nan)
-    for top in range(0, height, rows):
-        difference = np.abs(a[:, top : top + rows].astype(np.int32) - b[:, top : top + rows])
-        largest = np.maximum(largest, difference.max(axis=(1, 2, 3), initial=0))
-        squares += np.square(difference, out=difference).sum(axis=(1, 2, 3), dtype=np.int64)
-        here = min(rows, windows - top)
-        if here > 0:
-            x, y = (_unit(image[:, top : top + here + metrics.SSIM_WINDOW - 1]) for image in (a, b))
-            ssim += here / windows * metrics.ssim(x, y).double().numpy()
-    error = squares / max(1, a[:1].size) / 255**2
-    psnr = -10 * np.log10(np.maximum(error, 10 ** (-metrics.PSNR_CAP / 10)))
-    return {"psnr": psnr, "ssim": ssim, "linf": largest / 255, "l2": np.sqrt(squares) / 255}
-
-
-def _unit(pixels: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)).div_(255)

@@ -22,6 +22,7 @@ from raypurify.storage.bounded import SPOOLED, TableSpool
 
 Shards = Literal["mirror", "parquet", "webdataset"]
 Check = Callable[[], None]
+"""Raises where another attempt may hold the output; called before each write and each removal."""
 WRITES_AT_ONCE = 16
 
 
@@ -44,14 +45,7 @@ class Sink:
 
 
 def mirror(folder: str, section: Section, format: str, check_lease: Check) -> Sink:
-    """What mirrors a section of the input.
-
-    Args:
-        folder: URL of what it is under.
-        section: image files, a range of rows, or a tar.
-        format: of the images.
-        check_lease: raises where another attempt may hold the output; called before each write and each removal.
-    """
+    """What mirrors a section of the input, under the folder at a URL."""
     if section.entry.kind == "image":
         return FileSink(folder, format, check_lease)
     url = storage.join(folder, section.entry.output)
@@ -69,7 +63,7 @@ def shard(folder: str, unit: str, shards: Shards, format: str, check_lease: Chec
     return None
 
 
-class Held:
+class _Held:
     """A file that can be read while the lease is held. What copies it reads nothing last, right before it publishes."""
 
     def __init__(self, file: IO[bytes], check_lease: Check) -> None:
@@ -78,6 +72,15 @@ class Held:
     def read(self, size: int = -1) -> bytes:
         self.check_lease()
         return self.file.read(size)
+
+
+def _publish(url: str, file: IO[bytes] | None, check_lease: Check, content_type: str | None = None) -> None:
+    """Write a file; None: remove what a former version has left."""
+    check_lease()
+    if file:
+        storage.write_file(url, cast(IO[bytes], _Held(file, check_lease)), content_type)
+    else:
+        storage.remove(url)
 
 
 class FileSink(Sink):
@@ -126,8 +129,7 @@ class RowSink(Sink):
 
     def close(self) -> None:
         if self.table is None or not self.kept:
-            self.check_lease()
-            storage.remove(self.url)
+            _publish(self.url, None, self.check_lease)
             return
         # Some types of columns can be cut and joined, but not taken from.
         spans = (list(span) for _, span in groupby(enumerate(self.kept), key=lambda pair: pair[1] - pair[0]))
@@ -136,8 +138,7 @@ class RowSink(Sink):
         index = table.schema.get_field_index(column)
         old, encoded = table.column(index), pa.array(self.images, pa.binary())
         if pa.types.is_struct(old.type):
-            fields = {name: old.combine_chunks().field(name) for name in (field.name for field in old.type)}
-            fields["bytes"] = encoded
+            fields = {field.name: old.combine_chunks().field(field.name) for field in old.type} | {"bytes": encoded}
             encoded = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
         field = pa.field(column, encoded.type, metadata=table.schema.field(index).metadata)
         self.check_lease()
@@ -157,18 +158,13 @@ class ShardSink(Sink):
         return self.url, len(self.rows) - 1
 
     def close(self) -> None:
-        self.check_lease()
-        if self.rows:
-            storage.write_file(self.url, cast(IO[bytes], Held(self.rows.sealed(), self.check_lease)))
-        else:
-            storage.remove(self.url)
+        _publish(self.url, self.rows.sealed() if self.rows else None, self.check_lease)
 
 
 class TarSink(Sink):
     """A WebDataset tar: images under their names with the new extension, and the members that are no images.
 
-    No member's name leads out of the folder that the tar is unpacked in, see :func:`raypurify.cleaning.names.inside`.
-    A symbolic link stays what it was.
+    No member's name leads out of the folder that the tar is unpacked in; a symbolic link stays what it was.
     """
 
     def __init__(self, url: str, format: str, check_lease: Check) -> None:
@@ -208,12 +204,8 @@ class TarSink(Sink):
 
     def close(self) -> None:
         self.tar.close()
-        if self.names:
-            held = cast(IO[bytes], Held(cast(IO[bytes], self.file), self.check_lease))
-            storage.write_file(self.url, held, content_type="application/x-tar")
-        else:
-            self.check_lease()
-            storage.remove(self.url)
+        written = cast(IO[bytes], self.file) if self.names else None
+        _publish(self.url, written, self.check_lease, content_type="application/x-tar")
         self.file.close()
 
 

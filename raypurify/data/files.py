@@ -1,4 +1,4 @@
-"""Files of a dataset at any fsspec URL: stat, list, read a range, and unpack once a node into the cache folder.
+"""Files of a dataset at any fsspec URL: stat, list, read a range or a footer, unpack once a node into the cache folder.
 
 Credentials come from the environment, as each fsspec filesystem reads them. What a store fails at for a moment is tried
 again (:mod:`raypurify.storage.retries`), but for reads from an open file of a store other than S3 (:func:`open_file`).
@@ -6,6 +6,7 @@ again (:mod:`raypurify.storage.retries`), but for reads from an open file of a s
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -21,12 +22,15 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from filelock import FileLock
 from fsspec import AbstractFileSystem
 from numpy.typing import NDArray
 
 from raypurify import storage
 from raypurify.data.base import DataError
+from raypurify.storage import retries
 from raypurify.storage.published import redacted
 from raypurify.storage.retries import NoBucketError, RefusedError, UnavailableError
 
@@ -42,9 +46,19 @@ LARGEST_REQUEST = 8 * 2**20
 SAMPLED = 64 * 2**10
 """Bytes at the start and at the end of any other file that identify it, with its size and entity tag."""
 
+TAIL = 1 << 16
+"""Bytes that are read first of a Parquet file's end: most footers are shorter."""
+SHORTEST_PARQUET = 12
+"""Bytes of the shortest Parquet file: two marks and the length of its footer."""
+
 
 class StoreError(DataError):
     """The store refuses, or does not answer. It tells nothing of the data, which may be well."""
+
+
+OUTAGES = (RefusedError, UnavailableError, StoreError)
+"""What a store says that says nothing of the file: no reason to reject it, but on the web."""
+TROUBLE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +197,18 @@ def naming(url: str) -> Iterator[None]:
         raise DataError(_reason(url, error)) from (None if hides else error)
 
 
+def is_passing(error: BaseException, url: str) -> bool:
+    """Whether an error, or what it came from, says nothing of the file: its store or this machine is in trouble."""
+    if isinstance(error, MemoryError) or retries.is_transient(error):
+        return True
+    if isinstance(error, OUTAGES) and not storage.is_web(url):
+        return True
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) not in TROUBLE:
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
 def _reason(url: str, error: Exception) -> str:
     reason = redacted(str(error))
     if isinstance(error, FileNotFoundError):
@@ -217,6 +243,39 @@ def read_range(url: str, start: int, stop: int) -> bytes:
             f"{url}: truncated: expected {stop - start} bytes at offset {start}, got {len(data)}; fetch the file again"
         )
     return data
+
+
+def parquet_footer(url: str, size: int) -> pq.FileMetaData | None:
+    """The footer of a Parquet file, or None where none can be read or made out: its reader will say why.
+
+    What is read and what is parsed are apart, so that a network's failure is not taken for a damaged file.
+
+    Args:
+        size: of the file in bytes; -1 where that is not known.
+
+    Raises:
+        DataError: the store refuses or does not answer, or this machine is in trouble; for a link, its reader says so.
+    """
+    try:
+        return pq.read_metadata(pa.BufferReader(_tail(url, size)))
+    except DataError as error:
+        if is_passing(error, url):
+            raise
+        return None
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _tail(url: str, size: int) -> bytes:
+    """The end of a Parquet file, as far as its footer reaches."""
+    if size < 0:
+        found = stat(url)
+        size = found.size if found else 0
+    if size < SHORTEST_PARQUET:
+        return b""
+    tail = read_range(url, max(0, size - TAIL), size)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    return read_range(url, size - length, size) if len(tail) < length <= size else tail
 
 
 def read_records(url: str, header: int, size: int, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

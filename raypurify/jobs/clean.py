@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from raypurify import runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
-from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, is_of_machine
+from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, channels_of, fits
 from raypurify.cleaning.plan import Counts, PlannedUnit, UnitContent
 from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, check_rejects, hold
 from raypurify.jobs.resources import ActorPool
@@ -214,7 +214,7 @@ class CleaningWork:
             try:
                 cleaned = clean(unit, quarantine.killers(self.cleaning, unit, held.attempt))
             except Exception as error:
-                if pool.local or not is_of_machine(error):
+                if pool.local or not quarantine.is_of_machine(error):
                     raise
                 # Like a worker that the system ends for want of memory: two of them, and its inputs are looked at.
                 log.tell(f"unit {unit.name}: {type(error).__name__}: {error}", stderr=True)
@@ -280,11 +280,31 @@ def _trial(work: Cleaning, resources: ActorPool, sample: UnitContent) -> tuple[i
 
 
 def _warn(work: Cleaning, folder: str) -> list[str]:
-    """Warn of what the first images tell."""
-    warnings = quarantine.first_look(work, plan.sample(folder, TRIED), TRIED)
-    for warning in warnings:
-        log.tell(f"warning: {warning}", stderr=True)
-    return warnings
+    """Warn of what the first of the planned images tell; a few are decoded, and no more.
+
+    Raises:
+        ValueError: the purifier takes none of them.
+    """
+    purifier = work.purifier
+    channels = channels_of(purifier, purifier.build(), "cpu")
+    _, shapes = quarantine.inspect(plan.sample(folder, TRIED), work.config.max_pixels, TRIED)
+    if shapes and not any(fits(shape[2], channels) for shape in shapes):
+        raise ValueError(
+            f"{purifier.name} takes images of {channels} channel(s), but the first images have {shapes[0][2]}: "
+            "give a purifier that was trained for such images"
+        )
+    trained = tuple(purifier.config.get("image_shape", ()))[:2]
+    sizes = sorted({shape[:2] for shape in shapes})
+    cut = set(purifier.config.get("view", ())) == {"crop"}  # out of images at their own scale, as these are
+    if not trained or cut or set(sizes) <= {trained}:
+        return []
+    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
+    warning = (
+        f"{purifier.name} was trained on images of {trained[0]}x{trained[1]} pixels "
+        f"({purifier.config.get('data', 'of unknown data')}); these are of {shown}: look at some before you use them"
+    )
+    log.tell(f"warning: {warning}", stderr=True)
+    return [warning]
 
 
 def _update(config: CleaningConfig, output: str) -> None:

@@ -2,7 +2,7 @@
 
 ``files`` writes whole files and tables, ``s3`` is S3 with retries, ``retries`` says which failures are tried again,
 ``conditional`` writes that can lose, ``checkpoints`` folders of weights, ``published`` text without credentials;
-``bounded`` keeps and sorts on a disk what does not fit in memory.
+``bounded`` keeps and sorts on a disk what does not fit in memory; ``archives`` reads tars past damage.
 """
 
 from raypurify.storage.files import (

@@ -18,8 +18,9 @@ from PIL import Image
 from raypurify import storage
 from raypurify.cleaning import accounts, plan, planner, quarantine, reader
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, Format
+from raypurify.cleaning.entries import Entry
 from raypurify.cleaning.inputs import listed
-from raypurify.cleaning.plan import Entry, UnitContent
+from raypurify.cleaning.plan import UnitContent
 from raypurify.cleaning.planner import Sizes
 from raypurify.data import files
 from raypurify.data.base import DataError

@@ -13,7 +13,8 @@ import pytest
 from servers import serving
 
 from raypurify import storage
-from raypurify.cleaning.folders import InputFile, Selection
+from raypurify.cleaning.entries import Entry
+from raypurify.cleaning.folders import Selection
 from raypurify.cleaning.inputs import check_apart, listed
 from raypurify.data.base import DataError
 from raypurify.storage import retries
@@ -75,7 +76,7 @@ def put(url: str, keys: list[str]) -> str:
     return url
 
 
-def keys_of(entries: Iterator[InputFile]) -> list[str]:
+def keys_of(entries: Iterator[Entry]) -> list[str]:
     return [entry.key for entry in entries]
 
 

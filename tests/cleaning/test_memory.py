@@ -14,7 +14,8 @@ from raypurify.images import Picture, encode
 CLEAN = """
 import resource, sys
 from raypurify.cleaning import accounts
-from raypurify.cleaning.plan import Entry, UnitContent
+from raypurify.cleaning.entries import Entry
+from raypurify.cleaning.plan import UnitContent
 from raypurify.cleaning.cleaner import Cleaner, Cleaning
 from raypurify.cleaning.cleaner import CleaningConfig
 

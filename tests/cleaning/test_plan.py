@@ -15,21 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from raypurify import storage
-from raypurify.cleaning import accounts, plan, planner, reader
-from raypurify.cleaning.folders import InputFile, kind_of
+from raypurify.cleaning import accounts, plan, planner
+from raypurify.cleaning.entries import Entry, kind_of
 from raypurify.cleaning.inputs import listed
 from raypurify.cleaning.names import Output, UniqueNames, folded, output_name
-from raypurify.cleaning.plan import Counts, Entry, UnitContent
+from raypurify.cleaning.plan import Counts, UnitContent
 from raypurify.cleaning.planner import Sizes
+from raypurify.data import files
 from raypurify.runs import schema
 from raypurify.storage.bounded import Digests
 
 
-def image(key: str, *, size: int = 10, version: str = "1") -> InputFile:
-    return InputFile(key=key, url=f"/in/{key}", kind=kind_of(key) or "image", size=size, version=version)
+def image(key: str, *, size: int = 10, version: str = "1") -> Entry:
+    return Entry(key=key, url=f"/in/{key}", kind=kind_of(key) or "image", size=size, version=version)
 
 
-def images(*keys: str) -> list[InputFile]:
+def images(*keys: str) -> list[Entry]:
     return [image(key) for key in sorted(keys)]
 
 
@@ -77,7 +78,7 @@ def test_a_plan_is_frozen_once(tmp_path: Path):
     assert plan.generations(output)[0].mark["skipped"] == {".txt": 2}
     assert len(plan.generations(output)) == 1
 
-    def never() -> Iterator[InputFile]:
+    def never() -> Iterator[Entry]:
         raise AssertionError("listed again")
         yield
 
@@ -118,7 +119,7 @@ def test_the_same_listing_gives_the_same_bytes_on_a_disk_and_on_s3(tmp_path: Pat
 def test_a_plan_that_was_cut_off_is_frozen_anew(tmp_path: Path):
     output = str(tmp_path)
 
-    def cut_off() -> Iterator[InputFile]:
+    def cut_off() -> Iterator[Entry]:
         yield from images("a.png", "b.png")
         raise ConnectionResetError("the listing was cut off")
 
@@ -201,10 +202,10 @@ def test_a_long_footer_is_read_whole(tmp_path: Path, s3: str):
     table = pa.table({"image": [b"x"], **{f"column_{'y' * 50}_{number}": [number] for number in range(1500)}})
     pq.write_table(table, tmp_path / "wide.parquet")
     data = (tmp_path / "wide.parquet").read_bytes()
-    assert int.from_bytes(data[-8:-4], "little") > reader.TAIL
+    assert int.from_bytes(data[-8:-4], "little") > files.TAIL
     storage.write_bytes(f"{s3}/wide.parquet", data)
     assert planner.row_ranges(f"{s3}/wide.parquet", len(data), rows=10, most=1 << 30) == planner.UNREADABLE
-    footer = reader.parquet_footer(f"{s3}/wide.parquet", len(data))
+    footer = files.parquet_footer(f"{s3}/wide.parquet", len(data))
     assert footer is not None
     assert footer.num_columns == 1501
 
@@ -372,7 +373,7 @@ def test_random_names_never_collide_or_leave_the_output(tmp_path: Path):
         {"".join(generator.choices(alphabet, k=generator.randint(1, 8))) + ".png" for _ in range(3000)}
         | {"".join(generator.choices(["a", ".png", ".jpg", "/"], k=generator.randint(1, 6))) for _ in range(500)}
     )
-    listing = [InputFile(key=key, url="", kind="image", size=1, version="") for key in keys]
+    listing = [Entry(key=key, url="", kind="image", size=1, version="") for key in keys]
     planner.freeze(str(tmp_path), listing, extension="png")
     names = Counter(outputs(str(tmp_path)).values())
     assert len(names) == len(keys)
@@ -430,7 +431,7 @@ def test_an_update_that_was_cut_off_is_not_there(tmp_path: Path):
     output = str(tmp_path)
     planner.freeze(output, images("a.png"), extension="png")
 
-    def cut_off() -> Iterator[InputFile]:
+    def cut_off() -> Iterator[Entry]:
         yield image("a.png", version="2")
         yield image("b.png")
         raise ConnectionResetError("the listing was cut off")
@@ -451,7 +452,7 @@ def test_update_of_a_parquet_file(tmp_path: Path):
     path, output = tmp_path / "in" / "t.parquet", str(tmp_path / "output")
     sizes = Sizes(unit_entries=100)
 
-    def listing() -> Iterator[InputFile]:
+    def listing() -> Iterator[Entry]:
         return listed(str(path.parent), output=output)
 
     write_parquet(path, 80)
@@ -501,11 +502,11 @@ def test_update_tells_objects_of_s3_apart_by_their_content(s3: str):
 def peak(count: int, output: str) -> tuple[int, int]:
     """Bytes of memory at the peak of freezing, and of updating, a plan of so many images that all collide."""
 
-    def listing(version: str) -> Iterator[InputFile]:
+    def listing(version: str) -> Iterator[Entry]:
         for number in range(count // 2):
             for extension in ("jpg", "png"):
                 key = f"folder/{number:06d}.{extension}"
-                yield InputFile(key=key, url=f"/in/{key}", kind="image", size=1, version=version)
+                yield Entry(key=key, url=f"/in/{key}", kind="image", size=1, version=version)
 
     sizes = Sizes(part_rows=500, sorted_rows=500)
     peaks = []

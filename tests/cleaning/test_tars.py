@@ -16,7 +16,8 @@ import pytest
 from raypurify.cleaning import reader, writer
 from raypurify.cleaning.accounts import Cleaned
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig
-from raypurify.cleaning.plan import Entry, UnitContent
+from raypurify.cleaning.entries import Entry
+from raypurify.cleaning.plan import UnitContent
 from raypurify.images import encode_png
 
 LIMITS = reader.Limits(max_pixels=1 << 20)

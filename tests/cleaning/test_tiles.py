@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raypurify import metrics, models
-from raypurify.cleaning.tiles import PixelPurifier, Tiling, compare
+from raypurify.cleaning.tiles import PixelPurifier, Tiling
 from raypurify.images import to_uint8_nhwc
+from raypurify.metrics import compare
 from raypurify.plugins import Spec, build, known
 from raypurify.purifiers import cru_net
 
@@ -288,7 +289,8 @@ import re, time
 import numpy as np, torch
 from torch import nn
 from raypurify.purifiers.cru_net import build
-from raypurify.cleaning.tiles import PixelPurifier, compare
+from raypurify.cleaning.tiles import PixelPurifier
+from raypurify.metrics import compare
 
 network = build(channels=3)
 nn.init.normal_(network.output.weight, std=0.2)

@@ -11,9 +11,8 @@ import pytest
 from one_process import clean, rows_of
 from permissions import unreadable
 
-from raypurify.cleaning import reader
 from raypurify.cleaning.cleaner import CleaningConfig
-from raypurify.data import DataError
+from raypurify.data import DataError, files
 from raypurify.images import encode_png
 
 FORBIDDEN = ("a.png", "rows.parquet", "b.tar", "c.tar.gz")
@@ -58,5 +57,5 @@ def test_a_folder_that_may_not_be_entered_is_told_by_its_own_name(folder: Path, 
 
 
 def test_a_lack_of_memory_says_nothing_of_a_file() -> None:
-    assert reader.is_passing(MemoryError(), "a.png")
-    assert not reader.is_passing(FileNotFoundError(), "a.png")
+    assert files.is_passing(MemoryError(), "a.png")
+    assert not files.is_passing(FileNotFoundError(), "a.png")

@@ -190,7 +190,8 @@ def test_a_large_photo_takes_little_memory(tmp_path: Path) -> None:
     script = """
 import resource, sys, torch
 from raypurify.storage import checkpoints
-from raypurify.cleaning.plan import Entry, UnitContent
+from raypurify.cleaning.entries import Entry
+from raypurify.cleaning.plan import UnitContent
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig
 from raypurify.purifiers import cru_net
 folder, size = sys.argv[1], int(sys.argv[2])

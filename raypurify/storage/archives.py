@@ -11,10 +11,8 @@ import gzip
 import io
 import lzma
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import IO, Any, cast
-
-from raypurify import images
 
 COMPRESSED: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b\x08": gzip.open,
@@ -132,45 +130,3 @@ def opened(file: IO[bytes]) -> Tar:
     # read() of a damaged file would lose to the error what comes before it.
     pieces = Forward(inflate(buffered).read1)
     return Tar(fileobj=cast(IO[bytes], pieces), ignore_zeros=True)
-
-
-def numbered(name: str, seen: dict[str, int]) -> str:
-    """A member's name, with its number behind it where one of that name has been; counts it in ``seen``."""
-    number = seen.get(name, 0) + 1
-    while number > 1 and f"{name}~{number}" in seen:
-        number += 1
-    seen[name] = number
-    if number == 1:
-        return name
-    seen[f"{name}~{number}"] = 1
-    return f"{name}~{number}"
-
-
-def refusal(member: tarfile.TarInfo, seen: Mapping[str, int]) -> str | None:
-    """Why a member of a known size is neither read nor passed on.
-
-    Args:
-        seen: has the names of the members before it.
-    """
-    if member.issym() or member.islnk():
-        # What an image becomes has another name, and may be a reject.
-        if images.is_named_as_image(printable(member.name)) or images.is_named_as_image(printable(member.linkname)):
-            return f"is a link to {member.linkname}; links in a tar are not followed"
-        is_lost = member.islnk() and printable(member.linkname) not in seen
-        return f"is a link to {member.linkname}, which is not in the tar" if is_lost else None
-    is_kept = member.isreg() or member.isdir()
-    return None if is_kept else f"is no file, folder or link, but of the type {member.type!r}"
-
-
-def without_owner(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """A member's header in the cleaned tar, without owner, times and permissions."""
-    header = tarfile.TarInfo(printable(member.name))
-    header.type = tarfile.REGTYPE if member.isreg() else member.type
-    header.linkname = "" if member.isreg() else printable(member.linkname)
-    header.mode = 0o755 if member.isdir() else header.mode
-    return header
-
-
-def printable(name: str) -> str:
-    """A name in another encoding than UTF-8 comes with bytes that no text can hold."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
