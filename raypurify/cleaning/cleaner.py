@@ -161,9 +161,9 @@ class Cleaner:
         limits = reader.Limits(max_pixels=config.max_pixels, threads=self.threads, killers=killers or {}, count=count)
         folder = storage.join(self.work.output, "images")
         shard = writer.shard(folder, unit.name, config.shards, config.format, self.check_lease)
-        for section in stages.each("read", reader.sections(unit, limits)):
-            sink = shard or writer.mirror(folder, section, config.format, self.check_lease)
-            for item in self._in_order(stages.each("read", section.items)):
+        for segment in stages.each("read", reader.segments(unit, limits)):
+            sink = shard or writer.mirror(folder, segment, config.format, self.check_lease)
+            for item in self._in_order(stages.each("read", segment.items)):
                 with stages.spending("write"):
                     self._take(item, sink, done)
             if sink is not shard:

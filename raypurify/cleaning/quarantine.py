@@ -41,7 +41,7 @@ MANY = 20
 def inspect(
     unit: UnitContent, max_pixels: int, count: int | None = None, work: Cleaning | None = None
 ) -> tuple[dict[str, str], list[tuple[int, int, int]]]:
-    """Decode a unit's inputs, or the first ``count`` of each section of them, in a child process.
+    """Decode a unit's inputs, or the first ``count`` of each segment of them, in a child process.
 
     Args:
         work: do also what follows, on a CPU, but for writing.
@@ -132,7 +132,7 @@ def main() -> None:
             from raypurify.cleaning.cleaner import Cleaner
 
             cleaner = Cleaner(work, "cpu", batch=1, threads=1)
-        items = (item for section in reader.sections(unit, limits) for item in section.items)
+        items = (item for segment in reader.segments(unit, limits) for item in segment.items)
         for number, item in enumerate(items):
             if cleaner and number >= done:
                 cleaner.try_out(item)

@@ -48,7 +48,7 @@ class Limits:
     """Is told the id of each entry before it is opened, and of each image before it is read and decoded; nothing is
     done ahead then."""
     count: int | None = None
-    """Items of a section after which the others are left out; None: all."""
+    """Items of a segment after which the others are left out; None: all."""
 
     def begin(self, name: str) -> None:
         """Announce what is read or decoded next."""
@@ -69,7 +69,7 @@ class Item:
     name: str
     """Its name in a tar: its own, its file's, or its row's."""
     position: int = 0
-    """Its place among the items of its section."""
+    """Its place among the items of its segment."""
     data: bytes | None = None
     """The encoded image, until it is decoded. The content of a member that is no image: of a link or a folder none."""
     header: tarfile.TarInfo | None = None
@@ -94,7 +94,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class Segment:
     """What is read and written together of a unit: image files in a row, a range of a Parquet file's rows, or a tar."""
 
     entry: Entry
@@ -104,8 +104,8 @@ class Section:
     """The range of rows, with all columns; None where it can't be read."""
 
 
-def sections(unit: UnitContent, limits: Limits) -> Iterator[Section]:
-    """What a unit holds; each section has to be read to its end before the next is asked for."""
+def segments(unit: UnitContent, limits: Limits) -> Iterator[Segment]:
+    """What a unit holds; each segment has to be read to its end before the next is asked for."""
     # Image files are read together, ranges of rows by their file, and a tar is alone.
     for _, same in groupby(unit.entries, key=lambda entry: "" if entry.kind == "image" else entry.url):
         entries = tuple(same)
@@ -113,7 +113,7 @@ def sections(unit: UnitContent, limits: Limits) -> Iterator[Section]:
             yield from _ranges_of_rows(entries, limits)
         else:
             items = _files(entries, limits) if entries[0].kind == "image" else _members(entries[0], limits)
-            yield Section(entry=entries[0], items=_decoded(items, limits))
+            yield Segment(entry=entries[0], items=_decoded(items, limits))
 
 
 def _files(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Item]:
@@ -163,7 +163,7 @@ def _check_size(opened: IO[bytes], entry: Entry) -> None:
         opened.seek(0)
 
 
-def _ranges_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Section]:
+def _ranges_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Segment]:
     for entry, table in zip(entries, _tables(entries, limits), strict=True):
         values: Iterable[bytes | NDArray[np.uint8] | ValueError]
         try:
@@ -173,7 +173,7 @@ def _ranges_of_rows(entries: tuple[Entry, ...], limits: Limits) -> Iterator[Sect
         except (ValueError, KeyError, pa.ArrowException) as error:
             # KeyError: two columns of images.
             values, table = repeat(ValueError(str(error))), None
-        yield Section(entry=entry, items=_decoded(_rows(entry, values), limits), table=table)
+        yield Segment(entry=entry, items=_decoded(_rows(entry, values), limits), table=table)
 
 
 def _rows(entry: Entry, values: Iterable[bytes | NDArray[np.uint8] | ValueError]) -> Iterator[Item]:

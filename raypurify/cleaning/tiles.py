@@ -101,7 +101,10 @@ class PixelPurifier:
         pixels = max(1, images.shape[1] * images.shape[2])
         if pixels > self.tiling.whole:
             for image, seed, out in zip(images, seeds, purified, strict=True):
-                np.concatenate([to_uint8_nhwc(strip[None])[0] for strip in self.strips(image, seed)], out=out)
+                top = 0
+                for strip in self.strips(image, seed):
+                    out[top : top + strip.shape[1]] = to_uint8_nhwc(strip[None])[0]
+                    top += strip.shape[1]
             return purified
         batch = self.tiling.whole // pixels
         for start in range(0, len(images), batch):

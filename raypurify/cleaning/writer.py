@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raypurify import images, storage
 from raypurify.cleaning.names import inside
-from raypurify.cleaning.reader import Item, Section
+from raypurify.cleaning.reader import Item, Segment
 from raypurify.data.columns import image_column
 from raypurify.images import Picture
 from raypurify.runs import schema
@@ -27,7 +27,7 @@ WRITES_AT_ONCE = 16
 
 
 class Sink:
-    """Takes the items of a section, or of a unit, in their order."""
+    """Takes the items of a segment, or of a unit, in their order."""
 
     def put(self, item: Item, data: bytes) -> tuple[str, int | None]:
         """Take a cleaned image's file; says the URL that it will be at, and its row there."""
@@ -44,14 +44,14 @@ class Sink:
         raise NotImplementedError
 
 
-def mirror(folder: str, section: Section, format: str, check_lease: Check) -> Sink:
-    """What mirrors a section of the input, under the folder at a URL."""
-    if section.entry.kind == "image":
+def mirror(folder: str, segment: Segment, format: str, check_lease: Check) -> Sink:
+    """What mirrors a segment of the input, under the folder at a URL."""
+    if segment.entry.kind == "image":
         return FileSink(folder, format, check_lease)
-    url = storage.join(folder, section.entry.output)
-    if section.entry.kind == "tar":
+    url = storage.join(folder, segment.entry.output)
+    if segment.entry.kind == "tar":
         return TarSink(url, format, check_lease)
-    return RowSink(url, section.table, check_lease)
+    return RowSink(url, segment.table, check_lease)
 
 
 def shard(folder: str, unit: str, shards: Shards, format: str, check_lease: Check) -> Sink | None:

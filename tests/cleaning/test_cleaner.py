@@ -212,8 +212,8 @@ def items_of(path: Path, output: str) -> list[reader.Item]:
     return [
         item
         for unit in units_of(str(path), output)
-        for section in reader.sections(unit, LIMITS)
-        for item in section.items
+        for segment in reader.segments(unit, LIMITS)
+        for item in segment.items
     ]
 
 
@@ -444,7 +444,7 @@ def test_every_row_is_read_once_whatever_its_row_group(tmp_path: Path, group: in
         assert sorted(len(unit.entries) for unit in units) == [1, 3, 3, 3, 3, 3, 3]
     ids, numbers, pixels = [], [], []
     for unit in units:
-        for found in reader.sections(unit, LIMITS):
+        for found in reader.segments(unit, LIMITS):
             assert found.table is not None
             numbers += found.table["number"].to_pylist()
             for item in found.items:
@@ -473,7 +473,7 @@ def test_a_part_of_a_row_group_is_fetched_and_no_more(tmp_path: Path, s3: str):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "open_file", counted)
         unit = UnitContent(name="0", entries=(entry, entry._replace(first=10)))
-        found = [item for section in reader.sections(unit, LIMITS) for item in section.items]
+        found = [item for segment in reader.segments(unit, LIMITS) for item in segment.items]
     assert len(found) == 20
     assert len(opened) == 1
     assert opened[0].count < 12_000_000
@@ -514,7 +514,7 @@ def test_runs_and_tars_that_end_their_process_are_rejects(tmp_path: Path):
     killers = {"a.parquet#10..": "ends it", "b.tar": "ends it too"}
     said: list[str] = []
     limits = replace(LIMITS, killers=killers, announce=said.append)
-    items = [item for unit in units for section in reader.sections(unit, limits) for item in section.items]
+    items = [item for unit in units for segment in reader.segments(unit, limits) for item in segment.items]
     reasons = {item.id: item.reason for item in items if item.picture is None}
     assert reasons == {**{f"a.parquet#{row}": "ends it" for row in range(10, 20)}, "b.tar": "ends it too"}
     assert len(items) == 31

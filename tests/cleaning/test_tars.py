@@ -74,8 +74,8 @@ class Read:
 def read(path: Path, data: bytes) -> Read:
     path.write_bytes(data)
     entry = Entry(key=path.name, url=str(path), kind="tar", size=len(data), version="", rows=None, output=path.name)
-    [section] = reader.sections(UnitContent(name="0", entries=(entry,)), LIMITS)
-    items = list(section.items)
+    [segment] = reader.segments(UnitContent(name="0", entries=(entry,)), LIMITS)
+    items = list(segment.items)
     assert len({item.id for item in items}) == len(items)
     return Read(
         {item.name: item for item in items if item.id != entry.key},
@@ -316,8 +316,8 @@ def test_every_member_of_every_kind_is_an_output_a_reject_or_passed_on(tmp_path:
 def test_a_tar_of_another_size_than_it_was_listed_with_is_a_reject(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(tar_of(FILES))
     entry = Entry(key="a.tar", url=str(tmp_path / "a.tar"), kind="tar", size=512, version="", rows=None, output="a.tar")
-    [section] = reader.sections(UnitContent(name="0", entries=(entry,)), LIMITS)
-    [item] = section.items
+    [segment] = reader.segments(UnitContent(name="0", entries=(entry,)), LIMITS)
+    [item] = segment.items
     size = len(tar_of(FILES))
     assert (item.id, item.reason) == (
         "a.tar",
