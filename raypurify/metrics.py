@@ -152,7 +152,7 @@ def _gaussian_band(side: int, dtype: torch.dtype, device: torch.device) -> Tenso
 
 
 def compare(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-    """What every evaluation measures, between two batches of 8-bit images of any size: a strip after the other.
+    """PSNR, SSIM, L∞ and L2 of 8-bit images of any size, a strip after the other: the strips alone become floats.
 
     Args:
         a: (N, H, W, C) uint8.
@@ -189,14 +189,14 @@ def _compared(a: NDArray[np.uint8], b: NDArray[np.uint8], rows: int) -> dict[str
         squares += np.square(difference, out=difference).sum(axis=(1, 2, 3), dtype=np.int64)
         here = min(rows, windows - top)
         if here > 0:
-            x, y = (_unit(image[:, top : top + here + SSIM_WINDOW - 1]) for image in (a, b))
+            x, y = (_scaled(image[:, top : top + here + SSIM_WINDOW - 1]) for image in (a, b))
             similarity += here / windows * ssim(x, y).double().numpy()
     error = squares / max(1, a[:1].size) / 255**2
     decibels = -10 * np.log10(np.maximum(error, 10 ** (-PSNR_CAP / 10)))
     return {"psnr": decibels, "ssim": similarity, "linf": largest / 255, "l2": np.sqrt(squares) / 255}
 
 
-def _unit(pixels: NDArray[np.uint8]) -> Tensor:
+def _scaled(pixels: NDArray[np.uint8]) -> Tensor:
     """(N, H, W, C) uint8 -> (N, C, H, W) float32 in [0, 1]."""
     import torch
 

@@ -42,8 +42,8 @@ class Entry(NamedTuple):
     first: int = 0
     """First row of a Parquet file's range; 0 for the others."""
     rows: int | None = 1
-    """Images: 1 for an image file, None for a tar, whose members are counted when it is read. 1 also for a Parquet file
-    whose footer could not be read, or tells of no images: its reader says why in one reject."""
+    """Images, once it is planned: 1 for an image file, None for a tar, whose members are counted when it is read. 1
+    also for a Parquet file whose footer could not be read, or tells of no images: its reader says so in one reject."""
     output: str = ""
     """Name of what it becomes, relative to the output's ``images/``; empty until it has one."""
 

@@ -32,10 +32,8 @@ from raypurify.storage.published import escaped
 
 EXTENSIONS_COUNTED = 100
 """Other extensions that are counted apart; those after them are counted together, under ``others``."""
-
 ASKED_AT_ONCE = 32
 """Files whose size and version are asked for at a time."""
-
 UNORDERED_BUCKET = "--x-s3"
 """How the names of S3's directory buckets end: they list in no order."""
 

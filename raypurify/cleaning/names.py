@@ -1,4 +1,4 @@
-"""Names of outputs: those of their inputs with another extension, made safe for any store.
+"""Names of outputs, and of tars' members: those of their inputs with another extension, made safe for any store.
 
 An input ``cats/a.jpg`` becomes ``cats/a.png``. Kept as they are: letters of all scripts, spaces, ``%``, ``#``, ``?``,
 ``*``, ``[``. Percent-quoted, so that nothing is written outside the output and every store holds it:
@@ -152,8 +152,7 @@ def _folder(name: str, extension: str) -> str:
 def _quoted(name: str) -> str:
     if name in ("", ".", ".."):
         return "%2E" * len(name) or "%2F"
-    name = name.replace("::", "%3A%3A").replace("?versionId=", "%3FversionId=")
-    return _without_unsafe(name)
+    return _without_unsafe(name.replace("::", "%3A%3A").replace("?versionId=", "%3FversionId="))
 
 
 def _without_unsafe(name: str) -> str:

@@ -23,8 +23,8 @@ from raypurify import storage
 from raypurify.cleaning.entries import Entry
 from raypurify.cleaning.names import Output, UniqueNames, folded
 from raypurify.cleaning.plan import Counts, Generation, PartWriter, generations, read_part, require_generations
-from raypurify.data import files
 from raypurify.data.columns import image_column
+from raypurify.data.files import parquet_footer
 from raypurify.runs import schema
 from raypurify.storage.bounded import SORTED_ROWS, Digests, Spool, concurrently, ordered
 
@@ -77,9 +77,9 @@ class RowRange(NamedTuple):
     for both."""
 
 
-UNREADABLE = [RowRange(0, 1)]
-"""The range of a file that is no Parquet of images, is gone or cannot be read: its reader says why, in one reject. An
-image and a tar are planned like it."""
+ONE_OUTPUT = [RowRange(0, 1)]
+"""What an image and a tar are cut into, and so is a file that is no Parquet of images, is gone or cannot be read: its
+reader says why, in one reject."""
 
 
 class Unplaced(NamedTuple):
@@ -159,9 +159,9 @@ def row_ranges(url: str, size: int, *, rows: int, most: int) -> list[RowRange]:
     Raises:
         DataError: as :func:`raypurify.data.files.parquet_footer`.
     """
-    metadata = files.parquet_footer(url, size)
+    metadata = parquet_footer(url, size)
     if metadata is None or image_column(metadata.schema.to_arrow_schema()) is None:
-        return UNREADABLE
+        return ONE_OUTPUT
     return _cut_groups(metadata, rows, most) or [RowRange(0, 0)]
 
 
@@ -253,7 +253,7 @@ def _pieces(
     for (file, former), cuts in found:
         known = {entry.first: entry.output for entry in former}
         pieces = []
-        for first, rows, joins in cuts or UNREADABLE:
+        for first, rows, joins in cuts or ONE_OUTPUT:
             suffix = f"-{first:09d}" if cuts and len(cuts) > 1 else ""
             entry = file._replace(first=first, rows=None if file.kind == "tar" else rows, output=known.get(first, ""))
             pieces.append(Unplaced(entry, suffix, joins))

@@ -246,11 +246,14 @@ def _slices(opened: IO[bytes], entries: tuple[Entry, ...], limits: Limits) -> It
 
 def _members(entry: Entry, limits: Limits) -> Iterator[Item]:
     """A tar's members; each name once: a second one of that name gets its number."""
+    of_tar = Item(entry=entry, id=entry.id, name=entry.key)
+    if entry.id in limits.killers:
+        of_tar.reject("read", limits.killers[entry.id])
+        yield of_tar
+        return
     seen: dict[str, int] = {}
+    limits.begin(entry.id)
     try:
-        if entry.id in limits.killers:
-            raise DataError(limits.killers[entry.id])
-        limits.begin(entry.id)
         with files.open_file(entry.url) as opened:
             _check_size(opened, entry)
             with archives.opened(opened) as tar:
@@ -264,7 +267,6 @@ def _members(entry: Entry, limits: Limits) -> Iterator[Item]:
         # A damaged archive makes tarfile raise also what it does not document: TypeError, IndexError, ...
         if files.is_passing(error, entry.url):
             raise
-        of_tar = Item(entry=entry, id=entry.id, name=entry.key)
         reason = str(error) if isinstance(error, DataError) else f"the tar can't be read to its end: {error}"
         of_tar.reject("read", reason)
         yield of_tar

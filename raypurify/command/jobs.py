@@ -19,8 +19,8 @@ TRIVIAL_PURIFIERS = ("identity", "rounding", "threshold", "median_filter", "jpeg
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verb:
-    """What a command line starts."""
+class CommandLine:
+    """What a line that is typed starts."""
 
     main: Callable[[Any], Any]
     default: Any
@@ -36,8 +36,8 @@ class Verb:
         cli.run(self.main, self.default, argv, prog=prog)
 
     @classmethod
-    def of(cls, main: Callable[[Any], Any], kind: type, **defaults: Any) -> Verb:
-        """A job whose arguments are of a ``kind``, with defaults by the flags' names."""
+    def of(cls, main: Callable[[Any], Any], kind: type, **defaults: Any) -> CommandLine:
+        """One whose arguments are of a ``kind``, with defaults by the flags' names."""
         from raypurify.runs import cli
 
         return cls(main=main, default=cli.blank(kind, defaults))
@@ -65,17 +65,17 @@ STARTED: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 """By verb: the module whose ``main`` does the work, the class of its arguments, and defaults by the flags' names."""
 
 
-def of(verb: str, **defaults: Any) -> Verb:
+def of(verb: str, **defaults: Any) -> CommandLine:
     """What a verb starts, with defaults by the flags' names. Its module is imported now."""
     first, _, images = verb.partition(" ")
     if first == "train":
         return train(cast("Images", images), **defaults)
     place, kind, usual = STARTED[verb]
     module = importlib.import_module(place)
-    return Verb.of(module.main, getattr(module, kind), **{**usual, **defaults})
+    return CommandLine.of(module.main, getattr(module, kind), **{**usual, **defaults})
 
 
-def train(images: Images, **defaults: Any) -> Verb:
+def train(images: Images, **defaults: Any) -> CommandLine:
     """Train a purifier for a classifier, or a classifier.
 
     The classifier has to be named, or be said to be none. ``images`` picks the defaults.
@@ -85,7 +85,7 @@ def train(images: Images, **defaults: Any) -> Verb:
     from raypurify.jobs.train import PRESETS, TrainingArguments, main
 
     usual = {"model": "cru_net", "classifier": tyro.MISSING, "output": f"runs/train-{images}"}
-    return Verb.of(main, TrainingArguments, **{**usual, **PRESETS[images], **defaults})
+    return CommandLine.of(main, TrainingArguments, **{**usual, **PRESETS[images], **defaults})
 
 
 evaluate = partial(of, "evaluate")

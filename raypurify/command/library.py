@@ -129,7 +129,7 @@ def train(images: jobs.Images = "digits", *, engine: Engine = "ray", **flags: An
 
 
 @contextmanager
-def _arguments(verb: str, job: jobs.Verb, engine: str, flags: Mapping[str, Any]) -> Iterator[Any]:
+def _arguments(verb: str, job: jobs.CommandLine, engine: str, flags: Mapping[str, Any]) -> Iterator[Any]:
     """The arguments of a job, by its flags; after the block torch's threads and generators are as they were before.
 
     Raises:

@@ -175,20 +175,20 @@ class Evaluator:
             columns |= self._of_draws(cell, x_adv, shared, told)
             yield Scored(cell=cell, scores=self._table(columns, len(shared.ids)), x_adv=x_adv, x_pure=x_pure)
 
-    def attack(self, group: int, x: Tensor, y: Tensor, ids: Sequence[str]) -> Attacked:
-        """What the attack of a group (by its number) makes of images; what it draws follows from their ids.
+    def attack(self, number: int, x: Tensor, y: Tensor, ids: Sequence[str]) -> Attacked:
+        """What a group's attack makes of images; what it draws follows from their ids.
 
         Args:
-            group: of the grid.
+            number: of the group.
             x, y, ids: see :meth:`evaluate`.
         """
-        of_group = self.grid.groups[group]
-        text = str(of_group.resolved)
+        group = self.grid.groups[number]
+        text = str(group.resolved)
         seeds = [seed_of(self.grid.config.seed, text, name, 0, 0) for name in ids]
-        victim = self._victim(of_group, text)
+        victim = self._victim(group, text)
         with stages.spending("attack"):
             return attack_batch(
-                self.attacks[group], victim, x, y, seeds=seeds, device=self.device, precision=of_group.precision
+                self.attacks[number], victim, x, y, seeds=seeds, device=self.device, precision=group.precision
             )
 
     def attacked(self, number: int, shared: _Shared) -> tuple[Attacked, dict[str, pa.Array | None]]:
@@ -205,7 +205,7 @@ class Evaluator:
         """
         if cell.draws == 1:
             return {}
-        others = (self.purify(cell.purifier, x_adv, shared.ids, draw)[0] for draw in range(1, cell.draws))
+        others = (self.restore(cell.purifier, x_adv, shared.ids, draw) for draw in range(1, cell.draws))
         told = torch.stack([first, *(self.classify(cell.classifier, x) for x in others)], dim=1)
         votes = nn.functional.one_hot(told).sum(dim=1)
         return {
@@ -214,16 +214,25 @@ class Evaluator:
             "pred_majority": votes.argmax(dim=1),
         }
 
-    def purify(self, purifier: int, x: Tensor, ids: Sequence[str], draw: int = 0) -> tuple[Tensor, Tensor | None]:
-        """The images restored by a purifier (by its number), and which it takes for attacked, (N,) bool, or None if it
-        detects nothing; one that is random draws by the images' ids, and by the number of the draw.
+    def restore(self, purifier: int, x: Tensor, ids: Sequence[str], draw: int = 0) -> Tensor:
+        """The images restored by a purifier (by its number); one that is random draws by the images' ids, and by the
+        number of the draw.
         """
-        more = (draw,) if draw else ()
-        seeds = [seed_of(self.grid.config.seed, "purify", name, *more) for name in ids]
         with stages.spending("purify"):
-            x_pure = restored(self.purifiers[purifier], self.grid.purifiers[purifier].name, x, seeds)
-            detected = detect(self.purifiers[purifier], x, seeds)
-        return x_pure, detected
+            seeds = self._seeds_to_purify(ids, draw)
+            return restored(self.purifiers[purifier], self.grid.purifiers[purifier].name, x, seeds)
+
+    def purify(self, purifier: int, x: Tensor, ids: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """The images restored by a purifier, and which it takes for attacked, (N,) bool, or None if it detects
+        nothing.
+        """
+        x_pure = self.restore(purifier, x, ids)
+        with stages.spending("purify"):
+            return x_pure, detect(self.purifiers[purifier], x, self._seeds_to_purify(ids))
+
+    def _seeds_to_purify(self, ids: Sequence[str], draw: int = 0) -> list[int]:
+        more = (draw,) if draw else ()
+        return [seed_of(self.grid.config.seed, "purify", name, *more) for name in ids]
 
     def _detections(
         self, cell: Cell, x_adv: Tensor, shared: _Shared, detected: Tensor | None
@@ -259,8 +268,8 @@ class Evaluator:
 
     def _asked(self, cell: Cell, x: Tensor, ids: Sequence[str]) -> Tensor | None:
         """Which images a purifier takes for attacked that asks the classifier behind it."""
-        seeds = [seed_of(self.grid.config.seed, "purify", name) for name in ids]
         with stages.spending("purify"):
+            seeds = self._seeds_to_purify(ids)
             return detect(self.purifiers[cell.purifier], x, seeds, self.classifiers[cell.classifier])
 
     def classify(self, classifier: int, x: Tensor) -> Tensor:

@@ -83,6 +83,7 @@ def grid_of(
         adaptive_purifiers=known,
         attacks=(config.attack,),
         settings=("adaptive",) if known else ("white-box",),
+        bpda="identity",
         eot=config.eot,
         masking_images=0,
         precision=config.precision,
@@ -128,6 +129,8 @@ class AttackedImages:
     def __init__(self, grid: Grid, device: str) -> None:
         """``grid`` is :func:`grid_of`'s."""
         self.evaluator = Evaluator(grid, device)
+        for networks in (self.evaluator.classifiers, self.evaluator.purifiers):
+            networks[0]  # Built now: what fails here is no image's fault.
 
     def __call__(self, x: Tensor, y: Tensor, ids: Sequence[str]) -> pa.Table:
         """Attack a batch.
@@ -146,8 +149,10 @@ class AttackedImages:
             pixels = to_uint8_nhwc(attacked.x_adv)
             rounded = torch.from_numpy(pixels).to(x.device).permute(0, 3, 1, 2).float().div(255)
             images = {"clean": x, "adversarial": attacked.x_adv, "rounded": rounded}
-            purified = {kind: evaluator.purify(0, values, ids)[0] for kind, values in images.items()}
-            predictions = {f"pred_{kind}": evaluator.classify(0, values).cpu() for kind, values in purified.items()}
+            predictions = {
+                f"pred_{kind}": evaluator.classify(0, evaluator.restore(0, values, ids)).cpu()
+                for kind, values in images.items()
+            }
         columns = {
             "id": list(ids),
             "label": y.cpu(),

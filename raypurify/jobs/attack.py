@@ -26,7 +26,7 @@ from raypurify.evaluation.generation import (
 )
 from raypurify.evaluation.grid import Grid
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import JobArguments, attempt_at, count_rejects, hold, is_done
+from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, count_rejects, hold, is_done
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
 from raypurify.jobs.work import undone
@@ -104,6 +104,7 @@ def attack(
         # By its name a reader of the images knows which split they are, and takes them all.
         todo = undone(work, units.units_of(source, size, prefix=f"{config.split}-"))
         if is_done(run, todo):
+            log.tell(FINISHED)
             return _figures(output, source, count_rejects(output))
         log.tell(*about)
         run.counts.update(images=source.rows, **source.named_classes)

@@ -16,7 +16,7 @@ from raypurify.jobs.engine import Engine, engine_of
 from raypurify.jobs.resources import ActorPool, TrainingResources
 from raypurify.jobs.work import Todo, Work
 from raypurify.report import formats
-from raypurify.runs import log, schema
+from raypurify.runs import schema
 from raypurify.runs.log import LogFlags
 from raypurify.runs.progress import Progress
 from raypurify.runs.reasons import counted
@@ -118,7 +118,7 @@ class Attempt:
 
 
 def is_done(run: runs.Run, todo: Sequence[Todo[Any]], also: Callable[[], bool] = lambda: True) -> bool:
-    """Whether nothing is left to do of a run; if so, a line says it.
+    """Whether nothing is left to do of a run.
 
     Args:
         run: what the process holds.
@@ -126,10 +126,7 @@ def is_done(run: runs.Run, todo: Sequence[Todo[Any]], also: Callable[[], bool] =
         also: whether what else belongs to the run is there. It is asked of a run that is finished, all of whose units
             are done.
     """
-    done = run.finished and not todo and also()
-    if done:
-        log.tell(FINISHED)
-    return done
+    return run.finished and not todo and also()
 
 
 def count_rejects(output: str) -> int:

@@ -23,7 +23,7 @@ from raypurify.evaluation import certificate_attacks, certification, preflight, 
 from raypurify.evaluation.certification import CertificationConfig, CertifiedCell, Smoothed
 from raypurify.evaluation.grid import check_names
 from raypurify.evaluation.units import Unit
-from raypurify.jobs.attempt import Attempt, JobArguments, attempt_at, count_rejects, hold, is_done
+from raypurify.jobs.attempt import FINISHED, Attempt, JobArguments, attempt_at, count_rejects, hold, is_done
 from raypurify.jobs.engine import engine_of
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.rows import Process, RowWork
@@ -111,7 +111,8 @@ def certify(
         batch = resources.batch_for(shape_of(source))
         work = Certification(config=config, cells=cells, output=output, batch=batch)
         todo = undone(work, planned := units.units_of(source, size))
-        if (told := _earlier_summary(work)) is not None and is_done(run, todo, lambda: not _unshown(work)):
+        if is_done(run, todo, lambda: not _unshown(work)) and (told := _earlier_summary(work)) is not None:
+            log.tell(FINISHED)
             return told
         log.tell(*preflight.told(about, warnings))
         run.counts.update(warnings=warnings, images=source.rows, shape=[*shape_of(source)])

@@ -18,7 +18,7 @@ from raypurify import runs, storage
 from raypurify.cleaning import accounts, inputs, plan, planner, quarantine
 from raypurify.cleaning.cleaner import Cleaner, Cleaning, CleaningConfig, channels_of, fits
 from raypurify.cleaning.plan import Counts, PlannedUnit, UnitContent
-from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, check_rejects, hold
+from raypurify.jobs.attempt import FINISHED, JobArguments, attempt_at, check_rejects, hold, is_done
 from raypurify.jobs.resources import ActorPool
 from raypurify.jobs.work import Made, Make, undone
 from raypurify.report import formats
@@ -119,7 +119,7 @@ def clean(
     identity = {**work.cleaning.identity(), **resources.batching}
     with hold([resources], output, identity, overwrite=overwrite, shared_filesystem=shared_filesystem) as run:
         is_planned = bool(plan.generations(output))
-        is_whole = run.finished and is_planned and not undone(work, plan.units(output))
+        is_whole = is_planned and is_done(run, undone(work, plan.units(output)))
         if is_whole and not update:
             log.tell(f"{FINISHED}; --update looks for what is new or has changed")
             return accounts.add_up(output)

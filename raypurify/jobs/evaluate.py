@@ -24,7 +24,7 @@ from raypurify.evaluation.grid import EvaluationConfig, Grid, build_grid, built_
 from raypurify.evaluation.masking import FINDINGS, weaknesses
 from raypurify.evaluation.units import Unit
 from raypurify.jobs import rows
-from raypurify.jobs.attempt import Attempt, JobArguments, attempt_at, hold, is_done
+from raypurify.jobs.attempt import FINISHED, Attempt, JobArguments, attempt_at, hold, is_done
 from raypurify.jobs.resources import ActorPool, StagePools
 from raypurify.jobs.rows import Prepare, Process, RowWork
 from raypurify.jobs.work import Todo, undone
@@ -125,7 +125,9 @@ def evaluate(
         cells = results.merged_cells(earlier := results.earlier_cells(output), grid)
         work = Evaluation(grid=grid, output=output, known=tuple(row["cell"] for row in cells), pools=pools or {})
         todo = undone(work, planned := units.units_of(source, size))
-        if not is_done(run, todo, lambda: cells == earlier):
+        if is_done(run, todo, lambda: cells == earlier):
+            log.tell(FINISHED)
+        else:
             log.tell(*preflight.told(about, warnings))
             run.counts.update(warnings=warnings, images=source.rows, **source.named_classes)
             with attempt_at(run, resources, work, asdict(config), shared_filesystem=shared_filesystem) as attempt:

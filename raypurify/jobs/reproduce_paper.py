@@ -53,7 +53,7 @@ class PaperDataset:
     """Purifiers that learn nothing, to stand beside CRU-Net."""
 
 
-DATASETS = {
+PAPER_DATASETS = {
     "mnist": PaperDataset(
         classifiers=("a_net", "b_net"),
         radii=("0.1", "0.2", "0.3"),
@@ -129,7 +129,7 @@ class PaperArguments(Crew):
         super().__post_init__()
         if not self.datasets:
             raise ValueError("datasets must be at least 1; got ()")
-        known = [name for dataset in self.datasets for name in DATASETS[dataset].classifiers]
+        known = [name for dataset in self.datasets for name in PAPER_DATASETS[dataset].classifiers]
         if unknown := [name for name in self.classifiers if name not in known]:
             raise ValueError(f"classifiers: {', '.join(unknown)}: expected some of {', '.join(known)}")
         if self.calibration_images > HELD_OUT:
@@ -140,7 +140,9 @@ class PaperArguments(Crew):
 
     def classifiers_of(self, dataset: Dataset) -> list[str]:
         """The classifiers of a dataset that are asked for."""
-        return [name for name in DATASETS[dataset].classifiers if not self.classifiers or name in self.classifiers]
+        return [
+            name for name in PAPER_DATASETS[dataset].classifiers if not self.classifiers or name in self.classifiers
+        ]
 
 
 def main(arguments: PaperArguments) -> None:
@@ -181,7 +183,7 @@ def attacked_images(arguments: PaperArguments, dataset: Dataset, classifier: str
     """Attack training images by all attacks of the paper; the pairs that CRU-Nets are trained on."""
     in_balls = [
         (f"{name},epsilon={radius}{more}", arguments.attacked_images)
-        for radius in DATASETS[dataset].radii
+        for radius in PAPER_DATASETS[dataset].radii
         for name, more in (("fgsm", ""), ("r_fgsm", ""), ("pgd", ",steps=7"))
     ]
     minimal = [(attack, arguments.minimal_images) for attack in MINIMAL_ATTACKS]
@@ -208,7 +210,7 @@ def trained(arguments: PaperArguments, dataset: Dataset, classifier: str, attack
         model="cru_net",
         classifier=checkpoint(arguments, dataset, classifier),
         train_against=attacked,
-        augmentation=DATASETS[dataset].augmentation,
+        augmentation=PAPER_DATASETS[dataset].augmentation,
         pixel_weight=100,
         logit_weight=1,
         rate=2e-3,
@@ -231,13 +233,13 @@ class Case:
     """The CRU-Nets of the dataset, by the classifiers that they were trained for."""
 
     @property
-    def part(self) -> PaperDataset:
-        return DATASETS[self.dataset]
+    def about(self) -> PaperDataset:
+        return PAPER_DATASETS[self.dataset]
 
     @property
     def purifiers(self) -> tuple[str, ...]:
         """None, those that learned nothing, and every CRU-Net."""
-        return "identity", *self.part.trivial, *(url for urls in self.networks.values() for url in urls)
+        return "identity", *self.about.trivial, *(url for urls in self.networks.values() for url in urls)
 
     def config(self, attacks: Sequence[str], **more: Any) -> EvaluationConfig:
         """An evaluation of this classifier."""
@@ -269,8 +271,8 @@ class Case:
         data += f",data={self.dataset},images={kept['validation']},seed={kept['seed']}"
         more: dict[str, Any] = {"data": data, "purifiers": ("identity",), "settings": ("white-box",)}
         accuracies: dict[str, dict[float, float]] = {}
-        attacks = ("fgsm", "r_fgsm", f"pgd,steps={self.part.steps}")
-        config = self.config(attacks, limit=self.arguments.calibration_images, epsilons=self.part.tried, **more)
+        attacks = ("fgsm", "r_fgsm", f"pgd,steps={self.about.steps}")
+        config = self.config(attacks, limit=self.arguments.calibration_images, epsilons=self.about.tried, **more)
         for row in self.run("calibration", config):
             accuracies.setdefault(row["attack"], {})[row["eps"]] = row["accuracy_adversarial"]
         radii = {
@@ -290,7 +292,7 @@ class Case:
 
     def in_balls(self, radii: Mapping[str, float]) -> list[paper.Measured]:
         """FGSM, R-FGSM and PGD, at the calibrated radii and at the fixed one."""
-        fixed = dict.fromkeys(radii, self.part.fixed)
+        fixed = dict.fromkeys(radii, self.about.fixed)
         texts = {self.attack(name, eps): None for found in (fixed, radii) for name, eps in found.items()}
         found_by: dict[paper.Parameters, Mapping[str, float]] = {"calibrated": radii, "fixed": fixed}
         rows = self.run("in-balls", self.config(list(texts), limit=self.arguments.limit))
@@ -303,7 +305,7 @@ class Case:
 
     def attack(self, name: str, eps: float) -> str:
         """An attack in a ball."""
-        return f"{name},epsilon={eps!r}" + (f",steps={self.part.steps}" if name == "pgd" else "")
+        return f"{name},epsilon={eps!r}" + (f",steps={self.about.steps}" if name == "pgd" else "")
 
     def searching(self, distances: Mapping[str, float | None]) -> list[paper.Measured]:
         """The attacks without a ball, going as far as they must, and no further than the calibrated distances."""
@@ -348,7 +350,7 @@ class Case:
     def adaptive(self, radii: Mapping[str, float]) -> list[paper.AdaptiveAccuracy]:
         """PGD through the first CRU-Net of each classifier, at every radius that a table has."""
         first = tuple(urls[0] for urls in self.networks.values())
-        attacks = [self.attack("pgd", eps) for eps in sorted({self.part.fixed, *radii.values()})]
+        attacks = [self.attack("pgd", eps) for eps in sorted({self.about.fixed, *radii.values()})]
         more = {"purifiers": first, "adaptive_purifiers": first, "settings": ("adaptive",), "masking_images": 0}
         rows = self.run("adaptive", self.config(attacks, limit=self.arguments.adaptive_limit, **more))
         return [
@@ -367,9 +369,9 @@ class Case:
     def between(self) -> None:
         """FGSM and PGD at radii between those of the training, and beyond them: the run's own page shows them."""
         own = ("identity", self.networks[self.classifier][0])
-        attacks = ("fgsm", f"pgd,steps={self.part.steps}")
+        attacks = ("fgsm", f"pgd,steps={self.about.steps}")
         limit = self.arguments.minimal_limit
-        self.run("between", self.config(attacks, limit=limit, purifiers=own, epsilons=self.part.between))
+        self.run("between", self.config(attacks, limit=limit, purifiers=own, epsilons=self.about.between))
 
 
 def written(

@@ -19,7 +19,7 @@ from raypurify.runs import lease
 from raypurify.runs.reasons import counted
 from raypurify.storage.published import redacted, visible
 
-Job = Literal["training", "evaluation", "attack", "cleaning", "certification"]
+JobName = Literal["training", "evaluation", "attack", "cleaning", "certification"]
 State = Literal["finished", "running", "interrupted", "overwritten"]
 
 
@@ -50,7 +50,7 @@ class Extent:
 class Status:
     """What a run's files say."""
 
-    job: Job | None
+    job: JobName | None
     """None for a run that is being removed to start afresh."""
     state: State
     identity: Mapping[str, Any]
@@ -92,7 +92,7 @@ def status_of(output: str) -> Status:
     )
 
 
-def job_of(identity: Mapping[str, Any]) -> Job | None:
+def job_of(identity: Mapping[str, Any]) -> JobName | None:
     """Which job a run's identity is of."""
     if "epochs" in identity:
         return "training"
@@ -105,7 +105,7 @@ def job_of(identity: Mapping[str, Any]) -> Job | None:
     return "evaluation" if "data" in identity else None
 
 
-def _state(output: str, job: Job | None, held: tuple[lease.Holder, float | None] | None) -> State:
+def _state(output: str, job: JobName | None, held: tuple[lease.Holder, float | None] | None) -> State:
     if held is not None and (held[1] is None or held[1] > 0):
         return "running"
     if job is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from raypurify.command.jobs import Verb
+from raypurify.command.jobs import CommandLine
 from raypurify.runs import cli
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ def parsed(line: str) -> Any:
     python, script, *flags = shlex.split(line)
     assert python == "python"
     arguments = []
-    with patch.object(Verb, "run", lambda job: arguments.append(cli.parse(job.default, flags))):
+    with patch.object(CommandLine, "run", lambda job: arguments.append(cli.parse(job.default, flags))):
         runpy.run_path(str(ROOT / script.removeprefix(INSTALLED)), run_name="__main__")
     (found,) = arguments
     return found

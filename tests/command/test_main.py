@@ -76,7 +76,7 @@ def test_a_verb_of_two_words_has_a_page(capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_what_only_the_user_knows_is_asked_for(
-    job: jobs.Verb, words: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+    job: jobs.CommandLine, words: list[str], missing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         job.run(words, prog="raypurify")

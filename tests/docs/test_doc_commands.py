@@ -77,16 +77,16 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             }, "nobody has looked at this command"
 
 
-def job_of(script: str, monkeypatch: pytest.MonkeyPatch) -> jobs.Verb:
+def job_of(script: str, monkeypatch: pytest.MonkeyPatch) -> jobs.CommandLine:
     """The job that a script starts, before it starts it."""
-    found: list[jobs.Verb] = []
-    monkeypatch.setattr(jobs.Verb, "run", lambda job: found.append(job))
+    found: list[jobs.CommandLine] = []
+    monkeypatch.setattr(jobs.CommandLine, "run", lambda job: found.append(job))
     runpy.run_path(str(ROOT / script), run_name="__main__")
     (job,) = found
     return job
 
 
-def check_flags(job: jobs.Verb, flags: list[str], *, needs_flags: bool = False) -> None:
+def check_flags(job: jobs.CommandLine, flags: list[str], *, needs_flags: bool = False) -> None:
     """Parse the flags, and look for the attacks and weights that they name.
 
     A verb that stands in a sentence without flags is a name.
