@@ -30,7 +30,7 @@ def test_an_evaluation(local_ray: None, small_classifier: str, small_purifier: s
         purifiers=(small_purifier, "threshold"),
         attacks=("r_fgsm,epsilon=0.1", "pgd,epsilon=0.1,steps=2"),
         settings=("white-box", "adaptive"),
-        masking_images=10,
+        masking_images=4,
     )
 
     outputs = [tmp_path / "ray", tmp_path / "local"]

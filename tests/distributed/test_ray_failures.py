@@ -67,4 +67,4 @@ def test_a_worker_that_dies_leaves_the_terminal_to_the_job(small_classifier: str
     assert "seen\n" in said  # what a plugin prints is the user's own
     assert not said.endswith("\n\n"), "Ray's last message has no lines"
     assert not any(noise in said + noted for noise in ("pid=", "Traceback", ".cc:", "raylet"))
-    assert all(line.startswith("evaluating: ") for line in noted.splitlines()), noted
+    assert all(line.startswith(("evaluating: ", "writing samples: ")) for line in noted.splitlines()), noted
