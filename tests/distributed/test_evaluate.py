@@ -19,7 +19,8 @@ from raypurify.runs import schema
 ONE = ActorPool(actors=1, cpus_per_actor=1, batch=12)
 LAYOUTS = {
     "one actor": ONE,
-    "two actors, reads apart": dataclasses.replace(ONE, actors=2, batch=20, reads="apart"),
+    "two actors": dataclasses.replace(ONE, actors=2, batch=20),
+    "reads apart": dataclasses.replace(ONE, reads="apart"),
     "stages apart": ONE,
 }
 STAGES = StagePools(stages="apart", purify_actors=2)
@@ -58,7 +59,7 @@ def test_an_image_that_cannot_be_read_ahead_is_a_row_of_rejects(
 ) -> None:
     output = str(tmp_path / "run")
     config = EvaluationConfig(data=damaged, classifiers=(small_classifier,), attacks=("none",))
-    assert evaluate(config, dataclasses.replace(ONE, reads="apart"), output)["n"].to_pylist() == [8]
+    assert evaluate(config, LAYOUTS["reads apart"], output)["n"].to_pylist() == [8]
     rejects = storage.read_tables(storage.list_files(f"{output}/rejects"), schema.REJECTS).to_pylist()
     assert [(row["id"], row["stage"]) for row in rejects] == [(f"test-00000.parquet#{row}", "decode") for row in (0, 3)]
 

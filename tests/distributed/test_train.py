@@ -221,7 +221,7 @@ def test_two_workers_give_one_workers_curve(local_ray: None, tmp_path: Path) -> 
 def test_batch_statistics_and_dropout_do_not_depend_on_the_number_of_workers(local_ray: None, tmp_path: Path) -> None:
     config = dataclasses.replace(CLASSIFIER, model="networks:Mixing", epochs=2, batch=72, validation=0)
     curves, networks = [], []
-    for workers in (1, 3):
+    for workers in (1, 2, 3):
         output = str(tmp_path / str(workers))
         train(config, dataclasses.replace(RESOURCES, workers=workers, local=workers == 1), output)
         curves.append(curve(output))
